@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The user memory of a script's process, at its fixed addresses.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::num::NonZeroUsize;
+
+use nix::sys::mman::{madvise, mmap_anonymous, MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
+use nix::unistd::Pid;
+
+use super::script::{BUF, BUF_SIZE, MEM, MEM_SIZE, RO, RO_SIZE};
+
+/// Maps `size` bytes at `addr`, where nothing may be yet.
+pub(crate) fn map(addr: u64, size: u64, prot: ProtFlags) -> nix::Result<()> {
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+    let at = NonZeroUsize::new(addr as usize);
+    let len = NonZeroUsize::new(size as usize).ok_or(nix::Error::EINVAL)?;
+    // SAFETY: fresh private memory; NOREPLACE keeps all other memory as it is.
+    unsafe { mmap_anonymous(at, len, prot, flags) }.map(|_| ())
+}
+
+/// Maps what every script has.
+pub(crate) fn map_all() -> Result<(), String> {
+    let rw = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    for (addr, size, prot) in [
+        (MEM, MEM_SIZE, rw),
+        (BUF, BUF_SIZE, rw),
+        (RO, RO_SIZE, ProtFlags::PROT_READ),
+    ] {
+        map(addr, size, prot).map_err(|e| {
+            format!(
+                "scripts need their memory at {addr:#x}, which this process cannot map ({e}); \
+                 run the program without a debugger or a limit on address space (ulimit -v)"
+            )
+        })?;
+        let start = std::ptr::NonNull::new(addr as *mut std::ffi::c_void);
+        if let Some(start) = start {
+            // SAFETY: mapped above; the advice changes no contents. Without
+            // huge pages in the kernel it fails, and is not needed.
+            let _ = unsafe { madvise(start, size as usize, MmapAdvise::MADV_NOHUGEPAGE) };
+        }
+    }
+    Ok(())
+}
+
+/// Reads this process's memory; an error at a bad address.
+pub(crate) fn read(addr: u64, buf: &mut [u8]) -> io::Result<()> {
+    let len = buf.len();
+    let base = addr as usize;
+    let local = &mut [io::IoSliceMut::new(buf)];
+    match process_vm_readv(Pid::this(), local, &[RemoteIoVec { base, len }])? {
+        n if n == len => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Writes this process's memory; an error at a bad address.
+pub(crate) fn write(addr: u64, buf: &[u8]) -> io::Result<()> {
+    let len = buf.len();
+    let base = addr as usize;
+    let local = [io::IoSlice::new(buf)];
+    match process_vm_writev(Pid::this(), &local, &[RemoteIoVec { base, len }])? {
+        n if n == len => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}

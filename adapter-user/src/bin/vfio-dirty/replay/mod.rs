@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `vfio-dirty replay`: scripts against the core, answered as the recordings
+//! of the Linux driver are.
+
+mod arena;
+mod compare;
+mod machine;
+mod process;
+mod run;
+mod script;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use compare::Comparison;
+use script::Case;
+
+use crate::failure::Failure;
+
+/// Run scripts against the core and print what it answers.
+///
+/// A script holds one operation a line (`map iova=0 size=4p`); `case NAME` starts a case in a
+/// process of its own. The transcript has the form of the recordings of the Linux driver, so that
+/// `diff` works; with --expect it is compared instead. A line that is not understood stops the
+/// program before anything runs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    printf 'new devs=emu0\\nmap iova=0 size=8p\\nstart\\nrw iova=0x1fff len=2\\nget size=8p\\n' \\\n    \
+    | vfio-dirty replay -\n\n\
+    Exit status: 0 all ran (and nothing differs), 1 a difference, 2 bad usage or a bad line.")]
+pub(crate) struct Args {
+    /// Scripts to run, one after another; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    scripts: Vec<PathBuf>,
+
+    /// Compare with these transcripts, one after another, and print the first lines that differ.
+    #[arg(long, value_name = "FILE")]
+    expect: Vec<PathBuf>,
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(path)
+    };
+    text.map_err(|e| {
+        Failure::Usage(format!(
+            "{} cannot be read ({e}); name a script, or - for standard input",
+            path.display()
+        ))
+    })
+}
+
+/// Runs the cases, each in a process of its own.
+fn run_cases(
+    cases: &[Case],
+    out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<bool, Failure> {
+    let mut sound = true;
+    for case in cases {
+        let mut step = || -> io::Result<()> {
+            if let Some(title) = &case.title {
+                out(format!("{title}\n").as_bytes())?;
+            }
+            if case.lines.is_empty() {
+                return Ok(());
+            }
+            let work = |pipe| match run::case(case, &mut io::BufWriter::new(pipe)) {
+                Ok(()) => 0,
+                Err(_) => 1,
+            };
+            match process::piped(work, out)? {
+                process::End::Exited(0) => {}
+                process::End::Exited(code) => {
+                    sound = false;
+                    out(format!("  CHILD DIED status={code}\n").as_bytes())?;
+                }
+                process::End::Died(how) => {
+                    sound = false;
+                    out(format!("  CHILD DIED {how}\n").as_bytes())?;
+                }
+            }
+            Ok(())
+        };
+        step().map_err(|e| Failure::Runtime(format!("the transcript cannot be written ({e})")))?;
+    }
+    Ok(sound)
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let mut cases = Vec::new();
+    let mut entry_limit = 65535;
+    for path in &args.scripts {
+        let parsed = script::parse(&read(path)?, &mut entry_limit);
+        cases.extend(parsed.map_err(|e| Failure::Usage(format!("{}, {e}", path.display())))?);
+    }
+    arena::map_all().map_err(Failure::Runtime)?;
+    let mut stdout = io::stdout().lock();
+    let equal = if args.expect.is_empty() {
+        run_cases(&cases, &mut |bytes| stdout.write_all(bytes))?
+    } else {
+        let expected = args.expect.iter().map(|path| read(path));
+        let expected = expected.collect::<Result<String, Failure>>()?;
+        let mut comparison = Comparison::new(&expected);
+        let sound = run_cases(&cases, &mut |bytes| {
+            comparison.take(bytes);
+            Ok(())
+        })?;
+        let (text, equal) = comparison.finish();
+        let written = stdout.write_all(text.as_bytes());
+        written.map_err(|e| Failure::Runtime(format!("the result cannot be written ({e})")))?;
+        equal && sound
+    };
+    let flushed = stdout.flush();
+    flushed.map_err(|e| Failure::Runtime(format!("the transcript cannot be written ({e})")))?;
+    Ok(if equal {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

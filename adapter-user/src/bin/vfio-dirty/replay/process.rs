@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Work in a forked process. The program has one thread when it forks.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use adapter_user::Errno;
+use nix::sys::wait::{waitpid, WaitStatus};
+use nix::unistd::{fork, pipe, ForkResult, Pid};
+
+/// Ends this process without a word to anything its parent owns.
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the process; no destructor of the parent's values runs.
+    unsafe { nix::libc::_exit(code) }
+}
+
+fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
+    // SAFETY: the process has one thread, so that the child finds every lock
+    // free and may do whatever the parent may.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            exit(code.unwrap_or(101))
+        }
+    }
+}
+
+/// Runs `work` in a child, which may answer a value from -255 to 0.
+pub(crate) fn in_child(work: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno> {
+    let pid = child(|| work().map_or(255, |ret| -ret));
+    let pid = pid.map_err(|e| Errno(e as i32))?;
+    match waitpid(pid, None) {
+        Ok(WaitStatus::Exited(_, 255)) => Err(Errno::EBADF),
+        Ok(WaitStatus::Exited(_, code)) => Ok(-code),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// How a child that wrote its output ended.
+pub(crate) enum End {
+    Exited(i32),
+    Died(String),
+}
+
+/// Runs `work` in a child that writes to a pipe; gives all it wrote to `take`.
+pub(crate) fn piped(
+    work: impl FnOnce(File) -> i32,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<End> {
+    let (read, write) = pipe()?;
+    let (mut read, write) = (File::from(read), File::from(write));
+    let pid = child(|| work(write))?;
+    // The child's copy of the write end is the only one now: `write` moved
+    // into the closure, which this process has dropped.
+    let mut chunk = vec![0; 1 << 16];
+    let mut taken = Ok(());
+    loop {
+        match read.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) if taken.is_ok() => taken = take(&chunk[..n]),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let end = match waitpid(pid, None)? {
+        WaitStatus::Exited(_, code) => End::Exited(code),
+        status => End::Died(format!("{status:?}")),
+    };
+    taken.map(|()| end)
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! This process as the core's host.
+
+use std::collections::HashMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::process;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use dirty_core::host::{
+    Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
+    UserMemory,
+};
+use dirty_core::Errno;
+use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
+use nix::unistd::Pid;
+
+use crate::iommu::Iommus;
+use crate::locked;
+use crate::memory::GuestMemory;
+
+/// The first address that is no user address: with five-level page tables, as
+/// where Linux was recorded. On four-level machines addresses between are
+/// answered by EFAULT.
+const USER_END: u64 = (1 << 56) - (1 << locked::PAGE_SHIFT);
+
+/// Marks the `Mm` of memory that a caller owns, as against a process id.
+const OWNED: u64 = 1 << 63;
+
+/// Memory that mappings point into, and by how many.
+type Owned = HashMap<u64, (Arc<GuestMemory>, usize)>;
+
+/// What a container's host remembers between calls.
+#[derive(Default)]
+pub(crate) struct State {
+    iommus: Mutex<Iommus>,
+    owned: RwLock<Owned>,
+}
+
+impl State {
+    pub(crate) fn iommus(&self) -> MutexGuard<'_, Iommus> {
+        self.iommus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owned(&self, mm: Mm) -> Option<Arc<GuestMemory>> {
+        let owned = self.owned.read().unwrap_or_else(PoisonError::into_inner);
+        owned.get(&mm.0).map(|(memory, _)| Arc::clone(memory))
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// This process.
+    Process,
+    /// As a kernel thread: reaches every address space that is left.
+    KernelThread,
+}
+
+/// The host during one call.
+pub(crate) struct Call<'a> {
+    state: &'a State,
+    caller: Caller,
+    /// What a mapping made by this call points into, if not the process.
+    backing: Option<&'a Arc<GuestMemory>>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(state: &'a State, caller: Caller) -> Self {
+        Call {
+            state,
+            caller,
+            backing: None,
+        }
+    }
+
+    pub(crate) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
+        Call {
+            state,
+            caller: Caller::Process,
+            backing: Some(memory),
+        }
+    }
+}
+
+fn own_mm() -> Mm {
+    Mm(u64::from(process::id()))
+}
+
+impl Pinning for Call<'_> {
+    fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        if mm.0 & OWNED == 0 && mm != own_mm() {
+            return Err(Errno::ENODEV); // a fork of the process that mapped it
+        }
+        locked::pin(vaddr, prot, pfns)
+    }
+
+    fn unpin(&mut self, pfn: u64, npages: u64, _prot: Prot) {
+        locked::unpin(pfn, npages);
+    }
+
+    fn page_kind(&self, _pfn: u64) -> PageKind {
+        PageKind::Normal
+    }
+}
+
+impl Accounting for Call<'_> {
+    fn grab(&mut self) -> Result<Mm, Errno> {
+        let Some(memory) = self.backing else {
+            return Ok(own_mm());
+        };
+        let mm = Mm(OWNED | Arc::as_ptr(memory) as u64);
+        let mut owned = self.state.owned.write();
+        let owned = owned.as_mut().map_err(|_| Errno::EIO)?;
+        owned.entry(mm.0).or_insert((Arc::clone(memory), 0)).1 += 1;
+        Ok(mm)
+    }
+
+    fn release(&mut self, mm: Mm) {
+        let mut owned = self.state.owned.write();
+        let owned = match &mut owned {
+            Ok(owned) => owned,
+            Err(poisoned) => poisoned.get_mut(),
+        };
+        if let Some((_, mappings)) = owned.get_mut(&mm.0) {
+            *mappings -= 1;
+            if *mappings == 0 {
+                owned.remove(&mm.0);
+            }
+        }
+    }
+
+    fn reach(&self, mm: Mm) -> Reach {
+        match (mm.0 & OWNED != 0, self.caller) {
+            (true, _) => Reach::Own,
+            _ if mm == own_mm() => Reach::Own,
+            (false, Caller::Process) => Reach::Other,
+            (false, Caller::KernelThread) => Reach::Gone,
+        }
+    }
+
+    fn lock_cap(&self) -> bool {
+        locked::has_lock_cap()
+    }
+
+    fn charge(&mut self, _mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
+        locked::charge(npages, lock_cap)
+    }
+
+    fn uncharge(&mut self, _mm: Mm, npages: u64) {
+        locked::uncharge(npages);
+    }
+}
+
+/// A system call copied `done` of `len` bytes, or failed.
+fn copied(done: nix::Result<usize>, len: usize) -> Result<(), Fault> {
+    match done {
+        Ok(done) if done == len => Ok(()),
+        Ok(done) => Err(Fault { done }),
+        Err(_) => Err(Fault { done: 0 }),
+    }
+}
+
+/// Copies from this process's memory; a bad address is an error, no signal.
+pub(crate) fn read_process(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    let remote = RemoteIoVec {
+        base: addr as usize,
+        len: buf.len(),
+    };
+    let len = buf.len();
+    let local = &mut [IoSliceMut::new(buf)];
+    copied(process_vm_readv(Pid::this(), local, &[remote]), len)
+}
+
+/// Copies to this process's memory; a bad address is an error, no signal.
+pub(crate) fn write_process(addr: u64, buf: &[u8]) -> Result<(), Fault> {
+    let remote = RemoteIoVec {
+        base: addr as usize,
+        len: buf.len(),
+    };
+    let local = [IoSlice::new(buf)];
+    copied(process_vm_writev(Pid::this(), &local, &[remote]), buf.len())
+}
+
+impl UserMemory for Call<'_> {
+    fn is_user_range(&self, addr: u64, len: u64) -> bool {
+        addr.checked_add(len).is_some_and(|end| end <= USER_END)
+    }
+
+    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        read_process(addr, buf)
+    }
+
+    fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
+        write_process(addr, buf)
+    }
+
+    fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let Some(memory) = self.state.owned(mm) else {
+            return read_process(vaddr, buf);
+        };
+        let offset = vaddr.wrapping_sub(memory.addr());
+        memory.read(offset, buf).map_err(|_| Fault { done: 0 })
+    }
+
+    fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
+        let Some(memory) = self.state.owned(mm) else {
+            return write_process(vaddr, buf);
+        };
+        let offset = vaddr.wrapping_sub(memory.addr());
+        memory.write(offset, buf).map_err(|_| Fault { done: 0 })
+    }
+}
+
+impl Iommu for Call<'_> {
+    fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        self.state.iommus().attach(group)
+    }
+
+    fn join(&mut self, _group: GroupId, old: DomainId, domain: DomainId) -> bool {
+        self.state.iommus().join(old, domain)
+    }
+
+    fn detach(&mut self, _group: GroupId, domain: DomainId, last: bool) {
+        self.state.iommus().detach(domain, last);
+    }
+
+    fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
+        self.state.iommus().reserved(group, index)
+    }
+
+    fn map(
+        &mut self,
+        domain: DomainId,
+        iova: u64,
+        pfn: u64,
+        npages: u64,
+        prot: Prot,
+    ) -> Result<(), Errno> {
+        self.state.iommus().map(domain, iova, pfn, npages, prot)
+    }
+
+    fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
+        self.state.iommus().unmap(domain, iova, npages);
+    }
+
+    fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
+        self.state.iommus().translate(domain, iova)
+    }
+}

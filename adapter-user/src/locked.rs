@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Pages that are pinned, for real: resident and locked in this process.
+//!
+//! The kernel's locks do not nest, so pins are counted here, for the whole
+//! process, and so is what containers charge against RLIMIT_MEMLOCK.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use dirty_core::host::Prot;
+use dirty_core::Errno;
+use nix::sys::mman::{madvise, mlock, munlock, MmapAdvise};
+use nix::sys::resource::{getrlimit, Resource};
+
+/// log2 of the page size that everything here counts in.
+pub(crate) const PAGE_SHIFT: u32 = 12;
+const PAGE: u64 = 1 << PAGE_SHIFT;
+
+/// Pins of each page, by page number.
+static PINS: LazyLock<Mutex<HashMap<u64, u32>>> = LazyLock::new(Mutex::default);
+/// Pages charged by all containers.
+static CHARGED: Mutex<u64> = Mutex::new(0);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Pages that the containers of this process are charged with.
+#[must_use]
+pub fn charged_pages() -> u64 {
+    *lock(&CHARGED)
+}
+
+/// Whether this process may lock memory beyond its limit.
+pub(crate) fn has_lock_cap() -> bool {
+    let cap = caps::Capability::CAP_IPC_LOCK;
+    caps::has_cap(None, caps::CapSet::Effective, cap).unwrap_or(false)
+}
+
+pub(crate) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
+    let mut charged = lock(&CHARGED);
+    let total = charged.checked_add(npages).ok_or(Errno::ENOMEM)?;
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft >> PAGE_SHIFT);
+    if total > limit && !lock_cap {
+        return Err(Errno::ENOMEM);
+    }
+    *charged = total;
+    Ok(())
+}
+
+pub(crate) fn uncharge(npages: u64) {
+    let mut charged = lock(&CHARGED);
+    *charged = charged.saturating_sub(npages);
+}
+
+fn pointer(page: u64) -> Result<NonNull<c_void>, Errno> {
+    NonNull::new((page << PAGE_SHIFT) as *mut c_void).ok_or(Errno::EFAULT)
+}
+
+/// Faults pages in for the access in `prot`, and locks those that were not.
+fn lock_run(pins: &HashMap<u64, u32>, first: u64, npages: u64, prot: Prot) -> Result<(), Errno> {
+    let advice = if prot.contains(Prot::WRITE) {
+        MmapAdvise::MADV_POPULATE_WRITE
+    } else {
+        MmapAdvise::MADV_POPULATE_READ
+    };
+    let start = pointer(first)?;
+    let len = (npages << PAGE_SHIFT) as usize;
+    // SAFETY: populating changes no contents; a bad address is an error.
+    unsafe { madvise(start, len, advice) }.map_err(|_| Errno::EFAULT)?;
+    if (first..first + npages).any(|page| pins.contains_key(&page)) && npages != 1 {
+        return Err(Errno::EAGAIN); // the caller goes page by page
+    }
+    if npages == 1 && pins.contains_key(&first) {
+        return Ok(());
+    }
+    // SAFETY: locking changes no contents; a bad address is an error.
+    unsafe { mlock(start, len) }.map_err(|_| Errno::ENOMEM)
+}
+
+/// Pins up to `pfns.len()` pages from the one at `vaddr` on; the pfn of a page
+/// is its number in this process's address space.
+pub(crate) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+    let first = vaddr >> PAGE_SHIFT;
+    let in_space = (u64::MAX >> PAGE_SHIFT)
+        .saturating_sub(first)
+        .saturating_add(1);
+    let want = (pfns.len() as u64).min(in_space);
+    let mut pins = lock(&PINS);
+    let got = match lock_run(&pins, first, want, prot) {
+        Ok(()) => want,
+        Err(e) if want == 1 => return Err(e),
+        Err(_) => {
+            let mut got = 0;
+            while got < want {
+                match lock_run(&pins, first + got, 1, prot) {
+                    Ok(()) => got += 1,
+                    Err(e) if got == 0 => return Err(e),
+                    Err(_) => break,
+                }
+            }
+            got
+        }
+    };
+    for (page, pfn) in (first..first + got).zip(pfns) {
+        *pins.entry(page).or_insert(0) += 1;
+        *pfn = page;
+    }
+    Ok(got as usize)
+}
+
+/// Drops one pin of each page.
+pub(crate) fn unpin(pfn: u64, npages: u64) {
+    let mut pins = lock(&PINS);
+    for page in pfn..pfn.saturating_add(npages) {
+        let Some(count) = pins.get_mut(&page) else {
+            continue;
+        };
+        *count -= 1;
+        if *count == 0 {
+            pins.remove(&page);
+            if let Ok(start) = pointer(page) {
+                // SAFETY: unlocking changes no contents. The page may be gone
+                // already if its owner unmapped it: then it is unlocked too.
+                let _ = unsafe { munlock(start, PAGE as usize) };
+            }
+        }
+    }
+}

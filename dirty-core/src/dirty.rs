@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Dirty-page tracking: START, STOP and GET_BITMAP.
+
+use crate::error::Error;
+use crate::host::{Host, Memory};
+use crate::map::last_of;
+use crate::mem::Words;
+use crate::pgsize::PageSize;
+use crate::report::{Range, Report, STAGING_WORDS};
+use crate::type1::{Tracking, Type1};
+use crate::uapi::{dirty_bitmap_bytes, vfio_bitmap, DIRTY_BITMAP_SIZE_MAX};
+
+/// Test T of A5 and A6: whether a bitmap of `bytes` fits `size` bytes of pages
+/// of the smallest size in `pgsize`.
+fn check_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<PageSize, Error> {
+    let pgsize_min = PageSize::smallest(pgsize).ok_or(Error::WrongPageSize)?;
+    let npages = pgsize_min.pages(size);
+    let fits = npages != 0
+        && bytes != 0
+        && bytes <= DIRTY_BITMAP_SIZE_MAX
+        && bytes >= dirty_bitmap_bytes(npages);
+    if fits {
+        Ok(pgsize_min)
+    } else {
+        Err(Error::BitmapSize)
+    }
+}
+
+/// The checks of a user's bitmap that need no container.
+pub(crate) fn check_user_bitmap(
+    host: &dyn Host,
+    size: u64,
+    bitmap: &vfio_bitmap,
+) -> Result<(), Error> {
+    if !host.is_user_range(bitmap.data, bitmap.size) {
+        return Err(Error::NotUserRange);
+    }
+    check_bitmap(size, bitmap.pgsize, bitmap.size).map(|_| ())
+}
+
+/// Likewise for a report to a caller of the core.
+pub(crate) fn check_report(size: u64, pgsize: PageSize, report: &Report<'_>) -> Result<(), Error> {
+    check_bitmap(size, pgsize.bytes(), report.bytes()).map(|_| ())
+}
+
+impl<M: Memory> Type1<M> {
+    /// START: no effect if it is on.
+    pub(crate) fn start(&mut self) -> Result<(), Error> {
+        if self.tracking.is_some() {
+            return Ok(());
+        }
+        let pgsize = self.min_page();
+        let budget = self.options.bitmap_budget;
+        let mut result = Ok(());
+        for dma in self.dmas.iter_mut() {
+            result = dma.track(&self.mem, pgsize, budget, &mut self.bitmap_bytes);
+            if result.is_err() {
+                break;
+            }
+        }
+        let staging = result.and_then(|()| Ok(Words::new(&self.mem, STAGING_WORDS)?));
+        match staging {
+            Ok(staging) => {
+                self.tracking = Some(Tracking { pgsize, staging });
+                Ok(())
+            }
+            Err(e) => {
+                self.stop();
+                Err(e)
+            }
+        }
+    }
+
+    /// STOP: what was dirty is forgotten.
+    pub(crate) fn stop(&mut self) {
+        for dma in self.dmas.iter_mut() {
+            dma.untrack(&mut self.bitmap_bytes);
+        }
+        self.tracking = None;
+    }
+
+    /// GET_BITMAP of the ioctl, from step 6 of A6 on.
+    pub(crate) fn get_user_bitmap(
+        &mut self,
+        host: &mut dyn Host,
+        iova: u64,
+        size: u64,
+        bitmap: &vfio_bitmap,
+    ) -> Result<(), Error> {
+        let last = last_of(iova, size)?;
+        check_user_bitmap(host, size, bitmap)?;
+        let latched = self.dirty_page();
+        if bitmap.pgsize != latched.bytes() {
+            return Err(Error::WrongPageSize);
+        }
+        let range = self.dirty_range(iova, size, last, latched)?;
+        self.copy_out(host, range, bitmap.data)?;
+        self.clear(range); // only now (D2)
+        Ok(())
+    }
+
+    /// GET_BITMAP for a caller of the core, who may choose any page size.
+    pub(crate) fn get_bitmap(
+        &mut self,
+        iova: u64,
+        size: u64,
+        pgsize: PageSize,
+        report: Report<'_>,
+    ) -> Result<(), Error> {
+        let last = last_of(iova, size)?;
+        check_report(size, pgsize, &report)?;
+        let range = self.dirty_range(iova, size, last, pgsize)?;
+        self.take(range, report)
+    }
+
+    /// Steps 12 to 15 of A6.
+    fn dirty_range(
+        &self,
+        iova: u64,
+        size: u64,
+        last: u64,
+        pgsize: PageSize,
+    ) -> Result<Range, Error> {
+        if !pgsize.max(self.dirty_page()).aligns(iova | size) {
+            return Err(Error::Misaligned);
+        }
+        if self.tracking.is_none() {
+            return Err(Error::NotTracking);
+        }
+        if self.dmas.bisected(iova, last) {
+            return Err(Error::Bisects);
+        }
+        Ok(Range {
+            first: iova,
+            last,
+            pgsize,
+        })
+    }
+
+    /// Clears the dirty pages of `range`; pins stay.
+    pub(crate) fn clear(&mut self, range: Range) {
+        for dma in self.dmas.range_mut(range.first, range.last) {
+            dma.bitmap.iter_mut().for_each(|b| b.clear());
+        }
+    }
+}

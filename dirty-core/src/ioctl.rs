@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ioctl interface of a container: bytes of the caller's memory to typed
+//! calls, in the order of checks of A2 to A6.
+
+use crate::container::Container;
+use crate::dirty::check_user_bitmap;
+use crate::error::Error;
+use crate::host::{Host, Memory, Prot};
+use crate::map::Map;
+use crate::type1::Type1;
+use crate::uapi::{self, *};
+use crate::unmap::{Harvest, Progress, Target, Unmap};
+
+/// Flags that an argument may have: each interface has three.
+const KNOWN_FLAGS: u32 = 7;
+
+/// What an ioctl came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The ioctl's return value.
+    Done(u32),
+    /// An unmap waits for devices; see [`Container::resume`].
+    Notify(Pending),
+}
+
+/// An UNMAP_DMA that waits until devices have dropped their pins.
+#[derive(Debug)]
+pub struct Pending {
+    unmap: Unmap,
+    addr: u64,
+    arg: vfio_iommu_type1_dma_unmap,
+    bitmap: Option<vfio_bitmap>,
+    /// First address of the mapping that is still pinned.
+    pub iova: u64,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// Reads a structure of the caller's.
+fn read<const N: usize>(host: &mut dyn Host, addr: u64) -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    host.copy_from_user(addr, &mut bytes)
+        .map_err(|_| Error::BadAddress)?;
+    Ok(bytes)
+}
+
+fn write(host: &mut dyn Host, addr: u64, bytes: &[u8]) -> Result<(), Error> {
+    host.copy_to_user(addr, bytes)
+        .map_err(|_| Error::BadAddress)
+}
+
+fn offset(addr: u64, by: u64) -> Result<u64, Error> {
+    addr.checked_add(by).ok_or(Error::BadAddress)
+}
+
+impl<M: Memory> Container<M> {
+    /// An ioctl of the container's file: number and argument, which is a value
+    /// or an address in the caller's memory.
+    ///
+    /// # Errors
+    ///
+    /// As Linux; the caller turns [`Error::errno`] into -errno.
+    pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
+        let done = |()| Outcome::Done(0);
+        match nr {
+            VFIO_GET_API_VERSION => Ok(Outcome::Done(0)),
+            VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
+            VFIO_SET_IOMMU => self.set_iommu(host, arg).map(done),
+            VFIO_IOMMU_GET_INFO => self.backend()?.get_info(host, arg).map(done),
+            VFIO_IOMMU_MAP_DMA => {
+                let backend = self.backend_mut()?;
+                let map = read_map(host, arg)?;
+                backend.map(host, &map).map(done)
+            }
+            VFIO_IOMMU_UNMAP_DMA => {
+                let backend = self.backend()?;
+                let pending = read_unmap(host, arg)?;
+                backend.check_all(&pending.arg)?;
+                self.resume(host, pending)
+            }
+            // Version 1 is refused before the argument is looked at.
+            VFIO_IOMMU_DIRTY_PAGES => self.tracker()?.dirty_pages(host, arg).map(done),
+            _ => {
+                self.backend()?;
+                Err(Error::UnknownIoctl)
+            }
+        }
+    }
+
+    /// Goes on with an UNMAP_DMA after an [`Outcome::Notify`]: each device's
+    /// dma_unmap callback has been called for `iova` and `size` of `pending`,
+    /// with the container's lock released.
+    ///
+    /// # Errors
+    ///
+    /// As Linux; nothing is unmapped then.
+    pub fn resume(&mut self, host: &mut dyn Host, pending: Pending) -> Result<Outcome, Error> {
+        let mut pending = pending;
+        let harvest = Harvest::User {
+            bitmap: pending.bitmap,
+            addr: pending.addr,
+            arg: pending.arg,
+        };
+        match self
+            .backend_mut()?
+            .unmap(host, &mut pending.unmap, harvest)?
+        {
+            Progress::Done(_) => Ok(Outcome::Done(0)),
+            Progress::Notify { iova, size } => Ok(Outcome::Notify(Pending {
+                iova,
+                size,
+                ..pending
+            })),
+        }
+    }
+}
+
+/// The argument of MAP_DMA: steps 1, 2 and 6 of A4; step 6 comes after the
+/// checks of the range, which the flags do not change.
+fn read_map(host: &mut dyn Host, addr: u64) -> Result<Map, Error> {
+    let arg = vfio_iommu_type1_dma_map::from_bytes(&read(host, addr)?);
+    if arg.argsz < 32 {
+        return Err(Error::ShortArgsz);
+    }
+    if arg.flags & !KNOWN_FLAGS != 0 {
+        return Err(Error::UnknownFlags);
+    }
+    let prot = Prot(arg.flags & Prot::READ_WRITE.0);
+    let vaddr = arg.flags & VFIO_DMA_MAP_FLAG_VADDR != 0;
+    if vaddr && prot != Prot(0) {
+        uapi_range(&arg)?;
+        return Err(Error::FlagCombination);
+    }
+    Ok(Map {
+        iova: arg.iova,
+        vaddr: arg.vaddr,
+        size: arg.size,
+        prot: (!vaddr).then_some(prot),
+    })
+}
+
+/// Steps 4 and 5 of A4.
+fn uapi_range(arg: &vfio_iommu_type1_dma_map) -> Result<(), Error> {
+    crate::map::last_of(arg.iova, arg.size)?;
+    crate::map::last_of(arg.vaddr, arg.size)?;
+    Ok(())
+}
+
+/// The argument of UNMAP_DMA: steps 1 to 4 of A5.
+fn read_unmap(host: &mut dyn Host, addr: u64) -> Result<Pending, Error> {
+    let arg = vfio_iommu_type1_dma_unmap::from_bytes(&read(host, addr)?);
+    if arg.argsz < 24 {
+        return Err(Error::ShortArgsz);
+    }
+    if arg.flags & !KNOWN_FLAGS != 0 {
+        return Err(Error::UnknownFlags);
+    }
+    let get = arg.flags & VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0;
+    let all = arg.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
+    let vaddr = arg.flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0;
+    if get && (all || vaddr) {
+        return Err(Error::FlagCombination);
+    }
+    let mut bitmap = None;
+    if get {
+        if arg.argsz < 48 {
+            return Err(Error::ShortArgsz);
+        }
+        let b = vfio_bitmap::from_bytes(&read(host, offset(addr, 24)?)?);
+        check_user_bitmap(host, arg.size, &b)?;
+        bitmap = Some(b);
+    }
+    let target = if all {
+        Target::All
+    } else {
+        Target::Range {
+            iova: arg.iova,
+            size: arg.size,
+        }
+    };
+    let unmap = if vaddr {
+        Unmap::vaddr(target)
+    } else {
+        Unmap::new(target)
+    };
+    Ok(Pending {
+        unmap,
+        addr,
+        arg,
+        bitmap,
+        iova: 0,
+        size: 0,
+    })
+}
+
+impl<M: Memory> Type1<M> {
+    /// Step 8 of A5 for ALL, which takes no range; step 5 comes first.
+    fn check_all(&self, arg: &vfio_iommu_type1_dma_unmap) -> Result<(), Error> {
+        let all = arg.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
+        let vaddr = arg.flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0;
+        if vaddr && self.has_emulated_group() {
+            return Err(Error::EmulatedGroup);
+        }
+        if all && (arg.iova | arg.size) != 0 {
+            return Err(Error::AllTakesNoRange);
+        }
+        Ok(())
+    }
+
+    /// DIRTY_PAGES, steps 1 to 5 of A6.
+    fn dirty_pages(&mut self, host: &mut dyn Host, addr: u64) -> Result<(), Error> {
+        let arg = vfio_iommu_type1_dirty_bitmap::from_bytes(&read(host, addr)?);
+        if arg.argsz < 8 {
+            return Err(Error::ShortArgsz);
+        }
+        if arg.flags & !KNOWN_FLAGS != 0 {
+            return Err(Error::UnknownFlags);
+        }
+        match arg.flags {
+            VFIO_IOMMU_DIRTY_PAGES_FLAG_START => self.start(),
+            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => {
+                self.stop();
+                Ok(())
+            }
+            VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
+                if arg.argsz < 48 {
+                    return Err(Error::ShortArgsz);
+                }
+                let get = read(host, offset(addr, 8)?)?;
+                let get = vfio_iommu_type1_dirty_bitmap_get::from_bytes(&get);
+                self.get_user_bitmap(host, get.iova, get.size, &get.bitmap)
+            }
+            _ => Err(Error::FlagCombination),
+        }
+    }
+
+    /// GET_INFO (A3).
+    fn get_info(&self, host: &mut dyn Host, addr: u64) -> Result<(), Error> {
+        let head: [u8; 16] = read(host, addr)?;
+        let argsz = u32_at_start(&head);
+        if argsz < 16 {
+            return Err(Error::ShortArgsz);
+        }
+        let ranges = &*self.iova_ranges;
+        let iova_cap = if ranges.is_empty() {
+            0
+        } else {
+            16u32.saturating_add(16u32.saturating_mul(ranges.len() as u32))
+        };
+        let size = 24u32.saturating_add(32 + 16).saturating_add(iova_cap);
+        let fits = argsz >= size;
+        if fits {
+            let next = if iova_cap == 0 { 0 } else { 72 };
+            let migration = uapi::Bytes::<32>::new()
+                .u16(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION)
+                .u16(1)
+                .u32(56)
+                .u32(0)
+                .u32(0)
+                .u64(self.min_page().bytes())
+                .u64(DIRTY_BITMAP_SIZE_MAX);
+            write(host, offset(addr, 24)?, &migration.done())?;
+            let avail = uapi::Bytes::<16>::new()
+                .u16(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL)
+                .u16(1)
+                .u32(next)
+                .u32(self.dma_avail);
+            write(host, offset(addr, 56)?, &avail.done())?;
+        }
+        if fits && iova_cap != 0 {
+            let head = uapi::Bytes::<16>::new()
+                .u16(VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE)
+                .u16(1)
+                .u32(0)
+                .u32(ranges.len() as u32)
+                .u32(0);
+            write(host, offset(addr, 72)?, &head.done())?;
+            for ((start, end), at) in ranges.iter().zip((88..).step_by(16)) {
+                let range = uapi::Bytes::<16>::new().u64(*start).u64(*end);
+                write(host, offset(addr, at)?, &range.done())?;
+            }
+        }
+        let info = vfio_iommu_type1_info {
+            argsz: if fits { argsz } else { size },
+            flags: VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS,
+            iova_pgsizes: self.pgsize_bitmap,
+            cap_offset: if fits { 24 } else { 0 },
+            pad: 0,
+        };
+        let len = usize::try_from(argsz.min(24)).unwrap_or(24);
+        write(host, addr, info.to_bytes().get(..len).unwrap_or_default())
+    }
+}
+
+fn u32_at_start(bytes: &[u8; 16]) -> u32 {
+    let (head, _) = bytes.split_first_chunk().unwrap_or((&[0; 4], &[]));
+    u32::from_ne_bytes(*head)
+}

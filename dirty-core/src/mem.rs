@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory handed out by the host, as owned values: [`Words`] and [`List`].
+//!
+//! The one place besides `tree` where the core is `unsafe`.
+#![allow(unsafe_code)]
+
+use core::alloc::Layout;
+use core::ops::Deref;
+use core::ptr::{self, NonNull};
+use core::slice;
+use core::sync::atomic::AtomicU64;
+
+use crate::error::NoMemory;
+use crate::host::Memory;
+
+/// Alignment of every array of words: a cache line.
+const LINE: usize = 64;
+
+/// Allocates one zeroed array. `Ok(None)` when nothing is asked for.
+fn alloc_array<T, M: Memory>(
+    mem: &M,
+    len: usize,
+    align: usize,
+) -> Result<Option<(NonNull<T>, Layout)>, NoMemory> {
+    let layout = Layout::array::<T>(len)
+        .and_then(|l| l.align_to(align))
+        .map_err(|_| NoMemory)?;
+    if layout.size() == 0 {
+        return Ok(None);
+    }
+    let ptr = mem.alloc_zeroed(layout).ok_or(NoMemory)?;
+    Ok(Some((ptr.cast(), layout)))
+}
+
+/// A fixed number of 64-bit words, zero at birth: plain words for whoever
+/// holds it exclusively, atomics for whoever shares it.
+pub(crate) struct Words<M: Memory> {
+    /// INVARIANT: `None`, and `len` is 0; or `len` words allocated from `mem`
+    /// with the layout kept here.
+    array: Option<(NonNull<u64>, Layout)>,
+    len: usize,
+    mem: M,
+}
+
+// SAFETY: the words are owned like a boxed slice of u64; `mem` must be Send itself.
+unsafe impl<M: Memory + Send> Send for Words<M> {}
+// SAFETY: through `&Words` the array is reachable as atomics only.
+unsafe impl<M: Memory + Sync> Sync for Words<M> {}
+
+impl<M: Memory> Words<M> {
+    pub(crate) fn new(mem: &M, len: usize) -> Result<Self, NoMemory> {
+        Ok(Words {
+            array: alloc_array(mem, len, LINE)?,
+            len,
+            mem: mem.clone(),
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &[AtomicU64] {
+        let Some((ptr, _)) = self.array else {
+            return &[];
+        };
+        // SAFETY: `len` initialised words, alive as long as `self`; AtomicU64
+        // has the layout of u64 (alignment is LINE), and plain access needs
+        // `&mut self`, which cannot exist beside this borrow.
+        unsafe { slice::from_raw_parts(ptr.as_ptr().cast::<AtomicU64>(), self.len) }
+    }
+
+    pub(crate) fn exclusive(&mut self) -> &mut [u64] {
+        let Some((ptr, _)) = self.array else {
+            return &mut [];
+        };
+        // SAFETY: `len` initialised words, alive as long as `self`, and
+        // `&mut self` keeps every other access out.
+        unsafe { slice::from_raw_parts_mut(ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<M: Memory> Drop for Words<M> {
+    fn drop(&mut self) {
+        if let Some((ptr, layout)) = self.array {
+            // SAFETY: allocated from `mem` with this layout, and dropped once.
+            unsafe { self.mem.free(ptr.cast(), layout) };
+        }
+    }
+}
+
+/// A growable array of plain values, for the few short lists of a container.
+pub(crate) struct List<T: Copy, M: Memory> {
+    /// INVARIANT: `None`, and `capacity` is 0; or room for `capacity` values,
+    /// allocated from `mem` with the layout kept here.
+    array: Option<(NonNull<T>, Layout)>,
+    capacity: usize,
+    /// INVARIANT: at most `capacity`; so many values are initialised.
+    len: usize,
+    mem: M,
+}
+
+// SAFETY: owned like a Vec<T>; `T` and `mem` must be Send themselves.
+unsafe impl<T: Copy + Send, M: Memory + Send> Send for List<T, M> {}
+// SAFETY: `&List` gives out `&T` only; `T` and `mem` must be Sync themselves.
+unsafe impl<T: Copy + Sync, M: Memory + Sync> Sync for List<T, M> {}
+
+impl<T: Copy, M: Memory> List<T, M> {
+    pub(crate) fn new(mem: &M) -> Self {
+        List {
+            array: None,
+            capacity: 0,
+            len: 0,
+            mem: mem.clone(),
+        }
+    }
+
+    /// Makes sure that the next `push` cannot fail.
+    pub(crate) fn reserve(&mut self) -> Result<(), NoMemory> {
+        if self.len < self.capacity {
+            return Ok(());
+        }
+        let capacity = self.capacity.saturating_mul(2).max(4);
+        let array = alloc_array::<T, M>(&self.mem, capacity, align_of::<T>())?;
+        if let (Some((new, _)), Some((old, layout))) = (array, self.array) {
+            // SAFETY: both hold at least `len` values, and a new allocation
+            // does not overlap an old one.
+            unsafe { ptr::copy_nonoverlapping(old.as_ptr(), new.as_ptr(), self.len) };
+            // SAFETY: allocated from `mem` with this layout; replaced below.
+            unsafe { self.mem.free(old.cast(), layout) };
+        }
+        self.array = array;
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    pub(crate) fn push(&mut self, value: T) -> Result<(), NoMemory> {
+        self.insert(self.len, value)
+    }
+
+    /// Inserts before `index`, which must be at most the length; beyond it the
+    /// value goes to the end.
+    pub(crate) fn insert(&mut self, index: usize, value: T) -> Result<(), NoMemory> {
+        self.reserve()?;
+        let Some((array, _)) = self.array else {
+            return Ok(()); // a type of size 0: nothing to keep
+        };
+        // SAFETY: `reserve` made room for one more value, so `len` is in bounds.
+        let end = unsafe { array.add(self.len) };
+        // SAFETY: in bounds of one allocation, see above.
+        unsafe { end.write(value) };
+        self.len = self.len.saturating_add(1);
+        if let Some(tail) = self.as_mut_slice().get_mut(index..) {
+            tail.rotate_right(1);
+        }
+        Ok(())
+    }
+
+    /// Removes the value at `index`, keeping the order; no-op beyond the end.
+    pub(crate) fn remove(&mut self, index: usize) {
+        if let Some(tail) = self.as_mut_slice().get_mut(index..) {
+            if !tail.is_empty() {
+                tail.rotate_left(1);
+                self.len = self.len.saturating_sub(1);
+            }
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        let Some((array, _)) = self.array else {
+            return &mut [];
+        };
+        // SAFETY: `len` values are initialised, and `&mut self` is exclusive.
+        unsafe { slice::from_raw_parts_mut(array.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Copy, M: Memory> Deref for List<T, M> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let Some((array, _)) = self.array else {
+            return &[];
+        };
+        // SAFETY: `len` values are initialised, and no `&mut self` exists.
+        unsafe { slice::from_raw_parts(array.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Copy, M: Memory> Drop for List<T, M> {
+    fn drop(&mut self) {
+        if let Some((array, layout)) = self.array {
+            // SAFETY: allocated from `mem` with this layout, and dropped once.
+            unsafe { self.mem.free(array.cast(), layout) };
+        }
+    }
+}
+
+/// Moves `value` into memory of its own. Gives nothing but an error back on
+/// failure, so allocate before a value is worth keeping.
+pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, NoMemory> {
+    const { assert!(size_of::<T>() != 0) };
+    let ptr = mem
+        .alloc_zeroed(Layout::new::<T>())
+        .ok_or(NoMemory)?
+        .cast::<T>();
+    // SAFETY: fresh memory of T's size and alignment.
+    unsafe { ptr.write(value) };
+    Ok(ptr)
+}
+
+/// Moves the value out again and frees the memory.
+///
+/// # Safety
+///
+/// `ptr` came from [`into_raw`] with `mem` or a clone of it, and is not used
+/// any more.
+pub(crate) unsafe fn from_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) -> T {
+    // SAFETY: `ptr` holds a value that nobody else uses.
+    let value = unsafe { ptr.read() };
+    // SAFETY: allocated from `mem` with this layout.
+    unsafe { mem.free(ptr.cast(), Layout::new::<T>()) };
+    value
+}
+
+/// The bytes of `words`, in memory order.
+pub(crate) fn as_bytes(words: &[u64]) -> &[u8] {
+    let len = size_of_val(words);
+    // SAFETY: the same memory, borrowed as long; any byte of a u64 is a u8.
+    unsafe { slice::from_raw_parts(words.as_ptr().cast(), len) }
+}

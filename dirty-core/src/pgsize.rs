@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Page sizes, and bitmaps taken from one page size to another.
+
+use crate::bits;
+use crate::error::Error;
+
+/// A page size: a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageSize {
+    /// INVARIANT: at most 63.
+    shift: u32,
+}
+
+impl PageSize {
+    /// `bytes` must be a power of two.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Option<PageSize> {
+        if bytes.is_power_of_two() {
+            PageSize::smallest(bytes)
+        } else {
+            None
+        }
+    }
+
+    /// The smallest of a `pgsize_bitmap`, where bit k stands for 2^k bytes.
+    #[must_use]
+    pub const fn smallest(pgsize_bitmap: u64) -> Option<PageSize> {
+        if pgsize_bitmap == 0 {
+            return None;
+        }
+        Some(PageSize {
+            shift: pgsize_bitmap.trailing_zeros(),
+        })
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        1 << self.shift
+    }
+
+    /// log2 of [`bytes`](PageSize::bytes): the pgshift.
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        self.shift
+    }
+
+    /// Whether `value` is a multiple.
+    #[must_use]
+    pub const fn aligns(self, value: u64) -> bool {
+        value & self.mask() == 0
+    }
+
+    /// Whole pages in `size` bytes.
+    #[must_use]
+    pub const fn pages(self, size: u64) -> u64 {
+        size >> self.shift
+    }
+
+    /// The bits of an address inside a page.
+    pub(crate) const fn mask(self) -> u64 {
+        self.bytes().wrapping_sub(1)
+    }
+}
+
+/// Which pages some bits of a bitmap stand for: bit `bit + k` for the page at
+/// `iova + k * pgsize`, for k from 0 to `npages - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First bit in the words.
+    pub bit: u64,
+    /// Its page; a multiple of the page size.
+    pub iova: u64,
+    /// Number of pages.
+    pub npages: u64,
+    /// Their size.
+    pub pgsize: PageSize,
+}
+
+impl Extent {
+    pub(crate) fn check(&self, words: &[u64]) -> Result<(), Error> {
+        if !self.pgsize.aligns(self.iova) {
+            return Err(Error::Misaligned);
+        }
+        let bits = (words.len() as u64).saturating_mul(64);
+        match self.bit.checked_add(self.npages) {
+            Some(end) if end <= bits => {}
+            _ => return Err(Error::BitmapSize),
+        }
+        self.last().map(|_| ())
+    }
+
+    /// Last address, if there is one.
+    fn last(&self) -> Result<Option<u64>, Error> {
+        let Some(last_page) = self.npages.checked_sub(1) else {
+            return Ok(None);
+        };
+        let shift = self.pgsize.shift();
+        let offset = last_page << shift;
+        if offset >> shift != last_page {
+            return Err(Error::Wraps);
+        }
+        let start = self.iova.checked_add(offset).ok_or(Error::Wraps)?;
+        Ok(Some(start | self.pgsize.mask()))
+    }
+
+    /// First and last address of the pages of `run`, which are bits of `self`.
+    #[allow(clippy::arithmetic_side_effects)] // inside `self`, which `check` proved not to wrap
+    pub(crate) fn addresses(&self, run: &core::ops::Range<u64>) -> (u64, u64) {
+        let shift = self.pgsize.shift();
+        let first = self.iova + ((run.start - self.bit) << shift);
+        let last_page = self.iova + ((run.end - 1 - self.bit) << shift);
+        (first, last_page | self.pgsize.mask())
+    }
+}
+
+/// Takes dirty bits to another page size: sets each page of `to` that shares a
+/// byte with a dirty page of `from`. A coarser page is dirty when any page in
+/// it is; a dirty page makes all its finer pages dirty. Other bits of `dst`,
+/// and dirty pages outside `to`, are left alone.
+///
+/// # Errors
+///
+/// `BitmapSize` if an extent is longer than its words, `Misaligned` if it
+/// starts inside a page, `Wraps` if it leaves the address space. Nothing is
+/// written then.
+pub fn normalise(src: &[u64], from: Extent, dst: &mut [u64], to: Extent) -> Result<(), Error> {
+    from.check(src)?;
+    to.check(dst)?;
+    let Some(to_last) = to.last()? else {
+        return Ok(());
+    };
+    for run in bits::runs(src, from.bit, from.npages) {
+        let (first, last) = from.addresses(&run);
+        if last < to.iova || first > to_last {
+            continue;
+        }
+        // Both lie in `to`, whose bits are in `dst`.
+        let first_page = to.pgsize.pages(first.max(to.iova).wrapping_sub(to.iova));
+        let last_page = to.pgsize.pages(last.min(to_last).wrapping_sub(to.iova));
+        let n = last_page.wrapping_sub(first_page).wrapping_add(1);
+        bits::set(dst, to.bit.wrapping_add(first_page), n);
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How dirty pages reach whoever asked for them.
+//!
+//! A report writes whole each word that overlaps a mapping, leaves every other
+//! word alone and never reads what was there (D1). One to a user may fault; it
+//! clears nothing, so that a retry tells the same (D2). One to a caller of the
+//! core cannot fail, and clears what it takes in the same pass.
+
+use crate::bitmap::full_image;
+use crate::bits;
+use crate::dma::Dma;
+use crate::error::Error;
+use crate::host::{Host, Memory};
+use crate::mem::as_bytes;
+use crate::pgsize::{normalise, Extent, PageSize};
+use crate::type1::{may_be_written, Type1};
+
+/// Words that wait for one copy to the user.
+pub(crate) const STAGING_WORDS: usize = 2048;
+
+/// Where a report goes: bit k for the page at `iova + k * pgsize`.
+#[derive(Debug)]
+pub enum Report<'a> {
+    /// Words of any content: each that overlaps a mapping is overwritten.
+    Words(&'a mut [u64]),
+    /// Words that are zero: only those with dirty pages are written.
+    Zeroed(&'a mut [u64]),
+}
+
+impl Report<'_> {
+    /// Bytes of its words.
+    pub(crate) fn bytes(&self) -> u64 {
+        let (Report::Words(words) | Report::Zeroed(words)) = self;
+        (words.len() as u64).saturating_mul(8)
+    }
+}
+
+/// A range of pages to report, checked: it bisects no mapping, and `pgsize`
+/// divides its ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) pgsize: PageSize,
+}
+
+/// Where the pages of one mapping are among the words of a report.
+struct Place {
+    start: usize,
+    end: usize,
+    /// Bit of the first page in word `start`.
+    shift: u32,
+}
+
+impl Range {
+    fn place<M: Memory>(self, dma: &Dma<M>) -> Place {
+        let first = self.pgsize.pages(dma.iova.wrapping_sub(self.first));
+        let last = self.pgsize.pages(dma.last.wrapping_sub(self.first));
+        Place {
+            start: bits::word(first),
+            end: bits::word(last).saturating_add(1),
+            shift: (first & 63) as u32,
+        }
+    }
+}
+
+impl<M: Memory> Type1<M> {
+    /// Whether every page of a mapping counts as dirty (A8).
+    fn all_dirty(&self) -> impl Fn(&Dma<M>) -> bool {
+        let unseen = self.writes_unseen();
+        let skip_read_only = self.options.skip_read_only;
+        move |dma| unseen && dma.iommu_mapped && may_be_written(dma, skip_read_only)
+    }
+
+    /// Copies the dirty pages of `range` to the user's bitmap at `data`.
+    pub(crate) fn copy_out(
+        &mut self,
+        host: &mut dyn Host,
+        range: Range,
+        data: u64,
+    ) -> Result<(), Error> {
+        let all_dirty = self.all_dirty();
+        let Some(tracking) = &mut self.tracking else {
+            return Err(Error::NotTracking);
+        };
+        let mut stage = Stage {
+            host,
+            data,
+            words: tracking.staging.exclusive(),
+            first: 0,
+            len: 0,
+        };
+        for dma in self.dmas.range_mut(range.first, range.last) {
+            let all = all_dirty(dma);
+            stage.add(range.place(dma), dma, all)?;
+        }
+        stage.flush()
+    }
+
+    /// Writes the dirty pages of `range` to `report`, and clears them.
+    pub(crate) fn take(&mut self, range: Range, report: Report<'_>) -> Result<(), Error> {
+        if range.pgsize != self.dirty_page() {
+            return self.take_rescaled(range, report);
+        }
+        let all_dirty = self.all_dirty();
+        let zeroed = matches!(report, Report::Zeroed(_));
+        let (Report::Words(words) | Report::Zeroed(words)) = report;
+        let mut written = 0; // words before it hold bits of this report
+        for dma in self.dmas.range_mut(range.first, range.last) {
+            let all = all_dirty(dma);
+            let place = range.place(dma);
+            let Some(out) = words.get_mut(place.start..place.end) else {
+                return Err(Error::BitmapSize); // the callers checked: never
+            };
+            let Some(bitmap) = &mut dma.bitmap else {
+                return Err(Error::NotTracking); // likewise
+            };
+            let shared = place.start < written;
+            let before = out.first().copied().filter(|_| shared).unwrap_or(0);
+            written = place.end;
+            if all {
+                full_image(bitmap.npages(), place.shift, 0, out);
+                bitmap.clear();
+            } else if zeroed {
+                bitmap.take_sparse(place.shift, out);
+            } else {
+                bitmap.take(place.shift, out);
+            }
+            if let Some(w) = out.first_mut() {
+                *w |= before;
+            }
+        }
+        Ok(())
+    }
+
+    /// Likewise at a page size that is not the bitmaps' own.
+    fn take_rescaled(&mut self, range: Range, report: Report<'_>) -> Result<(), Error> {
+        let all_dirty = self.all_dirty();
+        let zeroed = matches!(report, Report::Zeroed(_));
+        let (Report::Words(words) | Report::Zeroed(words)) = report;
+        let Some(tracking) = &mut self.tracking else {
+            return Err(Error::NotTracking);
+        };
+        let more = range.pgsize.pages(range.last.wrapping_sub(range.first));
+        let to = Extent {
+            bit: 0,
+            iova: range.first,
+            npages: more.saturating_add(1),
+            pgsize: range.pgsize,
+        };
+        let staging = tracking.staging.exclusive();
+        let mut written = 0;
+        for dma in self.dmas.range_mut(range.first, range.last) {
+            let all = all_dirty(dma);
+            let place = range.place(dma);
+            if !zeroed {
+                let start = place.start.max(written);
+                words.get_mut(start..place.end).unwrap_or_default().fill(0);
+                written = place.end;
+            }
+            let mut done: u64 = 0;
+            while done < dma.npages(tracking.pgsize) {
+                let from = dma.pages_from(done, STAGING_WORDS, tracking.pgsize);
+                let pages = staging.get_mut(..bits::word(from.npages.saturating_add(63)));
+                let pages = pages.unwrap_or_default();
+                match &mut dma.bitmap {
+                    Some(bitmap) if !all => bitmap.image(0, bits::word(done), pages),
+                    _ => pages.fill(!0),
+                }
+                normalise(pages, from, words, to)?;
+                done = done.saturating_add(from.npages);
+            }
+        }
+        self.clear(range);
+        Ok(())
+    }
+}
+
+/// Words on their way to a user, so that a copy is worth its cost.
+struct Stage<'a> {
+    host: &'a mut dyn Host,
+    /// Address of the user's first word.
+    data: u64,
+    words: &'a mut [u64],
+    /// The user's word that `words[0]` is for.
+    first: usize,
+    /// Words in use.
+    len: usize,
+}
+
+impl Stage<'_> {
+    /// Appends the words of one mapping; mappings come in order.
+    fn add<M: Memory>(&mut self, place: Place, dma: &mut Dma<M>, all: bool) -> Result<(), Error> {
+        let Some(bitmap) = &mut dma.bitmap else {
+            return Err(Error::NotTracking); // every mapping has one: never
+        };
+        // The previous mapping may end in the word where this one starts.
+        let end = self.first.saturating_add(self.len);
+        let mut before = 0;
+        if self.len != 0 && place.start < end {
+            self.len = self.len.saturating_sub(1);
+            before = self.words.get(self.len).copied().unwrap_or(0);
+        } else if place.start != end {
+            self.flush()?;
+            self.first = place.start;
+        }
+        let mut done = 0;
+        let total = place.end.saturating_sub(place.start);
+        while done < total {
+            if self.len == self.words.len() {
+                self.flush()?;
+            }
+            let room = self.words.get_mut(self.len..).unwrap_or_default();
+            let n = room.len().min(total.saturating_sub(done));
+            let out = room.get_mut(..n).unwrap_or_default();
+            if all {
+                full_image(bitmap.npages(), place.shift, done as u64, out);
+            } else {
+                bitmap.image(place.shift, done, out);
+            }
+            if let Some(w) = out.first_mut() {
+                *w |= core::mem::take(&mut before);
+            }
+            self.len = self.len.saturating_add(n);
+            done = done.saturating_add(n);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let words = self.words.get(..self.len).unwrap_or_default();
+        if !words.is_empty() {
+            let offset = (self.first as u64).saturating_mul(8);
+            let addr = self.data.checked_add(offset).ok_or(Error::BadAddress)?;
+            let copied = self.host.copy_to_user(addr, as_bytes(words));
+            copied.map_err(|_| Error::BadAddress)?;
+        }
+        self.first = self.first.saturating_add(self.len);
+        self.len = 0;
+        Ok(())
+    }
+}

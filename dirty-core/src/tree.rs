@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! An ordered map from u64: the owner of an intrusive red-black tree.
+//!
+//! `intrusive-collections` links nodes; this module owns them, so that the
+//! rest of the core sees only references. Order matters (ranges, neighbours),
+//! which is why this is a tree and not a table.
+#![allow(unsafe_code)]
+
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+
+use intrusive_collections::{
+    intrusive_adapter, rbtree, Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef,
+};
+
+use crate::error::NoMemory;
+use crate::host::Memory;
+use crate::mem;
+
+struct Node<T> {
+    link: RBTreeLink,
+    key: u64,
+    value: T,
+}
+
+intrusive_adapter!(NodeAdapter<T> = UnsafeRef<Node<T>>: Node<T> { link => RBTreeLink });
+
+impl<'a, T> KeyAdapter<'a> for NodeAdapter<T> {
+    type Key = u64;
+
+    fn get_key(&self, node: &'a Node<T>) -> u64 {
+        node.key
+    }
+}
+
+/// INVARIANT: every node in `tree` came from `mem::into_raw` with `mem`, is in
+/// no other tree and is reachable through this `Tree` only.
+pub(crate) struct Tree<T, M: Memory> {
+    tree: RBTree<NodeAdapter<T>>,
+    mem: M,
+}
+
+// SAFETY: the tree owns its nodes like a map of boxes.
+unsafe impl<T: Send, M: Memory + Send> Send for Tree<T, M> {}
+// SAFETY: through `&Tree` links are only read, and values are given out as `&T`.
+unsafe impl<T: Sync, M: Memory + Sync> Sync for Tree<T, M> {}
+
+impl<T, M: Memory> Tree<T, M> {
+    pub(crate) fn new(mem: &M) -> Self {
+        Tree {
+            tree: RBTree::new(NodeAdapter::new()),
+            mem: mem.clone(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tree.is_empty()
+    }
+
+    /// Inserts `value`; an equal key must not be there.
+    pub(crate) fn insert(&mut self, key: u64, value: T) -> Result<&mut T, NoMemory> {
+        debug_assert!(self.get(key).is_none());
+        let link = RBTreeLink::new();
+        let node = mem::into_raw(&self.mem, Node { link, key, value })?;
+        // SAFETY: the node lives until this tree removes it.
+        self.tree
+            .insert(unsafe { UnsafeRef::from_raw(node.as_ptr()) });
+        // SAFETY: `&mut self` is borrowed by the result.
+        Ok(unsafe { value_mut(node) })
+    }
+
+    pub(crate) fn remove(&mut self, key: u64) -> Option<T> {
+        let node = self.tree.find_mut(&key).remove()?;
+        let node = NonNull::new(UnsafeRef::into_raw(node))?;
+        // SAFETY: by the invariant, and it is unlinked now.
+        Some(unsafe { mem::from_raw(&self.mem, node) }.value)
+    }
+
+    /// Empties the tree, giving each value to `f` in order of the keys.
+    pub(crate) fn drain(&mut self, mut f: impl FnMut(T)) {
+        while let Some(node) = self.tree.front_mut().remove() {
+            if let Some(node) = NonNull::new(UnsafeRef::into_raw(node)) {
+                // SAFETY: by the invariant, and it is unlinked now.
+                f(unsafe { mem::from_raw(&self.mem, node) }.value);
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, key: u64) -> Option<&T> {
+        self.tree.find(&key).get().map(|n| &n.value)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
+        let node = self.tree.find_mut(&key).get_ptr()?;
+        // SAFETY: `&mut self` is borrowed by the result.
+        Some(unsafe { value_mut(node) })
+    }
+
+    /// The last entry whose key is at most `key`.
+    pub(crate) fn floor(&self, key: u64) -> Option<&T> {
+        let cursor = self.tree.upper_bound(Bound::Included(&key));
+        cursor.get().map(|n| &n.value)
+    }
+
+    /// Likewise, exclusively.
+    pub(crate) fn floor_mut(&mut self, key: u64) -> Option<&mut T> {
+        let node = self.tree.upper_bound(Bound::Included(&key)).get_ptr()?;
+        // SAFETY: `&mut self` is borrowed by the result.
+        Some(unsafe { value_mut(node) })
+    }
+
+    /// The entries whose keys are at least `key`, in order.
+    pub(crate) fn iter_from(&self, key: u64) -> impl Iterator<Item = &T> {
+        let mut cursor = self.tree.lower_bound(Bound::Included(&key));
+        core::iter::from_fn(move || {
+            let node = cursor.get()?;
+            cursor.move_next();
+            Some(&node.value)
+        })
+    }
+
+    /// Likewise, exclusively.
+    pub(crate) fn iter_mut_from(&mut self, key: u64) -> IterMut<'_, T> {
+        IterMut {
+            cursor: self.tree.lower_bound(Bound::Included(&key)),
+            exclusive: PhantomData,
+        }
+    }
+}
+
+impl<T, M: Memory> Drop for Tree<T, M> {
+    fn drop(&mut self) {
+        self.drain(drop);
+    }
+}
+
+pub(crate) struct IterMut<'a, T> {
+    /// Made from `&'a mut Tree`: nobody else sees the tree during `'a`.
+    cursor: rbtree::Cursor<'a, NodeAdapter<T>>,
+    exclusive: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Iterator for IterMut<'a, T> {
+    type Item = &'a mut T;
+
+    fn next(&mut self) -> Option<&'a mut T> {
+        let node = self.cursor.get_ptr()?;
+        self.cursor.move_next();
+        // SAFETY: each node is passed once, and moving on touches only links.
+        Some(unsafe { value_mut(node) })
+    }
+}
+
+/// # Safety
+///
+/// `node` is in a tree that is borrowed exclusively for `'a`, and nothing else
+/// refers to its value. (Its link stays shared with its neighbours.)
+unsafe fn value_mut<'a, T>(node: NonNull<Node<T>>) -> &'a mut T {
+    // SAFETY: in bounds of a live node; no reference is made.
+    let value = unsafe { ptr::addr_of_mut!((*node.as_ptr()).value) };
+    // SAFETY: the caller's promise.
+    unsafe { &mut *value }
+}
