@@ -146,7 +146,7 @@ impl<T: Copy, M: Memory> List<T, M> {
         // SAFETY: in bounds of one allocation, see above.
         unsafe { end.write(value) };
         self.len = self.len.saturating_add(1);
-        if let Some(tail) = self.as_mut_slice().get_mut(index..) {
+        if let Some(tail @ [_, ..]) = self.as_mut_slice().get_mut(index..) {
             tail.rotate_right(1);
         }
         Ok(())
@@ -154,11 +154,9 @@ impl<T: Copy, M: Memory> List<T, M> {
 
     /// Removes the value at `index`, keeping the order; no-op beyond the end.
     pub(crate) fn remove(&mut self, index: usize) {
-        if let Some(tail) = self.as_mut_slice().get_mut(index..) {
-            if !tail.is_empty() {
-                tail.rotate_left(1);
-                self.len = self.len.saturating_sub(1);
-            }
+        if let Some(tail @ [_, ..]) = self.as_mut_slice().get_mut(index..) {
+            tail.rotate_left(1);
+            self.len = self.len.saturating_sub(1);
         }
     }
 

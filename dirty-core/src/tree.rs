@@ -6,6 +6,7 @@
 //! which is why this is a tree and not a table.
 #![allow(unsafe_code)]
 
+use core::hint;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
@@ -62,6 +63,11 @@ impl<T, M: Memory> Tree<T, M> {
         debug_assert!(self.get(key).is_none());
         let link = RBTreeLink::new();
         let node = mem::into_raw(&self.mem, Node { link, key, value })?;
+        // SAFETY: the node was just written.
+        let linked = unsafe { node.as_ref() }.link.is_linked();
+        // SAFETY: its link is new. Said aloud so that the check in `insert`,
+        // which would panic, is compiled out.
+        unsafe { hint::assert_unchecked(!linked) };
         // SAFETY: the node lives until this tree removes it.
         self.tree
             .insert(unsafe { UnsafeRef::from_raw(node.as_ptr()) });

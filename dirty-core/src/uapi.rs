@@ -250,10 +250,10 @@ impl<const N: usize> Bytes<N> {
     }
 
     fn put(mut self, field: &[u8]) -> Self {
-        let end = self.len.saturating_add(field.len());
-        if let Some(place) = self.bytes.get_mut(self.len..end) {
+        let free = self.bytes.get_mut(self.len..).unwrap_or_default();
+        if let Some((place, _)) = free.split_at_mut_checked(field.len()) {
             place.copy_from_slice(field);
-            self.len = end;
+            self.len = self.len.saturating_add(field.len());
         }
         self
     }

@@ -1,25 +1,43 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `vfio-dirty`: see README.md.
+//! The program `vfio-dirty`: dirty-page tracking of a VFIO container, to try,
+//! to compare with Linux, and to prove by migrating real memory.
+
 mod failure;
+mod info;
+mod migrate;
 mod replay;
 
-use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-#[derive(Parser)]
+use clap::{Parser, Subcommand};
+
+/// Dirty-page tracking of a VFIO type1 container, in userspace.
+///
+/// `migrate` moves real memory under real writes and proves that nothing is lost; `replay` answers
+/// scripts as the Linux driver does; `info` says what this machine can do.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
-#[derive(Subcommand)]
+
+#[derive(Debug, Subcommand)]
 enum Command {
+    Migrate(migrate::Args),
     Replay(replay::Args),
+    Info(info::Args),
+    /// The receiving process of a migration.
+    #[command(hide = true, name = migrate::DESTINATION)]
+    Destination,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = match Cli::parse().command {
+        Command::Migrate(args) => migrate::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Destination => migrate::destination(),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("vfio-dirty: {failure}");

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Links dirty-core without std, alloc and a global allocator. The host's
+//! answers come from outside, so that nothing of the core is left out as
+//! unreachable.
+#![no_std]
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use dirty_core::host::*;
+use dirty_core::ioctl::Outcome;
+use dirty_core::{
+    normalise, Container, Errno, Error, Extent, Options, PageSize, Report, Target, Unmap,
+};
+
+extern "C" {
+    fn host_alloc(size: usize, align: usize) -> *mut u8;
+    fn host_free(ptr: *mut u8, size: usize, align: usize);
+    fn host_word() -> u64;
+}
+
+/// Any number: the host's answer to everything.
+fn word() -> u64 {
+    // SAFETY: no precondition.
+    unsafe { host_word() }
+}
+
+fn answer<T>(value: T) -> Result<T, Errno> {
+    match word() {
+        0 => Ok(value),
+        e => Err(Errno(e as i32)),
+    }
+}
+
+fn copied() -> Result<(), Fault> {
+    match word() {
+        0 => Ok(()),
+        done => Err(Fault {
+            done: done as usize,
+        }),
+    }
+}
+
+/// Bytes from outside.
+fn fill(buf: &mut [u8]) -> Result<(), Fault> {
+    buf.iter_mut().for_each(|b| *b = word() as u8);
+    copied()
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[derive(Clone)]
+struct HostMemory;
+
+// SAFETY: the linker's `host_alloc` gives zeroed memory of this size and alignment.
+unsafe impl Memory for HostMemory {
+    fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
+        // SAFETY: no precondition.
+        NonNull::new(unsafe { host_alloc(layout.size(), layout.align()) })
+    }
+
+    unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { host_free(ptr.as_ptr(), layout.size(), layout.align()) }
+    }
+}
+
+/// A host of which nothing is known.
+struct Anybody;
+
+impl Pinning for Anybody {
+    fn pin(&mut self, _: Mm, _: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        pfns.iter_mut().for_each(|pfn| *pfn = word());
+        answer(word() as usize)
+    }
+    fn unpin(&mut self, _: u64, _: u64, _: Prot) {}
+    fn page_kind(&self, _: u64) -> PageKind {
+        match word() {
+            0 => PageKind::Normal,
+            1 => PageKind::Reserved,
+            _ => PageKind::NoPage,
+        }
+    }
+}
+
+impl Accounting for Anybody {
+    fn grab(&mut self) -> Result<Mm, Errno> {
+        answer(Mm(word()))
+    }
+    fn release(&mut self, _: Mm) {}
+    fn reach(&self, _: Mm) -> Reach {
+        match word() {
+            0 => Reach::Own,
+            1 => Reach::Other,
+            _ => Reach::Gone,
+        }
+    }
+    fn lock_cap(&self) -> bool {
+        word() != 0
+    }
+    fn charge(&mut self, _: Mm, _: u64, _: bool) -> Result<(), Errno> {
+        answer(())
+    }
+    fn uncharge(&mut self, _: Mm, _: u64) {}
+}
+
+impl UserMemory for Anybody {
+    fn is_user_range(&self, _: u64, _: u64) -> bool {
+        word() != 0
+    }
+    fn copy_from_user(&mut self, _: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        fill(buf)
+    }
+    fn copy_to_user(&mut self, _: u64, _: &[u8]) -> Result<(), Fault> {
+        copied()
+    }
+    fn read_mm(&mut self, _: Mm, _: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        fill(buf)
+    }
+    fn write_mm(&mut self, _: Mm, _: u64, _: &[u8]) -> Result<(), Fault> {
+        copied()
+    }
+}
+
+impl Iommu for Anybody {
+    fn attach(&mut self, _: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        let info = DomainInfo {
+            pgsize_bitmap: word(),
+            aperture: (word(), word()),
+            coherent: word() != 0,
+            isolated_msi: word() != 0,
+            kind: word(),
+        };
+        answer((DomainId(word()), info))
+    }
+    fn join(&mut self, _: GroupId, _: DomainId, _: DomainId) -> bool {
+        word() != 0
+    }
+    fn detach(&mut self, _: GroupId, _: DomainId, _: bool) {}
+    fn reserved(&self, _: GroupId, _: usize) -> Option<(u64, u64)> {
+        answer((word(), word())).ok()
+    }
+    fn map(&mut self, _: DomainId, _: u64, _: u64, _: u64, _: Prot) -> Result<(), Errno> {
+        answer(())
+    }
+    fn unmap(&mut self, _: DomainId, _: u64, _: u64) {}
+    fn translate(&self, _: DomainId, _: u64) -> Option<u64> {
+        answer(word()).ok()
+    }
+}
+
+/// Calls of any kind with any arguments, until the host has had enough.
+fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(), Error> {
+    let host = &mut Anybody;
+    let pgsize = PageSize::new(word()).ok_or(Error::WrongPageSize)?;
+    let (device, group) = (DeviceId(word()), GroupId(word()));
+    let (iova, size) = (word(), word());
+    let extent = Extent {
+        bit: word(),
+        iova: word(),
+        npages: word(),
+        pgsize,
+    };
+    while word() != 0 {
+        match word() {
+            0 => container.attach_group(host, group, word() != 0)?,
+            1 => container.detach_group(host, group)?,
+            2 => container.open_device(device, group, word() != 0)?,
+            3 => container.close_device(device),
+            4 => container.pin_pages(host, device, iova, Prot(word() as u32), words)?,
+            5 => container.unpin_pages(host, device, iova, size)?,
+            6 => container.write(host, device, iova, &size.to_ne_bytes())?,
+            7 => container.read(host, device, iova, &mut [0; 8])?,
+            8 => container.mark(iova, size)?,
+            9 => container.mark_bitmap(words, extent)?,
+            10 => container.get_bitmap(iova, size, pgsize, Report::Words(words))?,
+            11 => container.get_bitmap(iova, size, pgsize, Report::Zeroed(words))?,
+            12 => {
+                let mut unmap = Unmap::new(Target::Range { iova, size });
+                container.unmap_dirty(host, &mut unmap, pgsize, Report::Words(words))?;
+            }
+            _ => {
+                let mut outcome = container.ioctl(host, word() as u32, word())?;
+                while let Outcome::Notify(pending) = outcome {
+                    outcome = container.resume(host, pending)?;
+                }
+            }
+        }
+    }
+    let (half, rest) = words.split_at_mut_checked(8).unwrap_or_default();
+    normalise(half, extent, rest, extent)
+}
+
+/// Everything a host can do with a container.
+#[no_mangle]
+pub extern "C" fn container_calls() -> i32 {
+    let options = Options {
+        bitmap_budget: Some(word()),
+        skip_read_only: word() != 0,
+        ..Options::default()
+    };
+    let mut container = Container::new(HostMemory, options);
+    let result = calls(&mut container, &mut [word(); 16]);
+    container.close(&mut Anybody);
+    result.map_or_else(|e| e.errno().0, |()| 0)
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The program against what the running Linux driver answered.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use flate2::read::GzDecoder;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+fn unpacked(name: &str) -> String {
+    let file = fs::File::open(data(name)).expect("test data");
+    let mut text = String::new();
+    let read = GzDecoder::new(file).read_to_string(&mut text);
+    read.expect("gzip");
+    text
+}
+
+fn replay() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"));
+    command.arg("replay");
+    command
+}
+
+fn text(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// Runs a script from standard input.
+fn run_script(script: &str) -> Output {
+    let mut child = replay()
+        .arg("-")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin.write_all(script.as_bytes()).expect("write");
+    drop(stdin);
+    child.wait_with_output().expect("wait")
+}
+
+/// All five random traces, 229,500 lines, in one command: no difference.
+#[test]
+fn random_traces_equal_an_ideal_driver() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut command = replay();
+    let mut lines = 0;
+    for name in [
+        "p1-emu-new",
+        "p2-emu-reuse",
+        "p3-pci-new",
+        "p4-pci-reuse",
+        "p5-mixed-reuse",
+    ] {
+        let script = dir.path().join(format!("{name}.vt"));
+        let ideal = dir.path().join(format!("{name}.ideal"));
+        fs::write(&script, unpacked(&format!("traces/{name}.vt.gz"))).expect("write");
+        let answers = unpacked(&format!("traces/{name}.ideal.gz"));
+        lines += answers.lines().count();
+        fs::write(&ideal, answers).expect("write");
+        command.arg(script).arg("--expect").arg(ideal);
+    }
+    assert_eq!(lines, 229_500);
+    let output = command.output().expect("run");
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(out, "229500 lines, no difference\n");
+    assert!(output.status.success());
+}
+
+/// Lines of each case.
+fn cases(transcript: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut cases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut name = "";
+    for line in transcript.lines() {
+        match line.strip_prefix("case ") {
+            Some(title) => {
+                name = title;
+                assert!(cases.insert(name, Vec::new()).is_none(), "{name} twice");
+            }
+            None => cases.entry(name).or_default().push(line.trim()),
+        }
+    }
+    cases
+}
+
+/// The table scripts in the order they were recorded in, but for the last,
+/// which crashed the recorded kernel.
+fn table_scripts() -> Vec<PathBuf> {
+    let mut scripts: Vec<PathBuf> = fs::read_dir(data("scripts"))
+        .expect("scripts")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| !path.ends_with("t9b-nounpin.vt"))
+        .collect();
+    scripts.sort();
+    scripts
+}
+
+/// Case by case equal to Linux, but for the lines in `differences.txt`, which
+/// differ exactly as it says.
+#[test]
+fn tables_equal_linux_but_for_the_listed_differences() {
+    let output = replay().args(table_scripts()).output().expect("run");
+    let here = text(&output);
+    let linux = unpacked("behaviour-73.txt.gz");
+    let listed = fs::read_to_string(data("differences.txt")).expect("list");
+    let (here, linux) = (cases(&here), cases(&linux));
+    assert_eq!(linux.len(), 133);
+    assert_eq!(
+        here.keys().collect::<Vec<_>>(),
+        linux.keys().collect::<Vec<_>>()
+    );
+    let mut found = String::new();
+    let mut rows: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in listed.lines().filter_map(|l| l.strip_prefix("case ")) {
+        let (name, row) = line.split_once(" : ").expect("`case NAME : D-ROW`");
+        for d in row.split(' ') {
+            let number = d.strip_prefix('D').and_then(|n| n.parse::<u32>().ok());
+            assert!(number.is_some_and(|n| (1..=11).contains(&n)), "{line}");
+        }
+        rows.insert(name, row);
+    }
+    for (name, expected) in &linux {
+        let lines = &here[name];
+        assert_eq!(lines.len(), expected.len(), "{name}");
+        let differing: Vec<_> = expected.iter().zip(lines).filter(|(a, b)| a != b).collect();
+        match rows.remove(name) {
+            None => assert!(differing.is_empty(), "case {name}: {differing:#?}"),
+            Some(_) => assert!(!differing.is_empty(), "case {name} is listed and equal"),
+        }
+        for (a, b) in differing {
+            found += &format!("{name}\n- {a}\n+ {b}\n");
+        }
+    }
+    assert!(rows.is_empty(), "no such cases: {rows:?}");
+    assert_eq!(found, by_case(&listed));
+}
+
+/// The list with each pair under its case, ordered by case.
+fn by_case(listed: &str) -> String {
+    let mut pairs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut name = "";
+    for line in listed.lines().filter(|l| !l.starts_with('#')) {
+        match line.strip_prefix("case ") {
+            Some(rest) => name = rest.split(" : ").next().unwrap_or(rest),
+            None => pairs.entry(name).or_default().push(line),
+        }
+    }
+    let mut out = String::new();
+    for (name, lines) in pairs {
+        for pair in lines.chunks(2) {
+            out += &format!("{name}\n{}\n", pair.join("\n"));
+        }
+    }
+    out
+}
+
+/// D8: where Linux crashes, UNMAP fails and changes nothing.
+#[test]
+fn a_device_that_will_not_unpin_makes_unmap_busy() {
+    let script = fs::read_to_string(data("scripts/t9b-nounpin.vt")).expect("script");
+    let out = text(&run_script(
+        &(script + "stat\nnounpin v=0\nunmap iova=0 size=4p flags=1\n"),
+    ));
+    let answers: Vec<&str> = out.lines().rev().take(5).map(str::trim).collect();
+    assert_eq!(
+        answers,
+        [
+            "unmap iova=0 size=4p flags=1 => 0 ok size=0x4000 bm=1,0",
+            "nounpin v=0 => 0 ok",
+            "stat => dma_unmap_calls=11 last=0+0x4000 pinned=1",
+            "get iova=0 size=4p => 0 ok bm=1,0",
+            "unmap iova=0 size=4p => -1 EBUSY size=0x4000",
+        ]
+    );
+}
+
+#[test]
+fn a_difference_is_shown_and_exits_1() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (script, expect) = (dir.path().join("s.vt"), dir.path().join("s.out"));
+    fs::write(&script, "new devs=emu0\nstart\n").expect("write");
+    fs::write(
+        &expect,
+        "  new devs=emu0 set_iommu(3)=ok\n  start => -1 EIO\n",
+    )
+    .expect("write");
+    let output = replay().arg(&script).arg("--expect").arg(&expect).output();
+    let output = output.expect("run");
+    assert_eq!(output.status.code(), Some(1));
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        out.contains("line 2\n  expected start => -1 EIO\n  found    start => 0 ok\n"),
+        "{out}"
+    );
+    assert!(out.ends_with("2 lines, 1 different\n"), "{out}");
+}
+
+#[test]
+fn a_bad_line_exits_2_and_nothing_runs() {
+    let output = run_script("new devs=emu0\nstart\nfrobnicate\n");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("-, line 3: expected an operation"), "{err}");
+    let missing = replay().arg("/no/such/file").output().expect("run");
+    assert_eq!(missing.status.code(), Some(2));
+}
