@@ -182,3 +182,51 @@ impl Iommus {
         Some(entry.pfn + ((iova - start) >> PAGE_SHIFT))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RW: Prot = Prot::READ_WRITE;
+
+    fn attached(spec: IommuSpec) -> (Iommus, DomainId) {
+        let mut iommus = Iommus::default();
+        iommus.insert(GroupId(1), spec);
+        let (domain, _) = iommus.attach(GroupId(1)).expect("attach");
+        (iommus, domain)
+    }
+
+    #[test]
+    fn a_page_table_splits_and_translates() {
+        let (mut iommus, domain) = attached(IommuSpec::default());
+        iommus.map(domain, 0x10000, 100, 16, RW).expect("map");
+        assert_eq!(iommus.translate(domain, 0x10000), Some(100));
+        assert_eq!(iommus.translate(domain, 0x1ffff), Some(115));
+        assert_eq!(iommus.translate(domain, 0x20000), None);
+        iommus.unmap(domain, 0x14000, 4);
+        let pages: Vec<_> = (0x10..0x20)
+            .map(|p| iommus.translate(domain, p << 12))
+            .collect();
+        for (k, pfn) in (0u64..).zip(pages) {
+            let hole = (4..8).contains(&k);
+            assert_eq!(pfn, (!hole).then_some(100 + k), "page {k}");
+        }
+        assert_eq!(iommus.map(domain, 0x13000, 0, 2, RW), Err(Errno::EEXIST));
+        assert_eq!(iommus.map(domain, 0x14000, 7, 4, RW), Ok(()));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let spec = IommuSpec {
+            pgsize_bitmap: 1 << 16,
+            ..IommuSpec::default()
+        };
+        let (mut iommus, domain) = attached(spec);
+        assert_eq!(iommus.map(domain, 0x1000, 0, 16, RW), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 0, 1, 16, RW), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 0, 0, 8, RW), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 1 << 48, 0, 16, RW), Err(Errno::ERANGE));
+        assert_eq!(iommus.map(domain, !0xffff, 0, 32, RW), Err(Errno::ERANGE));
+        assert_eq!(iommus.map(domain, 0, 0, 16, RW), Ok(()));
+    }
+}

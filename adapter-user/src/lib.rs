@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! x
+//! Dirty-page tracking for a VMM: a VFIO type1 container in this process.
+//!
+//! A [`Container`] maps guest memory for devices, which pin, read and write it;
+//! between [`start`](Container::start) and [`stop`](Container::stop) it knows
+//! which pages they may have written. All rules are those of `dirty-core`; this
+//! crate brings the memory: [`GuestMemory`] that mappings keep alive, or any
+//! memory of the process, pages that are really resident and locked while they
+//! are pinned, and a simulated IOMMU. The README has an example.
 
 mod container;
 mod device;
@@ -17,3 +24,7 @@ pub use heap::Heap;
 pub use iommu::IommuSpec;
 pub use locked::charged_pages;
 pub use memory::{GuestMemory, OutOfBounds};
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

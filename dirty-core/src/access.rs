@@ -218,8 +218,7 @@ fn first_pin<M: Memory>(
     pays: bool,
 ) -> Result<u64, Error> {
     let mut pfn = [0];
-    host.pin(dma.mm, dma.vaddr_of(iova), dma.prot, &mut pfn)
-        .map_err(Error::Pin)?;
+    dma.pin(host, iova, &mut pfn)?;
     let [pfn] = pfn;
     let kind = host.page_kind(pfn);
     let cost = u64::from(pays && kind == PageKind::Normal);

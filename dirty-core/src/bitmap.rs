@@ -263,11 +263,15 @@ impl<M: Memory> Bitmap<M> {
             let Some(w) = parts.summary.get_mut(bits::word(line)) else {
                 break;
             };
+            let bit = 1 << (line & 63);
+            if *w & bit == 0 {
+                continue;
+            }
             let first = line as usize * LINE_WORDS;
             let end = (first + LINE_WORDS).min(parts.pinned.len());
             let pinned = parts.pinned.get(first..end).unwrap_or_default();
             if pinned.iter().all(|w| *w == 0) {
-                *w &= !(1 << (line & 63));
+                *w &= !bit;
             }
         }
     }

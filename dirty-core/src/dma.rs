@@ -2,7 +2,7 @@
 //! A mapping, and the tree of mappings ordered by iova.
 
 use crate::bitmap::Bitmap;
-use crate::error::{Error, NoMemory};
+use crate::error::{Errno, Error, NoMemory};
 use crate::host::{Host, Memory, Mm, PageKind, Prot};
 use crate::pfn::Pins;
 use crate::pgsize::{Extent, PageSize};
@@ -59,6 +59,23 @@ impl<M: Memory> Dma<M> {
             iova: self.iova.wrapping_add(done << pgsize.shift()),
             npages: left.min((words as u64).saturating_mul(64)),
             pgsize,
+        }
+    }
+
+    /// Pins pages behind `iova`, at least one and as many as `pfns` has room
+    /// for; returns the pfns.
+    pub(crate) fn pin<'a>(
+        &self,
+        host: &mut dyn Host,
+        iova: u64,
+        pfns: &'a mut [u64],
+    ) -> Result<&'a [u64], Error> {
+        let n = host
+            .pin(self.mm, self.vaddr_of(iova), self.prot, pfns)
+            .map_err(Error::Pin)?;
+        match pfns.get(..n) {
+            Some(pinned @ [_, ..]) => Ok(pinned),
+            _ => Err(Error::Pin(Errno::EFAULT)), // no host pins none, or more
         }
     }
 

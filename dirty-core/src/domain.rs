@@ -114,10 +114,7 @@ fn pin_batch<M: Memory>(
     let iova = dma.iova.wrapping_add(done << page.shift());
     let left = usize::try_from(npages.saturating_sub(done)).unwrap_or(BATCH);
     let room = pfns.get_mut(..left.min(BATCH)).unwrap_or_default();
-    let n = host
-        .pin(dma.mm, dma.vaddr_of(iova), dma.prot, room)
-        .map_err(Error::Pin)?;
-    let pfns = room.get(..n).unwrap_or(room);
+    let pfns = dma.pin(host, iova, room)?;
     let cost = dma.chargeable(host, iova, pfns, page);
     if let Err(e) = dma.charge(host, cost) {
         pfns.iter().for_each(|pfn| host.unpin(*pfn, 1, dma.prot));

@@ -128,7 +128,6 @@ errors! {
     UnknownDevice => EINVAL, "the device is not open";
     DuplicateDevice => EBUSY, "the device is open already";
     NoDmaUnmap => EINVAL, "a device without a dma_unmap callback may not pin";
-    NoDevice => EINVAL, "no device with a dma_unmap callback is open";
     NoPages => EINVAL, "no pages asked for";
     TooManyPins => E2BIG, "more pages than one pin call may take";
     PinCount => EOVERFLOW, "a page is pinned as often as can be counted";

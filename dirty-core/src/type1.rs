@@ -304,6 +304,8 @@ impl<M: Memory> Type1<M> {
             let due = domain::pinned_charge(host, dma);
             let surplus = dma.locked.saturating_sub(due);
             dma.uncharge(host, surplus);
+            // Beyond the limit the pins stay, and stay unpaid, as in Linux.
+            let _ = dma.charge(host, due.saturating_sub(dma.locked));
         }
     }
 

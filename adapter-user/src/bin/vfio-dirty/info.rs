@@ -24,7 +24,15 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What GET_INFO says.
+const EXTENSIONS: [(u64, &str); 5] = [
+    (VFIO_TYPE1_IOMMU, "TYPE1"),
+    (VFIO_TYPE1v2_IOMMU, "TYPE1v2"),
+    (VFIO_DMA_CC_IOMMU, "DMA_CC"),
+    (VFIO_UNMAP_ALL, "UNMAP_ALL"),
+    (VFIO_UPDATE_VADDR, "UPDATE_VADDR"),
+];
+
+/// What GET_INFO and CHECK_EXTENSION say.
 struct Offer {
     iova_pgsizes: u64,
     dirty_pgsizes: u64,
@@ -77,7 +85,7 @@ fn ask(group: Group) -> Result<Offer, Error> {
         }
         at = u32_at(&arg, at + 4) as usize;
     }
-    for extension in 1..=11 {
+    for (extension, _) in EXTENSIONS {
         if container.ioctl(VFIO_CHECK_EXTENSION, extension)? != 0 {
             offer.extensions.push(extension);
         }
@@ -110,15 +118,10 @@ fn iova_ranges(ranges: &[(u64, u64)]) -> String {
 }
 
 fn print_offer(out: &mut impl Write, title: &str, offer: &Offer) -> io::Result<()> {
-    let names = offer.extensions.iter().map(|e| match *e {
-        VFIO_TYPE1_IOMMU => "TYPE1".into(),
-        VFIO_TYPE1v2_IOMMU => "TYPE1v2".into(),
-        VFIO_DMA_CC_IOMMU => "DMA_CC".into(),
-        VFIO_UNMAP_ALL => "UNMAP_ALL".into(),
-        VFIO_UPDATE_VADDR => "UPDATE_VADDR".into(),
-        other => other.to_string(),
-    });
-    let names = names.collect::<Vec<String>>().join(" ");
+    let known = EXTENSIONS
+        .iter()
+        .filter(|(id, _)| offer.extensions.contains(id));
+    let names = known.map(|(_, name)| *name).collect::<Vec<_>>().join(" ");
     writeln!(out, "container, {title}")?;
     writeln!(out, "  extensions         {names}")?;
     let pgsizes = page_sizes(offer.iova_pgsizes);
@@ -149,7 +152,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let iommu = Group::iommu(id, IommuSpec::default());
     let iommu = ask(iommu).map_err(cannot("ask a container"))?;
     let memlock = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-    let cap = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_IPC_LOCK);
+    let cap = caps::has_cap(
+        None,
+        caps::CapSet::Effective,
+        caps::Capability::CAP_IPC_LOCK,
+    );
     let cap = cap.unwrap_or(false);
     let tracking = migrate::cpu_tracking();
     let mut out = io::stdout().lock();

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The container as a VMM uses it: threads, memory it owns, bad addresses.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread;
+
+use adapter_user::uapi::*;
+use adapter_user::{
+    Container, Device, Error, Group, GroupId, GuestMemory, IommuSpec, IommuType, Options, Prot,
+};
+
+const GROUP: GroupId = GroupId(1);
+const PAGE: u64 = 4096;
+
+fn container(group: Group) -> Container {
+    let container = Container::new(Options::default());
+    container.add_group(group).expect("group");
+    container.set_iommu(IommuType::Type1v2).expect("type1v2");
+    container
+}
+
+fn emulated() -> Container {
+    container(Group::emulated(GROUP))
+}
+
+fn device(container: &Container) -> Arc<Device> {
+    let on_unmap = |device: &Device, iova, size| device.unpin_range(iova, size);
+    let device = container.open_device(GROUP, Some(Box::new(on_unmap)));
+    device.expect("device")
+}
+
+fn memory(pages: u64) -> Arc<GuestMemory> {
+    Arc::new(GuestMemory::new(pages * PAGE).expect("memory"))
+}
+
+#[test]
+fn handles_are_shared_by_threads() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    fn device<T: Send + Sync + 'static>() {}
+    shared::<Container>();
+    device::<Device>();
+}
+
+#[test]
+fn a_mapping_keeps_its_memory_alive() {
+    let (container, memory) = (emulated(), memory(4));
+    container
+        .map(0, &memory, PAGE, 2 * PAGE, Prot::READ_WRITE)
+        .expect("map");
+    let weak = Arc::downgrade(&memory);
+    drop(memory);
+    let device = device(&container);
+    device.write(0xff8, &[7; 16]).expect("write");
+    let mut back = [0; 16];
+    device.read(0xff8, &mut back).expect("read");
+    assert_eq!(back, [7; 16]);
+    let kept = weak.upgrade().expect("the mapping holds the memory");
+    let mut same = [0; 16];
+    kept.read(PAGE + 0xff8, &mut same).expect("in bounds");
+    assert_eq!(same, back);
+    drop(kept);
+    container.unmap(0, 2 * PAGE).expect("unmap");
+    assert!(weak.upgrade().is_none(), "unmapped memory is let go");
+}
+
+#[test]
+fn a_mapping_must_lie_in_its_memory() {
+    let (container, memory) = (emulated(), memory(4));
+    let rw = Prot::READ_WRITE;
+    for (offset, size) in [
+        (0, 5 * PAGE),
+        (4 * PAGE, PAGE),
+        (u64::MAX, PAGE),
+        (PAGE, 4 * PAGE),
+    ] {
+        let mapped = container.map(0, &memory, offset, size, rw);
+        assert_eq!(mapped, Err(Error::Wraps), "{offset:#x} {size:#x}");
+    }
+    assert_eq!(container.map(0, &memory, 0, 0, rw), Err(Error::ZeroSize));
+}
+
+#[test]
+fn bad_addresses_are_efault_and_no_signal() {
+    let container = emulated();
+    let device = device(&container);
+    container
+        .map_process(0, 0, PAGE, Prot::READ_WRITE)
+        .expect("nothing looks at the address yet");
+    assert_eq!(device.write(0, &[1]), Err(Error::BadAddress));
+    assert_eq!(device.read(0, &mut [1]), Err(Error::BadAddress));
+    let pinned = device.pin(0, Prot::READ, &mut [0]);
+    assert_eq!(pinned.map_err(|e| e.errno().0), Err(14));
+    for nr in [
+        VFIO_IOMMU_GET_INFO,
+        VFIO_IOMMU_MAP_DMA,
+        VFIO_IOMMU_UNMAP_DMA,
+        VFIO_IOMMU_DIRTY_PAGES,
+    ] {
+        for arg in [0, 8, 0x1000, u64::MAX, u64::MAX - 7] {
+            assert_eq!(container.ioctl(nr, arg), Err(Error::BadAddress), "{nr:#x}");
+        }
+    }
+}
+
+#[test]
+fn the_raw_interface_takes_c_structures() {
+    let (container, mut memory) = (emulated(), vec![0u8; 3 * PAGE as usize]);
+    let start = memory.as_mut_ptr() as u64;
+    let mut map = vfio_iommu_type1_dma_map {
+        argsz: 32,
+        flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+        vaddr: start.next_multiple_of(PAGE),
+        iova: 0x10000,
+        size: 2 * PAGE,
+    };
+    let map_arg = &raw mut map as u64;
+    assert_eq!(container.ioctl(VFIO_IOMMU_MAP_DMA, map_arg), Ok(0));
+    let mut start = vfio_iommu_type1_dirty_bitmap {
+        argsz: 8,
+        flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+    };
+    let start_arg = &raw mut start as u64;
+    assert_eq!(container.ioctl(VFIO_IOMMU_DIRTY_PAGES, start_arg), Ok(0));
+    device(&container).write(0x11000, b"x").expect("write");
+    let mut bitmap = [!0u64; 2];
+    let mut get = (
+        vfio_iommu_type1_dirty_bitmap {
+            argsz: 48,
+            flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+        },
+        vfio_iommu_type1_dirty_bitmap_get {
+            iova: 0x10000,
+            size: 2 * PAGE,
+            bitmap: vfio_bitmap {
+                pgsize: PAGE,
+                size: 8,
+                data: bitmap.as_mut_ptr() as u64,
+            },
+        },
+    );
+    let get_arg = &raw mut get as u64;
+    assert_eq!(container.ioctl(VFIO_IOMMU_DIRTY_PAGES, get_arg), Ok(0));
+    assert_eq!(bitmap, [2, !0]);
+    assert_eq!(memory.iter().filter(|b| **b == b'x').count(), 1);
+}
+
+/// Writers and a harvester at once: what is not in a copy taken after its last
+/// report was written after it, and is in the next report.
+#[test]
+fn no_write_is_lost_between_reports() {
+    const PAGES: u64 = 512;
+    let (container, memory) = (emulated(), memory(PAGES));
+    let size = PAGES * PAGE;
+    container
+        .map(0, &memory, 0, size, Prot::READ_WRITE)
+        .expect("map");
+    container.start().expect("start");
+    let stop = AtomicBool::new(false);
+    let copy = GuestMemory::new(size).expect("copy");
+    let reports = AtomicU64::new(0);
+    let harvest = |dirty: &mut Vec<u64>| {
+        dirty.fill(0);
+        container
+            .dirty_bitmap(0, size, PAGE, dirty)
+            .expect("report");
+        let set = |p: &u64| dirty[(p / 64) as usize] >> (p % 64) & 1 != 0;
+        let mut page = vec![0; PAGE as usize];
+        for p in (0..PAGES).filter(set) {
+            memory.read(p * PAGE, &mut page).expect("in bounds");
+            copy.write(p * PAGE, &page).expect("in bounds");
+        }
+        reports.fetch_add(1, Ordering::Relaxed);
+    };
+    thread::scope(|scope| {
+        for thread in 0..3u64 {
+            let (container, memory, stop) = (&container, &memory, &stop);
+            scope.spawn(move || {
+                let device = device(container);
+                let mut x = thread + 1;
+                let mut writes: u64 = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    x = x.wrapping_mul(6364136223846793005).wrapping_add(1);
+                    let at = (x >> 20) % (size - 16);
+                    let data = writes.to_ne_bytes();
+                    match thread {
+                        0 => device.write(at, &data).expect("write"),
+                        1 => {
+                            memory.write(at, &data).expect("in bounds");
+                            device.mark(at, 8).expect("mark");
+                        }
+                        _ => {
+                            let mut pfns = [0; 2];
+                            let iova = at & !0xfff;
+                            let n = if iova + PAGE < size { 2 } else { 1 };
+                            let pfns = &mut pfns[..n];
+                            device.pin(iova, Prot::READ_WRITE, pfns).expect("pin");
+                            memory.write(at.min(size - 8), &data).expect("in bounds");
+                            device.unpin(iova, n as u64);
+                        }
+                    }
+                    writes += 1;
+                }
+            });
+        }
+        let mut dirty = vec![0; (PAGES / 64) as usize];
+        for _ in 0..400 {
+            harvest(&mut dirty);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut dirty = vec![0; (PAGES / 64) as usize];
+    harvest(&mut dirty);
+    let (mut a, mut b) = (vec![0; size as usize], vec![0; size as usize]);
+    memory.read(0, &mut a).expect("in bounds");
+    copy.read(0, &mut b).expect("in bounds");
+    for (p, (a, b)) in a.chunks(4096).zip(b.chunks(4096)).enumerate() {
+        assert!(a == b, "page {p} was written after its last report");
+    }
+    assert_eq!(reports.into_inner(), 401);
+}
+
+/// The callback runs without the container's lock: it can call the container,
+/// also from another thread.
+#[test]
+fn a_dma_unmap_callback_may_call_the_container() {
+    let (container, memory) = (emulated(), memory(8));
+    container
+        .map(0, &memory, 0, 8 * PAGE, Prot::READ_WRITE)
+        .expect("map");
+    container.start().expect("start");
+    let inner = container.clone();
+    let on_unmap = move |device: &Device, iova, size| {
+        let other = inner.clone();
+        let asked = thread::spawn(move || other.dirty_bitmap(iova, size, PAGE, &mut [0]));
+        asked.join().expect("no deadlock").expect("report");
+        device.unpin_range(iova, size);
+    };
+    let device = container.open_device(GROUP, Some(Box::new(on_unmap)));
+    let device = device.expect("device");
+    device.pin(PAGE, Prot::READ, &mut [0; 2]).expect("pin");
+    let mut dirty = [0];
+    let freed = container.unmap_dirty(0, 8 * PAGE, PAGE, &mut dirty);
+    assert_eq!((freed, dirty), (Ok(8 * PAGE), [6]));
+}
+
+#[test]
+fn tracking_that_stops_in_a_callback_fails_the_unmap() {
+    let (container, memory) = (emulated(), memory(8));
+    container
+        .map(0, &memory, 0, 8 * PAGE, Prot::READ_WRITE)
+        .expect("map");
+    container.start().expect("start");
+    let inner = container.clone();
+    let on_unmap = move |device: &Device, iova, size| {
+        inner.stop().expect("stop");
+        device.unpin_range(iova, size);
+    };
+    let device = container.open_device(GROUP, Some(Box::new(on_unmap)));
+    let device = device.expect("device");
+    device.pin(0, Prot::READ, &mut [0]).expect("pin");
+    let freed = container.unmap_dirty(0, 8 * PAGE, PAGE, &mut [0]);
+    assert_eq!(freed, Err(Error::NotTracking));
+    assert_eq!(
+        container.unmap(0, 8 * PAGE),
+        Ok(8 * PAGE),
+        "it was still there"
+    );
+}
+
+#[test]
+fn a_group_behind_an_iommu_makes_everything_dirty() {
+    let container = container(Group::iommu(GROUP, IommuSpec::default()));
+    let memory = memory(100);
+    container
+        .map(0, &memory, 0, 100 * PAGE, Prot::READ)
+        .expect("map");
+    container.start().expect("start");
+    for _ in 0..2 {
+        let mut dirty = [0; 2];
+        container
+            .dirty_bitmap(0, 100 * PAGE, PAGE, &mut dirty)
+            .expect("report");
+        assert_eq!(dirty, [!0, (1 << 36) - 1]);
+    }
+    let window = container.map(0xfee0_0000, &memory, 0, PAGE, Prot::READ);
+    assert_eq!(window, Err(Error::ForbiddenIova));
+}
