@@ -331,6 +331,41 @@ impl Container {
         core.get_bitmap(iova, size, pgsize, Report::Words(bitmap))
     }
 
+    /// Likewise into words that are zero: only words with dirty pages are
+    /// written, which is faster when few are.
+    ///
+    /// # Errors
+    ///
+    /// In the order of A6; nothing is cleared then.
+    pub fn dirty_bitmap_zeroed(
+        &self,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Error> {
+        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
+        let mut core = self.shared.write();
+        core.get_bitmap(iova, size, pgsize, Report::Zeroed(bitmap))
+    }
+
+    /// Marks `size` bytes from `iova` on as written; see [`Device::mark`].
+    ///
+    /// # Errors
+    ///
+    /// See [`dirty_core::Container::mark`].
+    pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
+        self.shared.read().mark(iova, size)
+    }
+
+    /// A handle that does not keep the container open, for callbacks.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakContainer {
+        WeakContainer {
+            shared: Arc::downgrade(&self.shared),
+        }
+    }
+
     /// Marks the pages that another tracker found dirty.
     ///
     /// # Errors
@@ -354,6 +389,27 @@ impl Container {
         on_unmap: Option<OnUnmap>,
     ) -> Result<Arc<Device>, Error> {
         Device::open(&self.shared, group, on_unmap)
+    }
+}
+
+/// A handle to a container that does not keep it open.
+#[derive(Clone)]
+pub struct WeakContainer {
+    shared: Weak<Shared>,
+}
+
+impl WeakContainer {
+    /// The container, if it is open still.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Container> {
+        let shared = self.shared.upgrade()?;
+        Some(Container { shared })
+    }
+}
+
+impl fmt::Debug for WeakContainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakContainer").finish_non_exhaustive()
     }
 }
 

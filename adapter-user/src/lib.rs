@@ -16,7 +16,7 @@ mod iommu;
 mod locked;
 mod memory;
 
-pub use container::{Container, Group, IommuType, OnUnmap};
+pub use container::{Container, Group, IommuType, OnUnmap, WeakContainer};
 pub use device::Device;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, uapi, Errno, Error, Extent, Options, PageSize};

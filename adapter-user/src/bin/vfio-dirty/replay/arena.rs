@@ -9,7 +9,7 @@ use nix::sys::mman::{madvise, mmap_anonymous, MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
 use nix::unistd::Pid;
 
-use super::script::{BUF, BUF_SIZE, MEM, MEM_SIZE, RO, RO_SIZE};
+use dirty_script::op::{ARG, ARG_SIZE, BUF, BUF_SIZE, MEM, MEM_SIZE, RO, RO_SIZE};
 
 /// Maps `size` bytes at `addr`, where nothing may be yet.
 pub(crate) fn map(addr: u64, size: u64, prot: ProtFlags) -> nix::Result<()> {
@@ -26,6 +26,7 @@ pub(crate) fn map_all() -> Result<(), String> {
     for (addr, size, prot) in [
         (MEM, MEM_SIZE, rw),
         (BUF, BUF_SIZE, rw),
+        (ARG, ARG_SIZE, rw),
         (RO, RO_SIZE, ProtFlags::PROT_READ),
     ] {
         map(addr, size, prot).map_err(|e| {

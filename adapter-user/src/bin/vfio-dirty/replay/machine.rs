@@ -1,79 +1,47 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a script drives: a container, devices and their groups.
+//! The real thing to run scripts on: this process's memory, real pins, and a
+//! container of this crate.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use adapter_user::uapi::*;
-use adapter_user::{Container, Device, Errno, Error, Group, GroupId, IommuSpec, Options, Prot};
+use adapter_user::{
+    charged_pages, Container, Device, Errno, Error, Group, GroupId, IommuSpec, Options, Prot,
+};
+use dirty_script::op::{
+    Action, Caller, DeviceIndex, DeviceSpec, FaultKind, New, ReportArg, APERTURE, DEVICES, MSI,
+};
+use dirty_script::{Answer, AttachError, Driver, Stat, System};
+use nix::sys::mman::ProtFlags;
+use nix::sys::resource::{setrlimit, Resource};
 
 use super::arena;
-use super::script::{DeviceIndex, BUF, BUF_SIZE, DEVICES};
-
-/// What a device's driver counts, as the recorder's test driver does.
-#[derive(Default)]
-pub(crate) struct Stat {
-    pub(crate) unmap_calls: u32,
-    pub(crate) last: (u64, u64),
-    /// Iovas of single pins, in order.
-    pub(crate) pins: Vec<u64>,
-}
-
-/// The driver of an emulated device.
-#[derive(Default)]
-pub(crate) struct Driver {
-    stat: Mutex<Stat>,
-    pub(crate) no_unpin: AtomicBool,
-}
-
-impl Driver {
-    pub(crate) fn stat(&self) -> MutexGuard<'_, Stat> {
-        self.stat.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unpin_range(&self, device: &Device, iova: u64, size: u64) {
-        let mut stat = self.stat();
-        stat.pins.retain(|at| {
-            let inside = at.checked_sub(iova).is_some_and(|offset| offset < size);
-            if inside {
-                device.unpin(*at, 1);
-            }
-            !inside
-        });
-    }
-
-    fn dma_unmap(&self, device: &Device, iova: u64, size: u64) {
-        let mut stat = self.stat();
-        stat.unmap_calls += 1;
-        stat.last = (iova, size);
-        drop(stat);
-        if !self.no_unpin.load(Ordering::Relaxed) {
-            self.unpin_range(device, iova, size);
-        }
-    }
-}
+use super::process;
 
 /// A device of the scripts.
 #[derive(Default)]
-pub(crate) struct Slot {
+struct Slot {
     /// Whether its group is open and in the container.
     attached: bool,
-    pub(crate) driver: Arc<Driver>,
+    driver: Arc<Mutex<Driver>>,
     device: Option<Arc<Device>>,
+}
+
+impl Slot {
+    fn driver(&self) -> MutexGuard<'_, Driver> {
+        lock(&self.driver)
+    }
+}
+
+fn lock(driver: &Mutex<Driver>) -> MutexGuard<'_, Driver> {
+    driver.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Everything of one case.
 pub(crate) struct Machine {
     container: Option<Container>,
     slots: [Slot; DEVICES.len()],
-    pub(crate) entry_limit: u32,
-    /// The line that is being answered.
-    pub(crate) out: String,
+    entry_limit: u32,
 }
-
-/// The result of a system call: a value, or an errno.
-pub(crate) type Answer = Result<u32, Errno>;
 
 impl Machine {
     pub(crate) fn new(entry_limit: u32) -> Self {
@@ -81,34 +49,10 @@ impl Machine {
             container: None,
             slots: Default::default(),
             entry_limit,
-            out: String::new(),
         }
     }
 
-    pub(crate) fn say(&mut self, text: std::fmt::Arguments<'_>) {
-        // A string takes any text.
-        let _ = self.out.write_fmt(text);
-    }
-
-    /// Appends ` => value name`.
-    pub(crate) fn answer(&mut self, answer: Answer) {
-        match answer {
-            Ok(value) => self.say(format_args!(" => {value} ok")),
-            Err(e) => self.say(format_args!(" => -1 {e}")),
-        }
-    }
-
-    pub(crate) fn ioctl(&self, nr: u32, arg: u64) -> Answer {
-        let container = self.container.as_ref().ok_or(Errno::EBADF)?;
-        container.ioctl(nr, arg).map_err(Error::errno)
-    }
-
-    /// An ioctl whose argument is `arg`, or what is at `ptr`.
-    pub(crate) fn ioctl_with(&self, nr: u32, arg: &mut [u8], ptr: Option<u64>) -> Answer {
-        self.ioctl(nr, ptr.unwrap_or(arg.as_mut_ptr() as u64))
-    }
-
-    pub(crate) fn close_all(&mut self) {
+    pub(crate) fn close(&mut self) {
         for index in 0..DEVICES.len() {
             self.close_device(index);
             self.slots[index].attached = false;
@@ -116,178 +60,247 @@ impl Machine {
         self.container = None;
     }
 
-    pub(crate) fn open(&mut self) {
-        self.close_all();
+    fn container(&self) -> Result<&Container, Errno> {
+        self.container.as_ref().ok_or(Errno::EBADF)
+    }
+
+    /// A device that has the recorder's driver.
+    fn device(&self, index: DeviceIndex) -> Result<(&Arc<Device>, &Slot), Errno> {
+        let slot = &self.slots[index];
+        match &slot.device {
+            None => Err(Errno::EBADF),
+            Some(_) if !DEVICES[index].pins => Err(Errno::ENOTTY),
+            Some(device) => Ok((device, slot)),
+        }
+    }
+}
+
+fn group(index: DeviceIndex, spec: &DeviceSpec) -> Group {
+    let id = GroupId(index as u64);
+    let Some(pgsize_bitmap) = spec.pgsizes else {
+        return Group::emulated(id);
+    };
+    let spec = IommuSpec {
+        pgsize_bitmap,
+        aperture: APERTURE,
+        reserved: vec![MSI],
+        coherent: false,
+        isolated_msi: true,
+    };
+    Group::iommu(id, spec)
+}
+
+/// What a call inside the kernel returns.
+fn returned<T>(result: Result<T, Error>, value: i32) -> i32 {
+    result.map_or_else(|e| -e.errno().0, |_| value)
+}
+
+/// The dma_unmap callback of a device. No lock is held while it calls back.
+fn dma_unmap(container: &Container, driver: &Mutex<Driver>, device: &Device, iova: u64, size: u64) {
+    let actions = lock(driver).dma_unmap(iova, size);
+    for action in actions {
+        // A callback returns nothing: what fails, fails unseen, as in Linux.
+        match action {
+            Action::Unpin => unpin_range(driver, device, iova, size),
+            Action::Start => drop(container.start()),
+            Action::Stop => drop(container.stop()),
+            Action::Pin => {
+                if device.pin(iova, Prot::READ, &mut [0]).is_ok() {
+                    lock(driver).pinned(iova, 1);
+                }
+            }
+        }
+    }
+}
+
+fn unpin_range(driver: &Mutex<Driver>, device: &Device, iova: u64, size: u64) {
+    let pins = lock(driver).take(iova, size);
+    pins.iter().for_each(|at| device.unpin(*at, 1));
+}
+
+impl System for Machine {
+    fn open(&mut self, new: &New) {
+        self.close();
         self.container = Some(Container::new(Options {
             dma_entry_limit: self.entry_limit,
+            bitmap_budget: new.budget,
+            skip_read_only: new.skip_read_only,
             ..Options::default()
         }));
     }
 
-    /// Opens the group of a device and puts it into the container; with `set`
-    /// chooses the IOMMU type too. Says what failed.
-    pub(crate) fn attach(&mut self, index: DeviceIndex, set: Option<u64>) -> bool {
-        let name = DEVICES[index];
-        let Some(container) = self.container.clone() else {
-            self.say(format_args!(" {name}:set_container=EBADF"));
-            return false;
-        };
+    fn attach(&mut self, index: DeviceIndex) -> Result<(), AttachError> {
+        let failed = |step, errno| AttachError { step, errno };
         if self.slots[index].attached {
-            self.say(format_args!(" {name}:open=EBUSY"));
-            return false;
+            return Err(failed("open", Errno::EBUSY));
         }
-        let id = GroupId(index as u64);
-        let group = if name.starts_with("emu") {
-            Group::emulated(id)
-        } else {
-            Group::iommu(id, IommuSpec::default())
-        };
-        if let Err(e) = container.add_group(group) {
-            self.say(format_args!(" {name}:set_container={}", e.errno()));
-            return false;
-        }
+        let container = self.container();
+        let container = container.map_err(|e| failed("set_container", e))?;
+        let added = container.add_group(group(index, &DEVICES[index]));
+        added.map_err(|e| failed("set_container", e.errno()))?;
         self.slots[index].attached = true;
-        if let Some(kind) = set {
-            let answer = self.ioctl(VFIO_SET_IOMMU, kind);
-            match answer {
-                Ok(_) => self.say(format_args!(" set_iommu({kind})=ok")),
-                Err(e) => self.say(format_args!(" set_iommu({kind})={e}")),
-            }
-            return answer.is_ok();
-        }
-        true
+        Ok(())
     }
 
-    /// Opens a device, which resets what its driver counts.
-    pub(crate) fn get_device(&mut self, index: DeviceIndex) {
-        let name = DEVICES[index];
-        let slot = &mut self.slots[index];
-        let Some(container) = self.container.as_ref().filter(|_| slot.attached) else {
-            self.say(format_args!(" {name}:get_device_fd=EBADF"));
-            return;
-        };
-        let driver = Arc::default();
-        // vfio-pci and emu2 have no dma_unmap callback.
-        let on_unmap = (!matches!(name, "pci0" | "pci1" | "emu2")).then(|| {
-            let driver: Arc<Driver> = Arc::clone(&driver);
-            let call = move |d: &Device, iova, size| driver.dma_unmap(d, iova, size);
-            Box::new(call) as adapter_user::OnUnmap
-        });
-        match container.open_device(GroupId(index as u64), on_unmap) {
-            Ok(device) => {
-                slot.device = Some(device);
-                slot.driver = driver;
-            }
-            Err(e) => self.say(format_args!(" {name}:get_device_fd={}", e.errno())),
-        }
-    }
-
-    pub(crate) fn close_device(&mut self, index: DeviceIndex) {
-        let slot = &mut self.slots[index];
-        if let Some(device) = slot.device.take() {
-            slot.driver.unpin_range(&device, 0, u64::MAX);
-        }
-    }
-
-    pub(crate) fn detach(&mut self, index: DeviceIndex) -> Answer {
+    fn detach(&mut self, index: DeviceIndex) -> Answer {
         self.close_device(index);
         if !std::mem::take(&mut self.slots[index].attached) {
             return Err(Errno::EBADF);
         }
-        let container = self.container.as_ref().ok_or(Errno::EBADF)?;
-        let removed = container.remove_group(GroupId(index as u64));
+        let removed = self.container()?.remove_group(GroupId(index as u64));
         removed.map(|()| 0).map_err(Error::errno)
     }
 
-    /// A device that has the recorder's driver.
-    pub(crate) fn device(&self, index: DeviceIndex) -> Result<(&Device, &Driver), Errno> {
+    fn open_device(&mut self, index: DeviceIndex) -> Result<(), Errno> {
         let slot = &self.slots[index];
-        match &slot.device {
-            None => Err(Errno::EBADF),
-            Some(_) if DEVICES[index].starts_with("pci") => Err(Errno::ENOTTY),
-            Some(device) => Ok((device, &slot.driver)),
+        if !slot.attached {
+            return Err(Errno::EBADF);
+        }
+        if slot.device.is_some() {
+            return Ok(()); // one device, opened twice
+        }
+        let container = self.container()?.clone();
+        let driver = Arc::<Mutex<Driver>>::default();
+        let on_unmap = DEVICES[index].dma_unmap.then(|| {
+            // Not the container itself, which the device keeps alive already.
+            let (container, driver) = (container.downgrade(), Arc::clone(&driver));
+            let call = move |device: &Device, iova, size| {
+                if let Some(container) = container.upgrade() {
+                    dma_unmap(&container, &driver, device, iova, size);
+                }
+            };
+            Box::new(call) as adapter_user::OnUnmap
+        });
+        let device = container.open_device(GroupId(index as u64), on_unmap);
+        let slot = &mut self.slots[index];
+        slot.device = Some(device.map_err(Error::errno)?);
+        slot.driver = driver;
+        Ok(())
+    }
+
+    fn close_device(&mut self, index: DeviceIndex) {
+        let slot = &mut self.slots[index];
+        if let Some(device) = slot.device.take() {
+            unpin_range(&slot.driver, &device, 0, u64::MAX);
         }
     }
 
-    pub(crate) fn driver(&self, index: DeviceIndex) -> &Driver {
-        &self.slots[index].driver
+    fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
+        self.container()?.ioctl(nr, arg).map_err(Error::errno)
     }
 
-    /// vfio_pin_pages through the device; the count is the kernel's int.
-    pub(crate) fn pin(
-        &self,
-        index: DeviceIndex,
-        iova: u64,
-        n: i32,
-        prot: u32,
-    ) -> Result<i32, Errno> {
-        let (device, driver) = self.device(index)?;
+    fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
+        let container = self.container()?;
+        let done = match arg.fill {
+            Some(_) => container.dirty_bitmap(arg.iova, arg.size, arg.pgsize, words),
+            None => container.dirty_bitmap_zeroed(arg.iova, arg.size, arg.pgsize, words),
+        };
+        done.map(|()| 0).map_err(Error::errno)
+    }
+
+    fn harvest(&mut self, arg: &ReportArg, words: &mut [u64]) -> Result<u64, Errno> {
+        let container = self.container()?;
+        let done = container.unmap_dirty(arg.iova, arg.size, arg.pgsize, words);
+        done.map_err(Error::errno)
+    }
+
+    fn pin(&mut self, index: DeviceIndex, iova: u64, n: i32, prot: u32) -> Result<i32, Errno> {
+        let (device, slot) = self.device(index)?;
         // More than the core takes is refused by the core, however many.
         let mut pfns = vec![0; (n as u32).min(1 << 16) as usize];
-        Ok(match device.pin(iova, Prot(prot), &mut pfns) {
-            Ok(()) => {
-                let pages = (0..pfns.len() as u64).map(|k| iova + (k << 12));
-                driver.stat().pins.extend(pages);
-                n
-            }
-            Err(e) => -e.errno().0,
-        })
+        let pinned = device.pin(iova, Prot(prot), &mut pfns);
+        if pinned.is_ok() {
+            slot.driver().pinned(iova, n);
+        }
+        Ok(returned(pinned, n))
     }
 
-    pub(crate) fn unpin(&self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
-        let (device, driver) = self.device(index)?;
-        let n = u64::try_from(n).unwrap_or(0);
-        device.unpin(iova, n);
-        let mut stat = driver.stat();
-        for at in (0..n).map(|k| iova.wrapping_add(k << 12)) {
-            if let Some(found) = stat.pins.iter().position(|pin| *pin == at) {
-                stat.pins.remove(found);
-            }
-        }
+    fn unpin(&mut self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
+        let (device, slot) = self.device(index)?;
+        device.unpin(iova, u64::try_from(n).unwrap_or(0));
+        slot.driver().unpinned(iova, n);
         Ok(0)
     }
 
-    /// vfio_dma_rw through the device.
-    pub(crate) fn rw(
-        &self,
+    fn rw(
+        &mut self,
         index: DeviceIndex,
         iova: u64,
         len: u64,
         write: bool,
-        kthread: bool,
+        caller: Caller,
     ) -> Result<i32, Errno> {
         let (device, _) = self.device(index)?;
         let mut data = vec![0x5a; len as usize];
-        let done = match (write, kthread) {
+        let mut work = || match (write, caller) {
             (false, _) => device.read(iova, &mut data),
-            (true, false) => device.write(iova, &data),
-            (true, true) => device.write_as_kernel_thread(iova, &data),
+            (true, Caller::KernelThread) => device.write_as_kernel_thread(iova, &data),
+            (true, _) => device.write(iova, &data),
         };
-        Ok(done.map_or_else(|e| -e.errno().0, |()| 0))
-    }
-
-    /// Fills the buffer that bitmaps go to.
-    pub(crate) fn fill(&mut self, fill: u8, bsize: u64) {
-        let len = if bsize < 60000 { bsize + 64 } else { BUF_SIZE };
-        // The buffer is mapped: see `arena::map_all`.
-        let _ = arena::write(BUF, &vec![fill; len as usize]);
-    }
-
-    /// Appends the words at `data` that can be read.
-    pub(crate) fn dump(&mut self, data: u64, bsize: u64, words: u64) {
-        let words = match words {
-            0 => (bsize.wrapping_add(7) / 8 + 1).min(6),
-            n => n,
-        };
-        self.say(format_args!(" bm="));
-        for k in 0..words {
-            let comma = if k == 0 { "" } else { "," };
-            let mut word = [0; 8];
-            if arena::read(data.wrapping_add(8 * k), &mut word).is_err() {
-                self.say(format_args!("{comma}<unmapped>"));
-                break;
-            }
-            self.say(format_args!("{comma}{:x}", u64::from_ne_bytes(word)));
+        match caller {
+            Caller::Child => process::in_child(|| returned(work(), 0)),
+            _ => Ok(returned(work(), 0)),
         }
+    }
+
+    fn mark(&mut self, iova: u64, len: u64) -> Answer {
+        let container = self.container()?;
+        container.mark(iova, len).map(|()| 0).map_err(Error::errno)
+    }
+
+    fn on_unmap(&mut self, index: DeviceIndex, actions: &[Action]) -> Answer {
+        let (_, slot) = self.device(index)?;
+        slot.driver().actions = actions.to_vec();
+        Ok(0)
+    }
+
+    fn fault(&mut self, _kind: FaultKind, _n: u64) -> Answer {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn end_faults(&mut self) {}
+
+    fn stat(&self, index: DeviceIndex) -> Stat {
+        self.slots[index].driver().stat()
+    }
+
+    fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String {
+        let mut text = String::new();
+        if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit) {
+            text += &format!(" setrlimit={}", Errno(e as i32));
+        }
+        let sets = [
+            caps::CapSet::Effective,
+            caps::CapSet::Inheritable,
+            caps::CapSet::Permitted,
+        ];
+        for set in sets.into_iter().filter(|_| !keep_cap) {
+            if let Err(e) = caps::drop(None, set, caps::Capability::CAP_IPC_LOCK) {
+                text += &format!(" capset={e}");
+            }
+        }
+        text
+    }
+
+    fn locked_pages(&self) -> u64 {
+        charged_pages()
+    }
+
+    fn set_entry_limit(&mut self, limit: u32) {
+        self.entry_limit = limit;
+    }
+
+    fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno> {
+        let mut prot = ProtFlags::PROT_READ;
+        prot.set(ProtFlags::PROT_WRITE, write);
+        arena::map(addr, size, prot).map_err(|e| Errno(e as i32))
+    }
+
+    fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {
+        arena::read(addr, buf).is_ok()
+    }
+
+    fn poke(&mut self, addr: u64, buf: &[u8]) -> bool {
+        arena::write(addr, buf).is_ok()
     }
 }

@@ -6,8 +6,6 @@ mod arena;
 mod compare;
 mod machine;
 mod process;
-mod run;
-mod script;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -15,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use compare::Comparison;
-use script::Case;
+use dirty_script::Case;
+use machine::Machine;
 
 use crate::failure::Failure;
 
@@ -55,6 +54,17 @@ fn read(path: &Path) -> Result<String, Failure> {
     })
 }
 
+/// Runs the lines of one case in this process.
+fn run_case(case: &Case, out: &mut impl Write) -> io::Result<()> {
+    let mut machine = Machine::new(case.entry_limit);
+    for line in &case.lines {
+        let reply = dirty_script::run(&mut machine, &line.op);
+        writeln!(out, "  {}{reply}", line.echo)?;
+    }
+    machine.close();
+    out.flush()
+}
+
 /// Runs the cases, each in a process of its own.
 fn run_cases(
     cases: &[Case],
@@ -69,7 +79,7 @@ fn run_cases(
             if case.lines.is_empty() {
                 return Ok(());
             }
-            let work = |pipe| match run::case(case, &mut io::BufWriter::new(pipe)) {
+            let work = |pipe| match run_case(case, &mut io::BufWriter::new(pipe)) {
                 Ok(()) => 0,
                 Err(_) => 1,
             };
@@ -95,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut cases = Vec::new();
     let mut entry_limit = 65535;
     for path in &args.scripts {
-        let parsed = script::parse(&read(path)?, &mut entry_limit);
+        let parsed = dirty_script::parse(&read(path)?, &mut entry_limit);
         cases.extend(parsed.map_err(|e| Failure::Usage(format!("{}, {e}", path.display())))?);
     }
     arena::map_all().map_err(Failure::Runtime)?;

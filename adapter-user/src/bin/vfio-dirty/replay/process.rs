@@ -27,12 +27,10 @@ fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
     }
 }
 
-/// Runs `work` in a child, which may answer a value from -255 to 0.
-pub(crate) fn in_child(work: impl FnOnce() -> Result<i32, Errno>) -> Result<i32, Errno> {
-    let pid = child(|| work().map_or(255, |ret| -ret));
-    let pid = pid.map_err(|e| Errno(e as i32))?;
+/// Runs `work` in a child; it answers 0 or a negative errno.
+pub(crate) fn in_child(work: impl FnOnce() -> i32) -> Result<i32, Errno> {
+    let pid = child(|| -work()).map_err(|e| Errno(e as i32))?;
     match waitpid(pid, None) {
-        Ok(WaitStatus::Exited(_, 255)) => Err(Errno::EBADF),
         Ok(WaitStatus::Exited(_, code)) => Ok(-code),
         _ => Err(Errno::ESRCH),
     }

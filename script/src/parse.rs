@@ -4,158 +4,35 @@
 
 use std::fmt;
 
-/// Bases of addresses: where the memory of a script's process lies.
-pub(crate) const MEM: u64 = 0x1_0000_0000;
-pub(crate) const MEM_SIZE: u64 = 64 << 20;
-pub(crate) const BUF: u64 = 0x2_0000_0000;
-pub(crate) const BUF_SIZE: u64 = 64 << 10;
-pub(crate) const RO: u64 = 0x2_1000_0000;
-pub(crate) const RO_SIZE: u64 = 64 << 10;
-pub(crate) const HOLE: u64 = 0x2_2000_0000;
-pub(crate) const HUGE: u64 = 0x3_0000_0000;
-pub(crate) const BIGB: u64 = 0x4_0000_0000;
-
-/// Names of the devices, in the order of their groups.
-pub(crate) const DEVICES: [&str; 7] = ["pci0", "pci1", "xpci0", "xpci1", "emu0", "emu1", "emu2"];
-
-/// A device, as an index into [`DEVICES`].
-pub(crate) type DeviceIndex = usize;
-
-/// Where a GET or UNMAP wants its bits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bitmap {
-    pub(crate) pgsize: u64,
-    pub(crate) bsize: u64,
-    pub(crate) data: u64,
-    pub(crate) fill: u8,
-    /// Words to show; 0: the bitmap and one more, at most 6.
-    pub(crate) dump: u64,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Op {
-    New {
-        devices: Vec<DeviceIndex>,
-        kind: u64,
-        set: bool,
-    },
-    SetIommu(u64),
-    Attach {
-        device: DeviceIndex,
-        open: bool,
-    },
-    Detach(DeviceIndex),
-    CloseDevice(DeviceIndex),
-    GetDevice(DeviceIndex),
-    Info {
-        argsz: u32,
-        null: bool,
-    },
-    Ext(u64),
-    Raw {
-        nr: u32,
-        arg: u64,
-    },
-    Map {
-        argsz: u32,
-        flags: u32,
-        vaddr: u64,
-        iova: u64,
-        size: u64,
-        ptr: Option<u64>,
-    },
-    Unmap {
-        argsz: u32,
-        flags: u32,
-        iova: u64,
-        size: u64,
-        bitmap: Bitmap,
-        ptr: Option<u64>,
-    },
-    /// START, STOP or any flags.
-    Dirty {
-        argsz: u32,
-        flags: u32,
-        ptr: Option<u64>,
-    },
-    Get {
-        argsz: u32,
-        flags: u32,
-        iova: u64,
-        size: u64,
-        bitmap: Bitmap,
-        ptr: Option<u64>,
-        /// Put so many bytes of the argument at the very end of the buffer.
-        hdrend: Option<u64>,
-    },
-    Pin {
-        device: DeviceIndex,
-        iova: u64,
-        n: i32,
-        prot: u32,
-    },
-    Unpin {
-        device: DeviceIndex,
-        iova: u64,
-        n: i32,
-    },
-    Rw {
-        device: DeviceIndex,
-        iova: u64,
-        len: u64,
-        write: bool,
-        kthread: bool,
-        fork: bool,
-    },
-    NoUnpin {
-        device: DeviceIndex,
-        on: bool,
-    },
-    Stat(DeviceIndex),
-    MemLock {
-        limit: u64,
-        keep_cap: bool,
-    },
-    VmLck,
-    EntryLimit(u32),
-    HugeMem,
-    BigBuf {
-        size: u64,
-    },
-    Peek(u64),
-    Poke {
-        addr: u64,
-        value: u8,
-    },
-    MapN {
-        n: u64,
-        stride: u64,
-        iova: u64,
-    },
-}
+use crate::op::*;
 
 /// An operation with its text, which the transcript repeats.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
-    pub(crate) echo: String,
-    pub(crate) op: Op,
+pub struct Line {
+    /// Its text, words separated by single spaces.
+    pub echo: String,
+    /// What it says.
+    pub op: Op,
 }
 
 /// A case: lines that run in a process of their own.
 #[derive(Clone, Debug)]
-pub(crate) struct Case {
+pub struct Case {
     /// Its `case` line; none before the first.
-    pub(crate) title: Option<String>,
-    pub(crate) lines: Vec<Line>,
+    pub title: Option<String>,
+    /// Its operations.
+    pub lines: Vec<Line>,
     /// The module parameter as earlier cases left it.
-    pub(crate) entry_limit: u32,
+    pub entry_limit: u32,
 }
 
 /// A line that is not understood.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct BadLine {
-    pub(crate) number: usize,
-    pub(crate) reason: String,
+pub struct BadLine {
+    /// Counted from 1.
+    pub number: usize,
+    /// What was expected, and what is there.
+    pub reason: String,
 }
 
 impl fmt::Display for BadLine {
@@ -166,7 +43,11 @@ impl fmt::Display for BadLine {
 
 /// Parses a whole script; `entry_limit` is the module parameter before it and
 /// afterwards.
-pub(crate) fn parse(text: &str, entry_limit: &mut u32) -> Result<Vec<Case>, BadLine> {
+///
+/// # Errors
+///
+/// The first line that is not understood.
+pub fn parse(text: &str, entry_limit: &mut u32) -> Result<Vec<Case>, BadLine> {
     let mut cases: Vec<Case> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let bad = |reason| BadLine {
@@ -257,6 +138,25 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// What a report or a harvest takes.
+    fn report(&mut self) -> Result<ReportArg, String> {
+        let fill = match (self.flag("zeroed", false)?, self.maybe("fill")?) {
+            (true, Some(_)) => return Err("`zeroed` and `fill` exclude each other".into()),
+            (true, None) => None,
+            (false, fill) => Some(fill.unwrap_or(0) as u8),
+        };
+        Ok(ReportArg {
+            iova: self.number("iova", 0)?,
+            size: self.number("size", 0)?,
+            pgsize: self.number("pgsize", PAGE)?,
+            words: match self.number("words", 1)? {
+                n if n > 1 << 20 => return Err(format!("`words` is at most 2^20, found {n}")),
+                n => n,
+            },
+            fill,
+        })
+    }
+
     fn bitmap(&mut self) -> Result<Bitmap, String> {
         Ok(Bitmap {
             pgsize: self.number("pgsize", 4096)?,
@@ -277,13 +177,13 @@ impl<'a> Args<'a> {
 }
 
 fn names() -> String {
-    DEVICES.join(", ")
+    DEVICES.map(|d| d.name).join(", ")
 }
 
 fn device(name: &str) -> Result<DeviceIndex, String> {
     DEVICES
         .iter()
-        .position(|d| *d == name)
+        .position(|d| d.name == name)
         .ok_or_else(|| format!("`{name}` is no device; there are {}", names()))
 }
 
@@ -366,31 +266,31 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             nr: a.u32("nr", 0)?,
             arg: a.number("arg", 0)?,
         },
-        "map" => Op::Map {
+        "map" => Op::Map(MapArg {
             argsz: a.u32("argsz", 32)?,
             flags: a.u32("flags", 3)?,
             vaddr: a.number("vaddr", MEM)?,
             iova: a.number("iova", 0)?,
             size: a.number("size", 0)?,
             ptr: a.maybe("ptr")?,
-        },
+        }),
         "unmap" => {
             let flags = a.u32("flags", 0)?;
-            Op::Unmap {
+            Op::Unmap(UnmapArg {
                 argsz: a.u32("argsz", if flags & 1 == 0 { 24 } else { 48 })?,
                 flags,
                 iova: a.number("iova", 0)?,
                 size: a.number("size", 0)?,
                 bitmap: a.bitmap()?,
                 ptr: a.maybe("ptr")?,
-            }
+            })
         }
         "start" | "stop" | "dirty" => Op::Dirty {
             argsz: a.u32("argsz", 8)?,
             flags: a.u32("flags", if name == "start" { 1 } else { 2 })?,
             ptr: a.maybe("ptr")?,
         },
-        "get" => Op::Get {
+        "get" => Op::Get(GetArg {
             argsz: a.u32("argsz", 48)?,
             flags: a.u32("flags", 4)?,
             iova: a.number("iova", 0)?,
@@ -401,7 +301,9 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
                 Some(n) if n > 48 => return Err(format!("`hdrend` is at most 48, found {n}")),
                 n => n,
             },
-        },
+        }),
+        "report" => Op::Report(a.report()?),
+        "harvest" => Op::Harvest(a.report()?),
         "pin" => Op::Pin {
             device: a.device(Some("emu0"))?,
             iova: a.number("iova", 0)?,
@@ -424,13 +326,33 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
                 n => n,
             },
             write: a.flag("write", true)?,
-            kthread: a.flag("kthread", false)?,
-            fork: a.text("fork").is_some(),
+            caller: match (a.flag("kthread", false)?, a.text("fork").is_some()) {
+                (false, false) => Caller::Process,
+                (true, false) => Caller::KernelThread,
+                (false, true) => Caller::Child,
+                (true, true) => return Err("`kthread` and `fork` exclude each other".into()),
+            },
         },
-        "nounpin" => Op::NoUnpin {
+        "mark" => Op::Mark {
+            iova: a.number("iova", 0)?,
+            len: a.number("len", 1)?,
+        },
+        "nounpin" => {
+            let unpin = !a.flag("v", true)?;
+            Op::OnUnmap {
+                device: a.device(Some("emu0"))?,
+                actions: if unpin {
+                    vec![Action::Unpin]
+                } else {
+                    Vec::new()
+                },
+            }
+        }
+        "onunmap" => Op::OnUnmap {
             device: a.device(Some("emu0"))?,
-            on: a.flag("v", true)?,
+            actions: actions(a.text("do").unwrap_or("unpin"))?,
         },
+        "fault" => fault(&mut a)?,
         "stat" => Op::Stat(a.device(Some("emu0"))?),
         "memlock" => Op::MemLock {
             limit: a.number("v", 0)?,
@@ -442,9 +364,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             _ => return Err("`param` knows `name=dma_entry_limit` with `val=`".into()),
         },
         "hugemem" => Op::HugeMem,
-        "bigbuf" => Op::BigBuf {
-            size: a.number("size", 0x1000_1000)?,
-        },
+        "bigbuf" => Op::BigBuf(a.number("size", 0x1000_1000)?),
         "peek" => Op::Peek(a.number("a", MEM)?),
         "poke" => Op::Poke {
             addr: a.number("a", MEM)?,
@@ -458,9 +378,9 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
         _ => {
             return Err(format!(
                 "expected an operation (new, setiommu, attach, detach, closedev, getdev, info, \
-                 ext, raw, map, unmap, start, stop, dirty, get, pin, unpin, rw, nounpin, stat, \
-                 memlock, vmlck, param, hugemem, bigbuf, peek, poke, mapn) or `case NAME`, \
-                 found `{name}`"
+                 ext, raw, map, unmap, start, stop, dirty, get, report, harvest, pin, unpin, \
+                 rw, mark, nounpin, onunmap, fault, stat, memlock, vmlck, param, hugemem, \
+                 bigbuf, peek, poke, mapn) or `case NAME`, found `{name}`"
             ))
         }
     };
@@ -476,14 +396,45 @@ fn parse_new(a: &mut Args<'_>) -> Result<Op, String> {
         Some(other) => return Err(format!("`type` is v1, nest or none, found `{other}`")),
     };
     let devices = a.text("devs").unwrap_or("").split(',');
-    Ok(Op::New {
+    Ok(Op::New(New {
         devices: devices
             .filter(|d| !d.is_empty())
             .map(device)
             .collect::<Result<_, _>>()?,
         kind,
         set,
-    })
+        budget: a.maybe("budget")?,
+        skip_read_only: a.flag("skipro", false)?,
+    }))
+}
+
+fn actions(text: &str) -> Result<Vec<Action>, String> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    let action = |name: &str| match name {
+        "unpin" => Ok(Action::Unpin),
+        "start" => Ok(Action::Start),
+        "stop" => Ok(Action::Stop),
+        "pin" => Ok(Action::Pin),
+        _ => Err(format!(
+            "`do` lists unpin, start, stop and pin, found `{name}`"
+        )),
+    };
+    names.map(action).collect()
+}
+
+fn fault(a: &mut Args<'_>) -> Result<Op, String> {
+    for (key, kind) in [
+        ("alloc", FaultKind::Alloc),
+        ("copy", FaultKind::Copy),
+        ("pin", FaultKind::Pin),
+        ("map", FaultKind::Map),
+        ("charge", FaultKind::Charge),
+    ] {
+        if let Some(n) = a.maybe(key)? {
+            return Ok(Op::Fault { kind, n });
+        }
+    }
+    Err("`fault` needs one of alloc, copy, pin, map or charge, as `alloc=3`".into())
 }
 
 #[cfg(test)]
@@ -539,6 +490,31 @@ mod tests {
             assert_eq!(bad.number, line, "{text}");
             assert!(bad.reason.contains(part), "{text}: {}", bad.reason);
         }
+    }
+
+    #[test]
+    fn an_operation_prints_as_what_it_is_parsed_from() {
+        let text = "new devs=emu0,big0 type=v1 budget=100 skipro=1
+            setiommu t=9\nattach dev=pci0 nodev=1\ndetach dev=emu1\nclosedev dev=emu0
+            getdev dev=emu0\ninfo argsz=15 null=1\next n=3\nraw nr=0x3b7f arg=8
+            map iova=0 size=4p ptr=hole\nunmap iova=1p size=2p flags=1 fill=255 bsize=16 ptr=0
+            start\nstop argsz=7\ndirty flags=9 ptr=hole\nget size=4p hdrend=8 dump=5
+            report iova=1p size=2p pgsize=0x2000 words=2 fill=255\nharvest size=1p zeroed=1
+            pin dev=emu0 n=-1 prot=1\nunpin iova=0x800 n=2\nrw iova=5 len=7 write=0
+            rw kthread=1\nrw fork=1\nmark iova=4 len=9\nnounpin v=1\nnounpin v=0
+            onunmap dev=emu1 do=pin,start,stop,unpin\nfault alloc=1\nfault copy=2\nfault pin=3
+            fault map=4\nfault charge=5\nstat\nmemlock v=8 keepcap=1\nvmlck
+            param name=dma_entry_limit val=2\nhugemem\nbigbuf size=1M\npeek a=buf\npoke a=mem v=3
+            mapn n=3 stride=2p iova=1p";
+        let mut limit = 0;
+        let cases = parse(text, &mut limit).expect("a script");
+        let mut count = 0;
+        for line in cases.iter().flat_map(|case| &case.lines) {
+            let again = parse(&line.op.to_string(), &mut limit).expect(&line.echo);
+            assert_eq!(again[0].lines[0].op, line.op, "{}", line.echo);
+            count += 1;
+        }
+        assert_eq!(count, 40);
     }
 
     #[test]
