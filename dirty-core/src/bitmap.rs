@@ -201,19 +201,40 @@ impl<M: Memory> Bitmap<M> {
         funnel(words, shift, first, out);
     }
 
+    /// Whether `out` has room for the whole image at `shift`.
+    fn fits(&self, shift: u32, out: &[u64]) -> Result<(), Error> {
+        let words = (self.npages + u64::from(shift)).div_ceil(64);
+        if shift < 64 && words <= out.len() as u64 {
+            Ok(())
+        } else {
+            Err(Error::BitmapSize)
+        }
+    }
+
     /// Writes the whole image at `shift` to `out` and clears the dirty pages,
     /// in the same pass.
-    pub fn take(&mut self, shift: u32, out: &mut [u64]) {
+    ///
+    /// # Errors
+    ///
+    /// `BitmapSize` if `out` is too short; nothing is taken then.
+    pub fn take(&mut self, shift: u32, out: &mut [u64]) -> Result<(), Error> {
+        self.fits(shift, out)?;
         let parts = self.parts();
         let pages = parts.dirty.iter_mut().zip(parts.pinned.iter());
         let words = pages.map(|(d, p)| core::mem::take(d) | p);
         funnel(words, shift, 0, out);
         self.summarise_pins();
+        Ok(())
     }
 
     /// Likewise into words that are zero already: visits only lines that have
     /// something to tell.
-    pub fn take_sparse(&mut self, shift: u32, out: &mut [u64]) {
+    ///
+    /// # Errors
+    ///
+    /// `BitmapSize` if `out` is too short; nothing is taken then.
+    pub fn take_sparse(&mut self, shift: u32, out: &mut [u64]) -> Result<(), Error> {
+        self.fits(shift, out)?;
         let parts = self.parts();
         let lines = (parts.dirty.len() as u64).div_ceil(LINE_WORDS as u64);
         for run in bits::runs(parts.summary, 0, lines) {
@@ -221,8 +242,7 @@ impl<M: Memory> Bitmap<M> {
             let end = (run.end as usize * LINE_WORDS).min(parts.dirty.len());
             let dirty = parts.dirty.get_mut(first..end).unwrap_or_default();
             let pinned = parts.pinned.get(first..end).unwrap_or_default();
-            let out = out.get_mut(first..).unwrap_or_default();
-            let mut out = out.iter_mut();
+            let mut out = out.get_mut(first..).unwrap_or_default().iter_mut();
             let mut carry = 0;
             for (d, p) in dirty.iter_mut().zip(pinned) {
                 let w = core::mem::take(d) | p;
@@ -236,6 +256,7 @@ impl<M: Memory> Bitmap<M> {
             }
         }
         self.summarise_pins();
+        Ok(())
     }
 
     /// Clears the dirty pages.

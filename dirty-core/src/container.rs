@@ -119,6 +119,9 @@ impl<M: Memory> Container<M> {
         group: GroupId,
         emulated: bool,
     ) -> Result<(), Error> {
+        if self.backend.as_ref().is_some_and(|b| b.vaddr_invalid != 0) {
+            return Err(Error::VaddrInvalid);
+        }
         if self.has_group(group) {
             return Err(Error::DuplicateGroup);
         }

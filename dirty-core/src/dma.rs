@@ -89,7 +89,10 @@ impl<M: Memory> Dma<M> {
         Ok(())
     }
 
+    /// Gives a charge back, but never more than was charged: pins beyond the
+    /// limit may have gone unpaid when the last domain left.
     pub(crate) fn uncharge(&mut self, host: &mut dyn Host, npages: u64) {
+        let npages = npages.min(self.locked);
         if npages != 0 {
             host.uncharge(self.mm, npages);
             self.locked = self.locked.saturating_sub(npages);

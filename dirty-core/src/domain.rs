@@ -14,7 +14,7 @@ pub(crate) struct Domain {
     pub(crate) info: DomainInfo,
 }
 
-/// Pages handled at a time; their pfns are on the stack.
+/// Pages pinned at a time; their pfns are on the stack.
 const BATCH: usize = 64;
 
 /// A run of neighbouring pages that lie together in memory too.
@@ -34,14 +34,6 @@ impl Run {
         }
         neighbour
     }
-}
-
-/// Batches of `npages` pages: number of the first page, and how many.
-fn batches(npages: u64) -> impl Iterator<Item = (u64, usize)> {
-    (0..npages).step_by(BATCH).map(move |done| {
-        let left = npages.saturating_sub(done);
-        (done, usize::try_from(left).map_or(BATCH, |n| n.min(BATCH)))
-    })
 }
 
 /// Maps `run` in each of `domains`, or in none.
@@ -180,20 +172,44 @@ fn unmap_pages<M: Memory>(
     for domain in others {
         host.unmap(domain.id, dma.iova, npages);
     }
-    for (done, len) in batches(npages) {
-        let start = dma.iova.wrapping_add(done << page.shift());
-        let mut pfns = [None; BATCH];
-        for (k, pfn) in (0u64..).zip(pfns.iter_mut().take(len)) {
-            *pfn = host.translate(first.id, start.wrapping_add(k << page.shift()));
-        }
-        host.unmap(first.id, start, len as u64);
-        for (k, pfn) in (0u64..).zip(pfns) {
-            if let Some(pfn) = pfn {
-                let iova = start.wrapping_add(k << page.shift());
-                release_pages(host, dma, page, iova, &[pfn]);
-            }
+    // In the longest runs, so that no large page is unmapped in part.
+    let mut done: u64 = 0;
+    while done < npages {
+        let Some(run) = run_from(host, dma, *first, page, done, npages) else {
+            done = done.saturating_add(1); // was never mapped
+            continue;
+        };
+        host.unmap(first.id, run.iova, run.npages);
+        release(host, dma, page, run);
+        done = done.saturating_add(run.npages);
+    }
+}
+
+/// The run of pages that starts with page `done` of `dma` in `domain`, which
+/// ends at page `npages` at the latest.
+fn run_from<M: Memory>(
+    host: &dyn Host,
+    dma: &Dma<M>,
+    domain: Domain,
+    page: PageSize,
+    done: u64,
+    npages: u64,
+) -> Option<Run> {
+    let iova = dma.iova.wrapping_add(done << page.shift());
+    let pfn = host.translate(domain.id, iova)?;
+    let mut run = Run {
+        iova,
+        pfn,
+        npages: 1,
+    };
+    while done.saturating_add(run.npages) < npages {
+        let next = iova.wrapping_add(run.npages << page.shift());
+        match host.translate(domain.id, next) {
+            Some(pfn) if run.extend(pfn) => {}
+            _ => break,
         }
     }
+    Some(run)
 }
 
 /// Undoes [`pin_and_map`]; no-op on a mapping that is in no domain.
@@ -222,25 +238,10 @@ fn copy_to_domain<M: Memory>(
     let npages = dma.npages(page);
     let mut mapped: u64 = 0;
     while mapped < npages {
-        let iova = dma.iova.wrapping_add(mapped << page.shift());
-        let Some(pfn) = host.translate(from.id, iova) else {
-            mapped = mapped.saturating_add(1); // never mapped there: nothing to copy
+        let Some(run) = run_from(host, dma, from, page, mapped, npages) else {
+            mapped = mapped.saturating_add(1); // was never mapped
             continue;
         };
-        let mut run = Run {
-            iova,
-            pfn,
-            npages: 1,
-        };
-        while mapped.saturating_add(run.npages) < npages {
-            let next = run.iova.wrapping_add(run.npages << page.shift());
-            if !host
-                .translate(from.id, next)
-                .is_some_and(|pfn| run.extend(pfn))
-            {
-                break;
-            }
-        }
         if let Err(e) = map_run(host, dma, &[to], run) {
             if mapped != 0 {
                 host.unmap(to.id, dma.iova, mapped);

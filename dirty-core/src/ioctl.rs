@@ -257,7 +257,7 @@ impl<M: Memory> Type1<M> {
                 .u32(56)
                 .u32(0)
                 .u32(0)
-                .u64(self.min_page().bytes())
+                .u64(self.dirty_page().bytes()) // D6: what GET_BITMAP takes
                 .u64(DIRTY_BITMAP_SIZE_MAX);
             write(host, offset(addr, 24)?, &migration.done())?;
             let avail = uapi::Bytes::<16>::new()

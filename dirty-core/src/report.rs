@@ -122,9 +122,9 @@ impl<M: Memory> Type1<M> {
                 full_image(bitmap.npages(), place.shift, 0, out);
                 bitmap.clear();
             } else if zeroed {
-                bitmap.take_sparse(place.shift, out);
+                bitmap.take_sparse(place.shift, out)?;
             } else {
-                bitmap.take(place.shift, out);
+                bitmap.take(place.shift, out)?;
             }
             if let Some(w) = out.first_mut() {
                 *w |= before;

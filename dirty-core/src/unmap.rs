@@ -36,9 +36,9 @@ pub enum Target {
 pub struct Unmap {
     target: Target,
     vaddr: bool,
-    /// The mapping whose pins devices were asked to drop last.
+    /// The last mapping, in order, whose pins devices were asked to drop.
     asked: Option<u64>,
-    /// How often one was asked again.
+    /// How often they were asked again since.
     tries: u32,
 }
 
@@ -145,14 +145,17 @@ impl<M: Memory> Type1<M> {
         let mut hits = self.dmas.range(first, last);
         let pinned = hits.find(|dma| !dma.pins.is_empty());
         if let Some((iova, size)) = pinned.map(|dma| (dma.iova, dma.size())) {
-            // Asking goes forward through the mappings; every step back counts.
+            // Each mapping has its tries; going back to an earlier one counts
+            // as another try of the last.
             if unmap.asked.is_some_and(|asked| iova <= asked) {
                 unmap.tries = unmap.tries.saturating_add(1);
+            } else {
+                unmap.tries = 0;
+                unmap.asked = Some(iova);
             }
             if unmap.tries >= MAX_TRIES {
                 return Err(Error::StillPinned);
             }
-            unmap.asked = Some(iova);
             return Ok(Progress::Notify { iova, size });
         }
         drop(hits);

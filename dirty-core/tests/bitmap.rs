@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The bitmap of one mapping against a list of pages.
+
+mod support;
+
+use std::sync::Barrier;
+use std::thread;
+
+use bitvec::prelude::*;
+use dirty_core::uapi::DIRTY_BITMAP_PAGES_MAX;
+use dirty_core::{Bitmap, Error};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use support::words::garbage;
+use support::TestMemory;
+
+/// What a bitmap must remember, page by page.
+struct Model {
+    dirty: BitVec<u64>,
+    pinned: BitVec<u64>,
+}
+
+impl Model {
+    fn new(npages: u64) -> Self {
+        let clean = bitvec![u64, Lsb0; 0; npages as usize];
+        Model {
+            dirty: clean.clone(),
+            pinned: clean,
+        }
+    }
+
+    fn set(&mut self, first: u64, n: u64) {
+        for page in first..first.saturating_add(n).min(self.dirty.len() as u64) {
+            self.dirty.set(page as usize, true);
+        }
+    }
+
+    /// The report with page 0 at bit `shift`.
+    fn image(&self, shift: u32) -> Vec<u64> {
+        let mut image = bitvec![u64, Lsb0; 0; shift as usize];
+        image.extend_from_bitslice(&(self.dirty.clone() | &self.pinned));
+        image.set_uninitialized(false);
+        image.into_vec()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Set(u64, u64),
+    Mark(u64, u64),
+    SetAll,
+    Pin(u64),
+    Unpin(u64),
+    Clear,
+    Take(u32),
+    TakeSparse(u32),
+    /// Shift, first word, number of words.
+    Image(u32, usize, usize),
+}
+
+/// Pages from 0 to beyond the end; small numbers, line ends and the rest.
+fn page() -> impl Strategy<Value = u64> {
+    prop_oneof![0..8u64, 500..520u64, 0..1300u64, Just(u64::MAX)]
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(1u64), 0..70u64, 0..1300u64, Just(u64::MAX)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let shift = || prop_oneof![Just(0u32), 0..64u32];
+    prop_oneof![
+        4 => (page(), length()).prop_map(|(first, n)| Op::Set(first, n)),
+        4 => (page(), length()).prop_map(|(first, n)| Op::Mark(first, n)),
+        1 => Just(Op::SetAll),
+        4 => page().prop_map(Op::Pin),
+        4 => page().prop_map(Op::Unpin),
+        1 => Just(Op::Clear),
+        2 => shift().prop_map(Op::Take),
+        2 => shift().prop_map(Op::TakeSparse),
+        4 => (shift(), 0..40usize, 0..40usize).prop_map(|(s, f, n)| Op::Image(s, f, n)),
+    ]
+}
+
+fn apply(op: &Op, bitmap: &mut Bitmap<TestMemory>, model: &mut Model) {
+    let npages = bitmap.npages();
+    match *op {
+        Op::Set(first, n) => {
+            bitmap.set(first, n);
+            model.set(first, n);
+        }
+        Op::Mark(first, n) => {
+            bitmap.mark(first, n);
+            model.set(first, n);
+        }
+        Op::SetAll => {
+            bitmap.set_all();
+            model.dirty.fill(true);
+        }
+        Op::Pin(page) => {
+            bitmap.pin(page);
+            if page < npages {
+                model.pinned.set(page as usize, true);
+            }
+        }
+        Op::Unpin(page) => {
+            bitmap.unpin(page);
+            if page < npages && model.pinned.replace(page as usize, false) {
+                model.dirty.set(page as usize, true);
+            }
+        }
+        Op::Clear => {
+            bitmap.clear();
+            model.dirty.fill(false);
+        }
+        Op::Take(shift) => {
+            let expected = model.image(shift);
+            let mut out = garbage(expected.len());
+            bitmap.take(shift, &mut out).expect("room");
+            assert_eq!(out, expected);
+            model.dirty.fill(false);
+        }
+        Op::TakeSparse(shift) => {
+            let expected = model.image(shift);
+            let mut out = vec![0; expected.len()];
+            bitmap.take_sparse(shift, &mut out).expect("room");
+            assert_eq!(out, expected);
+            model.dirty.fill(false);
+        }
+        Op::Image(shift, first, n) => {
+            let expected = model.image(shift);
+            let first = first.min(expected.len());
+            let expected = &expected[first..(first + n).min(expected.len())];
+            let mut out = garbage(expected.len());
+            bitmap.image(shift, first, &mut out);
+            assert_eq!(out, expected);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_bitmap_is_what_was_done_to_it(
+        npages in prop_oneof![0..130u64, 500..530u64, 0..1200u64],
+        ops in vec(op(), 0..50),
+    ) {
+        let mem = TestMemory::default();
+        let mut bitmap = Bitmap::new(&mem, npages).expect("memory");
+        prop_assert_eq!(Bitmap::<TestMemory>::bytes(npages), mem.bytes() as u64);
+        let mut model = Model::new(npages);
+        for op in &ops {
+            apply(op, &mut bitmap, &mut model);
+            // A report that changes nothing, and one that reads the summary.
+            apply(&Op::Image(0, 0, usize::MAX / 2), &mut bitmap, &mut model);
+        }
+        apply(&Op::TakeSparse(1), &mut bitmap, &mut model);
+        apply(&Op::Take(0), &mut bitmap, &mut model);
+        drop(bitmap);
+        prop_assert_eq!(mem.live(), 0);
+    }
+}
+
+#[test]
+fn every_shift_of_every_word() {
+    let mem = TestMemory::default();
+    for npages in [1, 63, 64, 65, 127, 128, 129, 200] {
+        let mut bitmap = Bitmap::new(&mem, npages).expect("memory");
+        let mut model = Model::new(npages);
+        for page in (0..npages).filter(|page| page % 3 != 1) {
+            bitmap.mark(page, 1);
+            model.set(page, 1);
+        }
+        for shift in 0..64 {
+            let expected = model.image(shift);
+            for first in 0..expected.len() {
+                let mut out = garbage(expected.len() - first);
+                bitmap.image(shift, first, &mut out);
+                assert_eq!(out, expected[first..], "{npages} pages, shift {shift}");
+            }
+        }
+    }
+}
+
+#[test]
+fn too_many_pages_and_no_memory() {
+    let mem = TestMemory::default();
+    let most = DIRTY_BITMAP_PAGES_MAX;
+    assert_eq!(most, (1 << 31) - 1);
+    let too_many = Bitmap::new(&mem, most + 1).err();
+    assert_eq!(too_many, Some(Error::TooManyPages));
+    mem.fault().arm(1);
+    assert_eq!(Bitmap::new(&mem, most).err(), Some(Error::NoMemory));
+    assert_eq!(Bitmap::new(&mem, most).map(|b| b.npages()), Ok(most));
+    assert_eq!(mem.live(), 0);
+}
+
+#[test]
+fn marks_of_several_threads_are_all_there() {
+    const THREADS: u64 = 4;
+    const PAGES: u64 = 64 * 4096;
+    let mem = TestMemory::default();
+    let mut bitmap = Bitmap::new(&mem, PAGES).expect("memory");
+    for round in 0..8 {
+        // Together the threads mark every page but the last of each word. They
+        // start at the same time, each with every fourth page, so that they
+        // meet in words; in odd rounds with runs that cross words as well.
+        let barrier = Barrier::new(THREADS as usize);
+        let (shared, barrier) = (&bitmap, &barrier);
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    barrier.wait();
+                    for page in (thread..PAGES).step_by(THREADS as usize) {
+                        if page % 64 != 63 {
+                            shared.mark(page, 1);
+                        } else if round % 2 != 0 {
+                            shared.mark(page, 130);
+                        }
+                    }
+                });
+            }
+        });
+        let mut out = vec![0; (PAGES / 64) as usize];
+        bitmap.take_sparse(0, &mut out).expect("room");
+        let expected = if round % 2 != 0 { !0 } else { !0 >> 1 };
+        assert!(out.iter().all(|w| *w == expected), "round {round}");
+        bitmap.take(0, &mut out).expect("room");
+        assert!(out.iter().all(|w| *w == 0), "round {round}");
+    }
+}
+
+#[test]
+fn nothing_is_taken_into_too_few_words() {
+    let mut bitmap = Bitmap::new(&TestMemory::default(), 128).expect("memory");
+    bitmap.set(127, 1);
+    for (shift, words) in [(0, 1), (1, 2), (64, 3)] {
+        let mut out = vec![0; words];
+        assert_eq!(bitmap.take(shift, &mut out), Err(Error::BitmapSize));
+        assert_eq!(bitmap.take_sparse(shift, &mut out), Err(Error::BitmapSize));
+    }
+    let mut out = [0; 2];
+    bitmap.take_sparse(0, &mut out).expect("room");
+    assert_eq!(out, [0, 1 << 63]);
+}

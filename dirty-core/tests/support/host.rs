@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host: fake memory of users, pages, locked memory and IOMMUs.
+//!
+//! What it hands out is in its [`Books`], which a test compares before and
+//! after. It panics when something is given back that was not given out, or
+//! when a page is unpinned while a device can still reach it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use dirty_core::host::{
+    Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
+    UserMemory,
+};
+use dirty_core::Errno;
+
+use super::memory::Nth;
+use super::rig::PAGE;
+
+/// End of the addresses of users.
+pub(crate) const USER_END: u64 = 1 << 47;
+
+/// What stands behind a group with an IOMMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spec {
+    pub(crate) pgsize_bitmap: u64,
+    pub(crate) aperture: (u64, u64),
+    pub(crate) reserved: Vec<(u64, u64)>,
+    pub(crate) coherent: bool,
+    pub(crate) isolated_msi: bool,
+    /// Groups whose specs are equal share a domain, unless this is false.
+    pub(crate) joins: bool,
+}
+
+impl Spec {
+    /// Pages from `smallest` on; every address.
+    pub(crate) fn pages(smallest: u64) -> Self {
+        Spec {
+            pgsize_bitmap: smallest.wrapping_neg(),
+            aperture: (0, u64::MAX),
+            reserved: Vec::new(),
+            coherent: true,
+            isolated_msi: true,
+            joins: true,
+        }
+    }
+}
+
+/// A domain: each page's pfn and protection, by iova.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Domain {
+    pub(crate) spec: Spec,
+    pub(crate) table: BTreeMap<u64, (u64, u32)>,
+}
+
+/// Everything that is handed out; entries with nothing in them are not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Books {
+    /// Pins by pfn.
+    pub(crate) pins: BTreeMap<u64, u64>,
+    /// Locked pages by mm.
+    pub(crate) charged: BTreeMap<u64, u64>,
+    /// References by mm.
+    pub(crate) grabbed: BTreeMap<u64, u64>,
+    pub(crate) domains: BTreeMap<u64, Domain>,
+    /// In how many places of all domains a pfn is mapped.
+    pub(crate) mapped: BTreeMap<u64, u64>,
+}
+
+fn add(counts: &mut BTreeMap<u64, u64>, key: u64, n: u64) {
+    *counts.entry(key).or_default() += n;
+}
+
+fn sub(counts: &mut BTreeMap<u64, u64>, key: u64, n: u64) {
+    let left = counts.get(&key).and_then(|have| have.checked_sub(n));
+    match left.expect("more given back than was given out") {
+        0 => counts.remove(&key),
+        left => counts.insert(key, left),
+    };
+}
+
+impl Books {
+    /// Pages pinned, each as often as it is.
+    pub(crate) fn pinned(&self) -> u64 {
+        self.pins.values().sum()
+    }
+
+    /// Locked pages of `mm`.
+    pub(crate) fn locked(&self, mm: u64) -> u64 {
+        self.charged.get(&mm).copied().unwrap_or(0)
+    }
+}
+
+/// The host. Its fields are its knobs.
+#[derive(Debug, Default)]
+pub(crate) struct TestHost {
+    pub(crate) books: Books,
+    /// The CPU's page: what a pin covers.
+    pub(crate) page: u64,
+    /// Memory of users, by mm and address; everywhere else is a hole.
+    pages: BTreeMap<(u64, u64), Vec<u8>>,
+    /// A write to this address faults.
+    pub(crate) no_write: Option<u64>,
+    /// The address space of the caller.
+    pub(crate) mm: u64,
+    /// The caller may touch every address space.
+    pub(crate) kthread: bool,
+    pub(crate) lock_cap: bool,
+    /// Most locked pages, by mm.
+    pub(crate) limit: BTreeMap<u64, u64>,
+    /// Address spaces that have ended.
+    pub(crate) gone: Vec<u64>,
+    /// Pages pinned per call at most; 0 for any number.
+    pub(crate) pin_batch: usize,
+    /// Neighbouring pages have neighbouring pfns, unless this is true.
+    pub(crate) scattered: bool,
+    /// Pfns that are not ordinary memory.
+    pub(crate) kinds: Vec<(Range<u64>, PageKind)>,
+    /// Each page that is pinned; the errno is EFAULT.
+    pub(crate) pin_fault: Nth,
+    /// Each call of `map`; the errno is EIO.
+    pub(crate) map_fault: Nth,
+    /// Each call of `charge`; the errno is EINTR.
+    pub(crate) charge_fault: Nth,
+    pub(crate) specs: BTreeMap<u64, Spec>,
+}
+
+impl TestHost {
+    /// Gives the caller's address space memory.
+    pub(crate) fn add_memory(&mut self, addr: u64, size: u64) {
+        for page in (addr..addr + size).step_by(PAGE as usize) {
+            self.pages.insert((self.mm, page), vec![0; PAGE as usize]);
+        }
+    }
+
+    /// The pfn behind an address.
+    pub(crate) fn pfn(&self, mm: u64, vaddr: u64) -> u64 {
+        let stride = if self.scattered { 3 } else { 1 };
+        (mm << 42) + vaddr / self.page * stride
+    }
+
+    /// Visits the bytes from `addr` on, each with its index, up to a bad one.
+    fn access(
+        &mut self,
+        mm: u64,
+        addr: u64,
+        len: usize,
+        write: bool,
+        mut f: impl FnMut(usize, &mut u8),
+    ) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < len {
+            let fault = Fault { done };
+            let at = addr.checked_add(done as u64).ok_or(fault)?;
+            let offset = (at % PAGE) as usize;
+            let n = (len - done).min(PAGE as usize - offset);
+            let page = self.pages.get_mut(&(mm, at - at % PAGE)).ok_or(fault)?;
+            let bad = self.no_write.filter(|_| write);
+            for (k, byte) in page[offset..offset + n].iter_mut().enumerate() {
+                if bad == Some(at + k as u64) {
+                    return Err(Fault { done: done + k });
+                }
+                f(done + k, byte);
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn domain(&self, id: DomainId) -> &Domain {
+        self.books.domains.get(&id.0).expect("a known domain")
+    }
+
+    fn domain_mut(&mut self, id: DomainId) -> &mut Domain {
+        self.books.domains.get_mut(&id.0).expect("a known domain")
+    }
+
+    fn drop_domain(&mut self, id: DomainId) {
+        let domain = self.books.domains.remove(&id.0).expect("a known domain");
+        for (pfn, _) in domain.table.into_values() {
+            sub(&mut self.books.mapped, pfn, 1);
+        }
+    }
+}
+
+impl Pinning for TestHost {
+    fn pin(&mut self, mm: Mm, vaddr: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        if self.gone.contains(&mm.0) {
+            return Err(Errno::ENODEV);
+        }
+        let most = match self.pin_batch {
+            0 => pfns.len(),
+            n => n.min(pfns.len()),
+        };
+        for (k, pfn) in pfns.iter_mut().take(most).enumerate() {
+            if k != 0 && self.pin_fault.is_next() {
+                return Ok(k); // the next call gets it
+            }
+            if self.pin_fault.strikes() {
+                return Err(Errno::EFAULT);
+            }
+            *pfn = self.pfn(mm.0, vaddr + k as u64 * self.page);
+            add(&mut self.books.pins, *pfn, 1);
+        }
+        Ok(most)
+    }
+
+    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
+        for pfn in pfn..pfn + npages {
+            sub(&mut self.books.pins, pfn, 1);
+            let pins = self.books.pins.get(&pfn).copied().unwrap_or(0);
+            let mapped = self.books.mapped.get(&pfn).copied().unwrap_or(0);
+            let reachable = mapped != 0 && pins == 0;
+            assert!(!reachable, "pfn {pfn:#x} unpinned while it is mapped");
+        }
+    }
+
+    fn page_kind(&self, pfn: u64) -> PageKind {
+        let kind = self.kinds.iter().find(|(pfns, _)| pfns.contains(&pfn));
+        kind.map_or(PageKind::Normal, |(_, kind)| *kind)
+    }
+}
+
+impl Accounting for TestHost {
+    fn grab(&mut self) -> Result<Mm, Errno> {
+        if self.gone.contains(&self.mm) {
+            return Err(Errno::ESRCH);
+        }
+        add(&mut self.books.grabbed, self.mm, 1);
+        Ok(Mm(self.mm))
+    }
+
+    fn release(&mut self, mm: Mm) {
+        sub(&mut self.books.grabbed, mm.0, 1);
+    }
+
+    fn reach(&self, mm: Mm) -> Reach {
+        if self.gone.contains(&mm.0) {
+            Reach::Gone
+        } else if mm.0 == self.mm || self.kthread {
+            Reach::Own
+        } else {
+            Reach::Other
+        }
+    }
+
+    fn lock_cap(&self) -> bool {
+        self.lock_cap
+    }
+
+    fn charge(&mut self, mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
+        if self.charge_fault.strikes() {
+            return Err(Errno::EINTR);
+        }
+        if self.gone.contains(&mm.0) {
+            return Err(Errno::ESRCH);
+        }
+        let limit = self.limit.get(&mm.0).copied().unwrap_or(u64::MAX);
+        if !lock_cap && self.books.locked(mm.0) + npages > limit {
+            return Err(Errno::ENOMEM);
+        }
+        add(&mut self.books.charged, mm.0, npages);
+        Ok(())
+    }
+
+    fn uncharge(&mut self, mm: Mm, npages: u64) {
+        sub(&mut self.books.charged, mm.0, npages);
+    }
+}
+
+impl UserMemory for TestHost {
+    fn is_user_range(&self, addr: u64, len: u64) -> bool {
+        addr.checked_add(len).is_some_and(|end| end <= USER_END)
+    }
+
+    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read_mm(Mm(self.mm), addr, buf)
+    }
+
+    fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.write_mm(Mm(self.mm), addr, buf)
+    }
+
+    fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.access(mm.0, vaddr, buf.len(), false, |k, byte| buf[k] = *byte)
+    }
+
+    fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.access(mm.0, vaddr, buf.len(), true, |k, byte| *byte = buf[k])
+    }
+}
+
+impl Iommu for TestHost {
+    fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        let spec = self.specs.get(&group.0).ok_or(Errno::ENODEV)?.clone();
+        let info = DomainInfo {
+            pgsize_bitmap: spec.pgsize_bitmap,
+            aperture: spec.aperture,
+            coherent: spec.coherent,
+            isolated_msi: spec.isolated_msi,
+            kind: 0,
+        };
+        let unused = |id: &u64| !self.books.domains.contains_key(id);
+        let id = (1..).find(unused).expect("a number");
+        let table = BTreeMap::new();
+        self.books.domains.insert(id, Domain { spec, table });
+        Ok((DomainId(id), info))
+    }
+
+    fn join(&mut self, _: GroupId, old: DomainId, domain: DomainId) -> bool {
+        let spec = &self.domain(old).spec;
+        let joins = spec.joins && *spec == self.domain(domain).spec;
+        if joins {
+            self.drop_domain(old);
+        }
+        joins
+    }
+
+    fn detach(&mut self, _: GroupId, domain: DomainId, last: bool) {
+        if last {
+            self.drop_domain(domain);
+        }
+    }
+
+    fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
+        self.specs.get(&group.0)?.reserved.get(index).copied()
+    }
+
+    fn map(
+        &mut self,
+        id: DomainId,
+        iova: u64,
+        pfn: u64,
+        npages: u64,
+        prot: Prot,
+    ) -> Result<(), Errno> {
+        if self.map_fault.strikes() {
+            return Err(Errno::EIO);
+        }
+        let page = self.page;
+        let domain = self.domain_mut(id);
+        let size = npages * page;
+        let (first, last) = domain.spec.aperture;
+        if iova < first || iova + (size - 1) > last {
+            return Err(Errno::ERANGE);
+        }
+        let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();
+        if [iova, pfn * page, size].iter().any(|v| v % smallest != 0) {
+            return Err(Errno::EINVAL);
+        }
+        for k in 0..npages {
+            let old = domain.table.insert(iova + k * page, (pfn + k, prot.0));
+            assert_eq!(old, None, "mapped over a mapping");
+        }
+        for pfn in pfn..pfn + npages {
+            assert!(self.books.pins.contains_key(&pfn), "mapped but not pinned");
+            add(&mut self.books.mapped, pfn, 1);
+        }
+        Ok(())
+    }
+
+    fn unmap(&mut self, id: DomainId, iova: u64, npages: u64) {
+        let page = self.page;
+        let domain = self.domain_mut(id);
+        let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();
+        let aligned = iova % smallest == 0 && (npages * page) % smallest == 0;
+        assert!(aligned, "a part of an IOMMU page cannot be unmapped");
+        for k in 0..npages {
+            let entry = self.domain_mut(id).table.remove(&(iova + k * page));
+            let (pfn, _) = entry.expect("unmapped where nothing is mapped");
+            sub(&mut self.books.mapped, pfn, 1);
+        }
+    }
+
+    fn translate(&self, id: DomainId, iova: u64) -> Option<u64> {
+        let page = iova - iova % self.page;
+        self.domain(id).table.get(&page).map(|(pfn, _)| *pfn)
+    }
+}

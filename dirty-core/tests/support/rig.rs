@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A container on a test host, and short ways to call it.
+
+use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
+use dirty_core::ioctl::Outcome;
+use dirty_core::uapi::*;
+use dirty_core::{Container, Errno, Error, Map, Options, PageSize, Progress, Report};
+use dirty_core::{Target, Unmap};
+
+use super::host::Books;
+use super::{words, Spec, TestHost, TestMemory};
+
+/// The CPU's page.
+pub(crate) const PAGE: u64 = 4096;
+/// Where arguments of ioctls go: one page, then a hole.
+pub(crate) const ARG: u64 = 0x1000_0000;
+/// Where bitmaps of ioctls go.
+pub(crate) const BITMAP: u64 = 0x2000_0000;
+/// Bytes there; then a hole.
+pub(crate) const BITMAP_BYTES: u64 = 0x10000;
+/// User address behind iova 0; see [`vaddr`].
+const VADDR: u64 = 1 << 44;
+
+/// The user address that [`Rig::map`] puts behind an iova.
+pub(crate) fn vaddr(iova: u64) -> u64 {
+    VADDR + iova % (1 << 40)
+}
+
+/// A page size.
+pub(crate) fn pgsize(bytes: u64) -> PageSize {
+    PageSize::new(bytes).expect("a power of two")
+}
+
+/// The errno of a result; 0 for success.
+pub(crate) fn errno<T>(result: Result<T, Error>) -> Errno {
+    result.err().map_or(Errno(0), Error::errno)
+}
+
+/// The bytes of a structure: its 32-bit fields, then its 64-bit fields.
+pub(crate) fn pack(u32s: &[u32], u64s: &[u64]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    u32s.iter().for_each(|v| bytes.extend(v.to_ne_bytes()));
+    u64s.iter().for_each(|v| bytes.extend(v.to_ne_bytes()));
+    bytes
+}
+
+/// The three ways to get a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Ioctl,
+    Words,
+    Zeroed,
+}
+
+impl Via {
+    pub(crate) const ALL: [Via; 3] = [Via::Ioctl, Via::Words, Via::Zeroed];
+}
+
+/// What a failed call must not change: dirty bits aside, which a snapshot
+/// would clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    books: Books,
+    info: Vec<u8>,
+    tracking: Option<PageSize>,
+}
+
+/// A container, its host and its memory. When it goes, nothing may be left.
+pub(crate) struct Rig {
+    pub(crate) container: Container<TestMemory>,
+    pub(crate) host: TestHost,
+    pub(crate) mem: TestMemory,
+}
+
+impl Rig {
+    /// A container without groups.
+    pub(crate) fn empty(options: Options) -> Rig {
+        let mem = TestMemory::default();
+        let mut host = TestHost::default();
+        host.page = options.page_size.bytes();
+        host.add_memory(ARG, PAGE);
+        host.add_memory(BITMAP, BITMAP_BYTES);
+        Rig {
+            container: Container::new(mem.clone(), options),
+            host,
+            mem,
+        }
+    }
+
+    /// A container of type `kind` with groups 0, 1, ... and in each an open
+    /// device that may pin. Without a spec a group is emulated.
+    pub(crate) fn new(options: Options, kind: u64, groups: &[Option<Spec>]) -> Rig {
+        let mut rig = Rig::empty(options);
+        for (group, spec) in (0..).zip(groups) {
+            rig.attach(group, spec.clone()).expect("attach");
+        }
+        rig.container.set_iommu(&mut rig.host, kind).expect("type");
+        (0..groups.len() as u64).for_each(|group| rig.open(group).expect("open"));
+        rig
+    }
+
+    /// Version 2, with these groups.
+    pub(crate) fn with(groups: &[Option<Spec>]) -> Rig {
+        Rig::new(Options::default(), VFIO_TYPE1v2_IOMMU, groups)
+    }
+
+    /// Version 2, with one emulated group.
+    pub(crate) fn emulated() -> Rig {
+        Rig::with(&[None])
+    }
+
+    /// Adds a group.
+    pub(crate) fn attach(&mut self, group: u64, spec: Option<Spec>) -> Result<(), Error> {
+        let emulated = spec.is_none();
+        if let Some(spec) = spec {
+            self.host.specs.insert(group, spec);
+        }
+        self.container
+            .attach_group(&mut self.host, GroupId(group), emulated)
+    }
+
+    /// Opens a device that may pin; it has the number of its group.
+    pub(crate) fn open(&mut self, group: u64) -> Result<(), Error> {
+        self.container
+            .open_device(DeviceId(group), GroupId(group), true)
+    }
+
+    /// Closes the device of a group and removes the group.
+    pub(crate) fn detach(&mut self, group: u64) {
+        self.container.close_device(DeviceId(group));
+        let detached = self.container.detach_group(&mut self.host, GroupId(group));
+        detached.expect("detach");
+    }
+
+    /// Maps, with a user address of its own, to read and write.
+    pub(crate) fn map(&mut self, iova: u64, size: u64) -> Result<(), Error> {
+        self.map_prot(iova, size, Prot::READ_WRITE)
+    }
+
+    /// Likewise for some rights.
+    pub(crate) fn map_prot(&mut self, iova: u64, size: u64, prot: Prot) -> Result<(), Error> {
+        let map = Map {
+            iova,
+            vaddr: vaddr(iova),
+            size,
+            prot: Some(prot),
+        };
+        self.container.map(&mut self.host, &map)
+    }
+
+    /// Maps, and gives the memory that the mapping stands for to the process.
+    pub(crate) fn map_memory(&mut self, iova: u64, size: u64) {
+        self.host.add_memory(vaddr(iova), size);
+        self.map(iova, size).expect("map");
+    }
+
+    /// Pins `n` pages for the device of group 0; their pfns.
+    pub(crate) fn pin(&mut self, iova: u64, n: usize) -> Result<Vec<u64>, Error> {
+        self.pin_by(0, iova, n)
+    }
+
+    /// Pins `n` pages for the device of a group.
+    pub(crate) fn pin_by(&mut self, group: u64, iova: u64, n: usize) -> Result<Vec<u64>, Error> {
+        let mut pfns = vec![0; n];
+        let device = DeviceId(group);
+        self.container
+            .pin_pages(&mut self.host, device, iova, Prot::READ, &mut pfns)?;
+        Ok(pfns)
+    }
+
+    pub(crate) fn unpin(&mut self, iova: u64, n: u64) {
+        let unpinned = self
+            .container
+            .unpin_pages(&mut self.host, DeviceId(0), iova, n);
+        unpinned.expect("unpin");
+    }
+
+    pub(crate) fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), Error> {
+        self.container
+            .write(&mut self.host, DeviceId(0), iova, data)
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.container.start().expect("start");
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.container.stop().expect("stop");
+    }
+
+    /// Marks one page.
+    pub(crate) fn mark(&mut self, iova: u64) {
+        self.container.mark(iova, 1).expect("mark");
+    }
+
+    /// Puts an argument at [`ARG`].
+    pub(crate) fn put(&mut self, arg: &[u8]) {
+        self.host.copy_to_user(ARG, arg).expect("argument");
+    }
+
+    /// An ioctl with an argument in memory. Devices unpin when they are told.
+    pub(crate) fn ioctl(&mut self, nr: u32, arg: &[u8]) -> Result<u32, Error> {
+        self.put(arg);
+        self.ioctl_at(nr, ARG, |rig, iova, size| rig.unpin(iova, size / PAGE))
+    }
+
+    /// Likewise with the argument at some address, and `dma_unmap` for what
+    /// the devices do when they are told of an unmap.
+    pub(crate) fn ioctl_at(
+        &mut self,
+        nr: u32,
+        addr: u64,
+        mut dma_unmap: impl FnMut(&mut Rig, u64, u64),
+    ) -> Result<u32, Error> {
+        let mut outcome = self.container.ioctl(&mut self.host, nr, addr)?;
+        loop {
+            match outcome {
+                Outcome::Done(value) => return Ok(value),
+                Outcome::Notify(pending) => {
+                    dma_unmap(self, pending.iova, pending.size);
+                    outcome = self.container.resume(&mut self.host, pending)?;
+                }
+            }
+        }
+    }
+
+    /// Removes the mappings of a range; devices unpin when they are told.
+    pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Error> {
+        let target = Target::Range { iova, size };
+        self.unmap_with(target, |rig, iova, size| rig.unpin(iova, size / PAGE))
+    }
+
+    /// Likewise, with what the devices do instead.
+    pub(crate) fn unmap_with(
+        &mut self,
+        target: Target,
+        mut dma_unmap: impl FnMut(&mut Rig, u64, u64),
+    ) -> Result<u64, Error> {
+        let mut unmap = Unmap::new(target);
+        loop {
+            match self.container.unmap(&mut self.host, &mut unmap)? {
+                Progress::Done(size) => return Ok(size),
+                Progress::Notify { iova, size } => dma_unmap(self, iova, size),
+            }
+        }
+    }
+
+    /// Argument of GET_BITMAP.
+    pub(crate) fn get_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
+        pack(&[48, 4], &[iova, size, page, bytes, BITMAP])
+    }
+
+    /// Argument of UNMAP_DMA with bitmap.
+    pub(crate) fn unmap_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
+        pack(&[48, 1], &[iova, size, page, bytes, BITMAP])
+    }
+
+    /// GET_BITMAP into `words`.
+    pub(crate) fn get(
+        &mut self,
+        via: Via,
+        iova: u64,
+        size: u64,
+        page: u64,
+        words: &mut [u64],
+    ) -> Result<(), Error> {
+        let report = match via {
+            Via::Ioctl => {
+                let arg = Rig::get_arg(iova, size, page, words.len() as u64 * 8);
+                return self.through_user(words, |rig| {
+                    rig.ioctl(VFIO_IOMMU_DIRTY_PAGES, &arg).map(|_| ())
+                });
+            }
+            Via::Words => Report::Words(words),
+            Via::Zeroed => Report::Zeroed(words),
+        };
+        self.container.get_bitmap(iova, size, pgsize(page), report)
+    }
+
+    /// UNMAP with bitmap into `words`; bytes unmapped.
+    pub(crate) fn harvest(
+        &mut self,
+        via: Via,
+        iova: u64,
+        size: u64,
+        page: u64,
+        words: &mut [u64],
+    ) -> Result<u64, Error> {
+        if via == Via::Ioctl {
+            let arg = Rig::unmap_arg(iova, size, page, words.len() as u64 * 8);
+            return self.through_user(words, |rig| {
+                rig.ioctl(VFIO_IOMMU_UNMAP_DMA, &arg)?;
+                Ok(rig.read_u64(ARG + 16))
+            });
+        }
+        let mut unmap = Unmap::new(Target::Range { iova, size });
+        loop {
+            let report = match via {
+                Via::Zeroed => Report::Zeroed(words),
+                _ => Report::Words(words),
+            };
+            let step =
+                self.container
+                    .unmap_dirty(&mut self.host, &mut unmap, pgsize(page), report)?;
+            match step {
+                Progress::Done(size) => return Ok(size),
+                Progress::Notify { iova, size } => self.unpin(iova, size / PAGE),
+            }
+        }
+    }
+
+    fn through_user<T>(
+        &mut self,
+        words: &mut [u64],
+        call: impl FnOnce(&mut Rig) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let no_write = self.host.no_write.take();
+        self.write_words(words);
+        self.host.no_write = no_write;
+        let result = call(self);
+        words.copy_from_slice(&self.read_words(words.len()));
+        result
+    }
+
+    /// The pages of a range that the ioctl reports dirty, at the granularity
+    /// that tracking has. They are clean afterwards.
+    pub(crate) fn dirty(&mut self, iova: u64, size: u64) -> Vec<u64> {
+        let page = self.container.tracking().expect("tracking").bytes();
+        let mut words = vec![0; (size / page).div_ceil(64) as usize];
+        let got = self.get(Via::Ioctl, iova, size, page, &mut words);
+        got.expect("get");
+        words::bits(&words)
+    }
+
+    /// The user's bitmap.
+    pub(crate) fn read_words(&mut self, n: usize) -> Vec<u64> {
+        let at = (BITMAP..).step_by(8).take(n);
+        at.map(|addr| self.read_u64(addr)).collect()
+    }
+
+    pub(crate) fn write_words(&mut self, words: &[u64]) {
+        let bytes = pack(&[], words);
+        self.host.copy_to_user(BITMAP, &bytes).expect("bitmap");
+    }
+
+    pub(crate) fn read_u64(&mut self, addr: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.host.copy_from_user(addr, &mut bytes).expect("user");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// GET_INFO with room for everything; empty if no type is set.
+    pub(crate) fn info(&mut self) -> Vec<u8> {
+        let got = self.ioctl(VFIO_IOMMU_GET_INFO, &pack(&[1024, 0], &[0; 127]));
+        let mut bytes = vec![0; 1024];
+        match got {
+            Ok(_) => self.host.copy_from_user(ARG, &mut bytes).expect("info"),
+            Err(e) => assert_eq!(e, Error::NoIommu),
+        }
+        bytes
+    }
+
+    /// How many more mappings are possible: capability 3, the second one.
+    pub(crate) fn dma_avail(&mut self) -> u32 {
+        let info = self.info();
+        let avail = info[64..68].try_into().expect("4 bytes");
+        u32::from_ne_bytes(avail)
+    }
+
+    /// What can be seen of the container and the host without a change.
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
+        Snapshot {
+            books: self.host.books.clone(),
+            info: self.info(),
+            tracking: self.container.tracking(),
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return; // one failure is enough
+        }
+        self.container.close(&mut self.host);
+        assert_eq!(self.host.books, Books::default(), "left after close");
+        let empty = Container::new(self.mem.clone(), Options::default());
+        drop(std::mem::replace(&mut self.container, empty));
+        assert_eq!(self.mem.live(), 0, "memory left after drop");
+    }
+}
