@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The core and the model, op by op, with faults.
+//!
+//! Without a fault both must answer the same. An operation that met a fault
+//! must fail with the fault's errno and leave the core as if it had not been
+//! called; so the model is not called. What may stay is said in [`Pair::step`].
+
+use std::fmt::Write as _;
+
+use dirty_core::Errno;
+use dirty_script::op::{FaultKind, Op, ReportArg};
+use dirty_script::{run, Reply, System};
+
+use crate::{Naive, Sim};
+
+/// Both systems, and what they were told.
+#[derive(Default)]
+pub struct Pair {
+    sim: Sim,
+    model: Naive,
+    /// The script so far, for whoever has to look into a difference.
+    script: Vec<Op>,
+}
+
+/// Runs a whole script.
+///
+/// # Errors
+///
+/// The first disagreement, with the script up to it in the format of `.vt`.
+pub fn compare(ops: &[Op]) -> Result<(), String> {
+    let mut pair = Pair::default();
+    ops.iter().try_for_each(|op| pair.step(op))?;
+    pair.sim.close();
+    Ok(())
+}
+
+fn errno_of(kind: FaultKind) -> Errno {
+    match kind {
+        FaultKind::Alloc => Errno::ENOMEM,
+        FaultKind::Copy | FaultKind::Pin => Errno::EFAULT,
+        FaultKind::Map => Errno::EIO,
+        FaultKind::Charge => Errno::EINTR,
+    }
+}
+
+/// Whether an operation failed with `errno`.
+fn failed_with(reply: &Reply, errno: Errno) -> bool {
+    match reply {
+        Reply::Text(text) => text.ends_with(&format!("={errno}")),
+        Reply::Answer(answer) | Reply::Unmap(answer, ..) | Reply::Get(answer, _) => {
+            *answer == Err(errno)
+        }
+        Reply::Report(answer, _) => *answer == Err(errno),
+        Reply::Returned(returned) | Reply::Child(returned) => *returned == Ok(-errno.0),
+        Reply::Stat(_) => false,
+    }
+}
+
+/// Operations that are several calls, or that go on when something fails, meet
+/// no faults here.
+fn meets_faults(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::New(_) | Op::Detach(_) | Op::MapN { .. } | Op::Info { .. } | Op::CloseDevice(_)
+    )
+}
+
+impl Pair {
+    /// Runs one operation on both.
+    ///
+    /// # Errors
+    ///
+    /// How they disagree.
+    pub fn step(&mut self, op: &Op) -> Result<(), String> {
+        self.script.push(op.clone());
+        if let Op::Fault { .. } = op {
+            if !self.sim.has_callback_actions() {
+                run(&mut self.sim, op);
+            }
+            return Ok(());
+        }
+        if !meets_faults(op) {
+            self.sim.end_faults();
+        }
+        let core = run(&mut self.sim, op);
+        match self.sim.take_fired() {
+            None => {
+                let model = run(&mut self.model, op);
+                if core != model {
+                    return Err(self.disagree(&format!("core  {op}{core}\nmodel {op}{model}")));
+                }
+            }
+            Some(kind) => {
+                if !failed_with(&core, errno_of(kind)) {
+                    return Err(self.disagree(&format!("{kind:?} fault ignored: {op}{core}")));
+                }
+                self.after_fault(op, &core)?;
+            }
+        }
+        self.balance()
+    }
+
+    /// Tells the model what an operation may leave behind when it fails.
+    fn after_fault(&mut self, op: &Op, core: &Reply) -> Result<(), String> {
+        match op {
+            // The group is in, its device is not open.
+            Op::Attach { device, .. } if core.to_string().contains("get_device_fd") => {
+                let (device, open) = (*device, false);
+                run(&mut self.model, &Op::Attach { device, open });
+            }
+            // What was written before the fault is written, and marked.
+            Op::Rw {
+                device,
+                iova,
+                write: true,
+                ..
+            } => self
+                .model
+                .rw_partial(*device, *iova, self.sim.bytes_written()),
+            // Devices have dropped their pins.
+            Op::Unmap(_) | Op::Harvest(_) => self.model.unmap_callbacks_only(op),
+            // Pages that were pinned for a moment may be dirty.
+            Op::Pin { iova, n, .. } => {
+                let last = iova.wrapping_add(u64::try_from(*n).unwrap_or(0) << 12);
+                return self.settle(*iova, last);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a report of every mapping from both: the core may report pages
+    /// from `first` to `last` beyond the model's, and no others.
+    fn settle(&mut self, first: u64, last: u64) -> Result<(), String> {
+        let Some(pgsize) = self.model.tracking() else {
+            return Ok(());
+        };
+        for (iova, size) in self.model.mappings() {
+            let words = (size / pgsize).div_ceil(64);
+            if words > 1 << 16 {
+                continue; // a giant, of which scripts pin little
+            }
+            let arg = ReportArg {
+                iova,
+                size,
+                pgsize,
+                words,
+                fill: Some(0),
+            };
+            let (core, model) = (self.report(&arg, true), self.report(&arg, false));
+            for (k, (core, model)) in (0u64..).zip(core.iter().zip(&model)) {
+                for bit in 0..64 {
+                    let page = iova.wrapping_add((k * 64 + bit).wrapping_mul(pgsize));
+                    let touched = page.wrapping_add(pgsize - 1) >= first && page <= last;
+                    let (core, model) = (core >> bit & 1, model >> bit & 1);
+                    if core < model || (core > model && !touched) {
+                        let text = format!("page {page:#x} after a failed pin: {core}, {model}");
+                        return Err(self.disagree(&text));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, arg: &ReportArg, core: bool) -> Vec<u64> {
+        let system: &mut dyn System = match core {
+            true => &mut self.sim,
+            false => &mut self.model,
+        };
+        let mut words = vec![0; arg.words as usize];
+        // A mapping of its own is always a good range.
+        let _ = system.report(arg, &mut words);
+        words
+    }
+
+    /// Pins and locked pages are the same on both sides.
+    fn balance(&mut self) -> Result<(), String> {
+        let core = (self.sim.pinned_pages(), self.sim.locked_pages());
+        let model = (self.model.pinned_pages(), self.model.locked_pages());
+        if core != model {
+            let text = format!("(pinned, locked) pages: core {core:?}, model {model:?}");
+            return Err(self.disagree(&text));
+        }
+        Ok(())
+    }
+
+    fn disagree(&self, what: &str) -> String {
+        let mut text = format!("{what}\nafter this script:\n");
+        for op in &self.script {
+            // A string takes any text.
+            let _ = writeln!(text, "{op}");
+        }
+        text
+    }
+}

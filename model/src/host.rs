@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The core's host, simulated: user memory, pins, locked memory and IOMMUs in
+//! plain books, and faults on demand.
+
+use std::alloc::{alloc_zeroed, dealloc, Layout};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use dirty_core::host::*;
+use dirty_core::Errno;
+use dirty_script::op::{DeviceSpec, FaultKind, APERTURE, DEVICES, MSI, PAGE, USER_END};
+
+use crate::User;
+
+/// A countdown to one failure.
+#[derive(Debug, Default)]
+struct Countdown {
+    /// What is left until it fails; 0: nothing is to fail.
+    left: Cell<u64>,
+    fired: Cell<bool>,
+}
+
+impl Countdown {
+    /// Counts `n` chances; at which of them, from 0 on, it fails, if it does.
+    fn strikes(&self, n: u64) -> Option<u64> {
+        let left = self.left.get();
+        if left == 0 || left > n {
+            self.left.set(left.saturating_sub(n));
+            return None;
+        }
+        self.left.set(0);
+        self.fired.set(true);
+        Some(left - 1)
+    }
+}
+
+/// The faults that are to come, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    alloc: Countdown,
+    copy: Countdown,
+    pin: Countdown,
+    map: Countdown,
+    charge: Countdown,
+}
+
+impl Faults {
+    fn of(&self, kind: FaultKind) -> &Countdown {
+        match kind {
+            FaultKind::Alloc => &self.alloc,
+            FaultKind::Copy => &self.copy,
+            FaultKind::Pin => &self.pin,
+            FaultKind::Map => &self.map,
+            FaultKind::Charge => &self.charge,
+        }
+    }
+
+    pub(crate) fn arm(&self, kind: FaultKind, n: u64) {
+        self.of(kind).left.set(n);
+    }
+
+    /// Disarms all; which one has fired.
+    pub(crate) fn end(&self) -> Option<FaultKind> {
+        const ALL: [FaultKind; 5] = [
+            FaultKind::Alloc,
+            FaultKind::Copy,
+            FaultKind::Pin,
+            FaultKind::Map,
+            FaultKind::Charge,
+        ];
+        let mut fired = None;
+        for kind in ALL {
+            self.of(kind).left.set(0);
+            if self.of(kind).fired.take() {
+                fired = Some(kind);
+            }
+        }
+        fired
+    }
+}
+
+/// Memory that counts what is alive.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CountingMemory {
+    pub(crate) faults: Rc<Faults>,
+    live: Rc<Cell<usize>>,
+}
+
+impl CountingMemory {
+    /// Allocations that were not freed.
+    pub(crate) fn live(&self) -> usize {
+        self.live.get()
+    }
+}
+
+// SAFETY: the global allocator's memory, and no other handle frees it.
+unsafe impl Memory for CountingMemory {
+    fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
+        if self.faults.alloc.strikes(1).is_some() {
+            return None;
+        }
+        // SAFETY: the size is not 0, see `Memory::alloc_zeroed`.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        self.live.set(self.live.get() + 1);
+        Some(ptr)
+    }
+
+    unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
+        self.live.set(self.live.get() - 1);
+        // SAFETY: the caller's promise: allocated above with this layout.
+        unsafe { dealloc(ptr.as_ptr(), layout) }
+    }
+}
+
+#[derive(Debug)]
+struct Domain {
+    pgsizes: u64,
+    /// Pfn of each page, by iova.
+    table: BTreeMap<u64, u64>,
+}
+
+/// The host. Whatever is given back more often than taken is a bug of the
+/// core, and panics.
+#[derive(Debug)]
+pub(crate) struct SimHost {
+    pub(crate) user: User,
+    pub(crate) faults: Rc<Faults>,
+    pub(crate) caller: dirty_script::op::Caller,
+    pub(crate) lock_cap: bool,
+    /// Most pages that may be locked.
+    pub(crate) limit: u64,
+    pub(crate) charged: u64,
+    /// Bytes that copies to memory have written.
+    pub(crate) written: u64,
+    /// Pins of each pfn.
+    pins: BTreeMap<u64, u64>,
+    pub(crate) pinned: u64,
+    grabbed: u64,
+    domains: BTreeMap<u64, Domain>,
+    next_domain: u64,
+}
+
+impl SimHost {
+    pub(crate) fn new(faults: Rc<Faults>) -> Self {
+        SimHost {
+            user: User::default(),
+            faults,
+            caller: dirty_script::op::Caller::Process,
+            lock_cap: true,
+            limit: u64::MAX,
+            charged: 0,
+            written: 0,
+            pins: BTreeMap::new(),
+            pinned: 0,
+            grabbed: 0,
+            domains: BTreeMap::new(),
+            next_domain: 0,
+        }
+    }
+
+    /// Whether everything taken was given back.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.pinned == 0 && self.charged == 0 && self.grabbed == 0 && self.domains.is_empty()
+    }
+
+    fn write(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
+        let fault = self.faults.copy.strikes(buf.len() as u64);
+        let n = fault.map_or(buf.len(), |at| at as usize);
+        let done = self.user.write(addr, &buf[..n]);
+        self.written += done as u64;
+        if done < buf.len() {
+            return Err(Fault { done });
+        }
+        Ok(())
+    }
+
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let done = self.user.read(addr, buf);
+        if done < buf.len() {
+            return Err(Fault { done });
+        }
+        Ok(())
+    }
+
+    fn domain(&mut self, id: DomainId) -> &mut Domain {
+        self.domains.get_mut(&id.0).expect("a domain that exists")
+    }
+}
+
+fn spec(group: GroupId) -> &'static DeviceSpec {
+    &DEVICES[group.0 as usize]
+}
+
+impl Pinning for SimHost {
+    fn pin(&mut self, _: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        let first = vaddr / PAGE;
+        let write = prot.contains(Prot::WRITE);
+        let good = |pfn: u64| {
+            let addr = pfn.checked_mul(PAGE);
+            addr.is_some_and(|addr| self.user.accessible(addr, 1, write) == 1)
+        };
+        let n = (0..pfns.len() as u64)
+            .take_while(|k| good(first + k))
+            .count();
+        let tried = n.min(pfns.len()) as u64 + u64::from(n < pfns.len());
+        let n = match self.faults.pin.strikes(tried) {
+            Some(at) => {
+                // The page that fails is the first of a call: tell it then.
+                if at != 0 {
+                    self.faults.pin.left.set(1);
+                    self.faults.pin.fired.set(false);
+                }
+                at as usize
+            }
+            None => n,
+        };
+        if n == 0 {
+            return Err(Errno::EFAULT);
+        }
+        for (pfn, slot) in (first..).zip(&mut pfns[..n]) {
+            *slot = pfn;
+            *self.pins.entry(pfn).or_default() += 1;
+        }
+        self.pinned += n as u64;
+        Ok(n)
+    }
+
+    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
+        for pfn in pfn..pfn + npages {
+            let count = self.pins.get_mut(&pfn).expect("a pinned page");
+            *count -= 1;
+            if *count == 0 {
+                self.pins.remove(&pfn);
+            }
+            self.pinned -= 1;
+        }
+    }
+
+    fn page_kind(&self, _: u64) -> PageKind {
+        PageKind::Normal
+    }
+}
+
+impl Accounting for SimHost {
+    fn grab(&mut self) -> Result<Mm, Errno> {
+        self.grabbed += 1;
+        Ok(Mm(1))
+    }
+
+    fn release(&mut self, _: Mm) {
+        self.grabbed -= 1;
+    }
+
+    fn reach(&self, _: Mm) -> Reach {
+        match self.caller {
+            dirty_script::op::Caller::Child => Reach::Other,
+            _ => Reach::Own,
+        }
+    }
+
+    fn lock_cap(&self) -> bool {
+        self.lock_cap
+    }
+
+    fn charge(&mut self, _: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
+        if self.faults.charge.strikes(1).is_some() {
+            return Err(Errno::EINTR);
+        }
+        if !lock_cap && self.charged + npages > self.limit {
+            return Err(Errno::ENOMEM);
+        }
+        self.charged += npages;
+        Ok(())
+    }
+
+    fn uncharge(&mut self, _: Mm, npages: u64) {
+        let left = self.charged.checked_sub(npages);
+        self.charged = left.expect("pages that were charged");
+    }
+}
+
+impl UserMemory for SimHost {
+    fn is_user_range(&self, addr: u64, len: u64) -> bool {
+        addr.checked_add(len).is_some_and(|end| end <= USER_END)
+    }
+
+    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read(addr, buf)
+    }
+
+    fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.write(addr, buf)
+    }
+
+    fn read_mm(&mut self, _: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read(vaddr, buf)
+    }
+
+    fn write_mm(&mut self, _: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
+        self.write(vaddr, buf)
+    }
+}
+
+impl Iommu for SimHost {
+    fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        let pgsizes = spec(group).pgsizes.ok_or(Errno::ENODEV)?;
+        let id = self.next_domain;
+        self.next_domain += 1;
+        let table = BTreeMap::new();
+        self.domains.insert(id, Domain { pgsizes, table });
+        let info = DomainInfo {
+            pgsize_bitmap: pgsizes,
+            aperture: APERTURE,
+            coherent: false,
+            isolated_msi: true,
+            kind: 0,
+        };
+        Ok((DomainId(id), info))
+    }
+
+    fn join(&mut self, _: GroupId, old: DomainId, domain: DomainId) -> bool {
+        let alike = self.domain(old).pgsizes == self.domain(domain).pgsizes;
+        if alike {
+            self.domains.remove(&old.0);
+        }
+        alike
+    }
+
+    fn detach(&mut self, _: GroupId, domain: DomainId, last: bool) {
+        if last {
+            self.domains.remove(&domain.0);
+        }
+    }
+
+    fn reserved(&self, _: GroupId, index: usize) -> Option<(u64, u64)> {
+        (index == 0).then_some(MSI)
+    }
+
+    fn map(
+        &mut self,
+        domain: DomainId,
+        iova: u64,
+        pfn: u64,
+        npages: u64,
+        _: Prot,
+    ) -> Result<(), Errno> {
+        if self.faults.map.strikes(1).is_some() {
+            return Err(Errno::EIO);
+        }
+        let smallest = 1 << self.domain(domain).pgsizes.trailing_zeros();
+        let fits = |v: u64| v % smallest == 0;
+        if !(fits(iova) && fits(pfn * PAGE) && fits(npages * PAGE)) {
+            return Err(Errno::EINVAL);
+        }
+        let last = iova.checked_add(npages * PAGE - 1).ok_or(Errno::ERANGE)?;
+        if last > APERTURE.1 {
+            return Err(Errno::ERANGE);
+        }
+        for k in 0..npages {
+            let table = &mut self.domain(domain).table;
+            let old = table.insert(iova + k * PAGE, pfn + k);
+            assert!(old.is_none(), "iova mapped twice");
+        }
+        Ok(())
+    }
+
+    fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
+        for k in 0..npages {
+            self.domain(domain).table.remove(&(iova + k * PAGE));
+        }
+    }
+
+    fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
+        self.domains.get(&domain.0)?.table.get(&iova).copied()
+    }
+}

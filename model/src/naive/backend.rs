@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A container's type1 backend: groups, mappings and tracking.
+
+use std::collections::BTreeSet;
+
+use dirty_core::uapi::*;
+use dirty_core::Errno;
+use dirty_script::op::{DeviceIndex, APERTURE, DEVICES, MSI, PAGE};
+
+use super::mapping::{smallest, Mapping, Mappings};
+use super::process::{Process, Result};
+
+/// How a container was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    pub(super) entry_limit: u32,
+    pub(super) budget: Option<u64>,
+    pub(super) skip_read_only: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    pub(super) device: DeviceIndex,
+    /// None: emulated.
+    pub(super) pgsizes: Option<u64>,
+    /// It only dirties what it has pinned.
+    pub(super) scope: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Backend {
+    pub(super) v2: bool,
+    pub(super) options: Options,
+    pub(super) groups: Vec<Group>,
+    pub(super) mappings: Mappings,
+    /// Ranges of valid iovas; none: all are.
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// Tracking is on, and a bit stands for so many bytes.
+    pub(super) granule: Option<u64>,
+}
+
+/// Bytes of a mapping's bitmap.
+fn bitmap_bytes(pages: u64) -> u64 {
+    let words = pages.div_ceil(64);
+    8 * (2 * words + words.div_ceil(8).div_ceil(64))
+}
+
+impl Backend {
+    pub(super) fn new(v2: bool, options: Options) -> Self {
+        Backend {
+            v2,
+            options,
+            groups: Vec::new(),
+            mappings: Mappings::default(),
+            ranges: Vec::new(),
+            granule: None,
+        }
+    }
+
+    /// The page sizes of each domain.
+    pub(super) fn domains(&self) -> BTreeSet<u64> {
+        self.groups.iter().filter_map(|g| g.pgsizes).collect()
+    }
+
+    pub(super) fn has_emulated(&self) -> bool {
+        self.groups.iter().any(|g| g.pgsizes.is_none())
+    }
+
+    /// The page sizes that all domains have.
+    pub(super) fn pgsizes(&self) -> u64 {
+        self.domains().iter().fold(!(PAGE - 1), |all, d| all & d)
+    }
+
+    /// The smallest page that can be mapped.
+    pub(super) fn page(&self) -> u64 {
+        smallest(self.pgsizes())
+    }
+
+    pub(super) fn any_vaddr_invalid(&self) -> bool {
+        self.mappings.0.values().any(|m| m.vaddr_invalid)
+    }
+
+    pub(super) fn attach(&mut self, process: &mut Process, device: DeviceIndex) -> Result<()> {
+        if self.any_vaddr_invalid() {
+            return Err(Errno::EBUSY);
+        }
+        if self.groups.iter().any(|g| g.device == device) {
+            return Err(Errno::EINVAL);
+        }
+        let pgsizes = DEVICES[device].pgsizes;
+        if let Some(pgsizes) = pgsizes {
+            self.attach_iommu(process, pgsizes)?;
+        }
+        let scope = pgsizes.is_none();
+        self.groups.push(Group {
+            device,
+            pgsizes,
+            scope,
+        });
+        Ok(())
+    }
+
+    fn attach_iommu(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
+        // Mappings beyond what was valid until now are not looked at.
+        if let Some((_, end)) = self.ranges.last() {
+            let beyond = APERTURE.1 + 1;
+            if beyond <= *end && !self.mappings.overlapping(beyond, *end).is_empty() {
+                return Err(Errno::EINVAL);
+            }
+        }
+        if !self.mappings.overlapping(MSI.0, MSI.1).is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        if !self.domains().contains(&pgsizes) {
+            self.add_domain(process, pgsizes)?;
+        }
+        self.ranges = vec![(APERTURE.0, MSI.0 - 1), (MSI.1 + 1, APERTURE.1)];
+        Ok(())
+    }
+
+    /// Pins and maps everything for a new domain, or changes nothing.
+    fn add_domain(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
+        let page = smallest(self.pgsizes() & pgsizes);
+        let unfit = |m: &Mapping| m.iova % page != 0 || m.last().wrapping_add(1) % page != 0;
+        if page > PAGE && self.mappings.0.values().any(unfit) {
+            return Err(Errno::EINVAL);
+        }
+        let mut costs = Vec::new();
+        let mut locked = process.locked;
+        for m in self.mappings.0.values() {
+            let cost = match m.iommu_mapped {
+                true => 0,
+                false => m.pin_all(process, locked)?,
+            };
+            m.iommu_map(pgsizes)?;
+            locked += cost;
+            costs.push(cost);
+        }
+        process.locked = locked;
+        for (m, cost) in self.mappings.0.values_mut().zip(costs) {
+            m.iommu_mapped = true;
+            m.charged += cost;
+        }
+        Ok(())
+    }
+
+    /// Takes a group out; others remain.
+    pub(super) fn detach(&mut self, process: &mut Process, device: DeviceIndex) {
+        let Some(at) = self.groups.iter().position(|g| g.device == device) else {
+            return;
+        };
+        let group = self.groups.remove(at);
+        if group.pgsizes.is_some() && self.domains().is_empty() {
+            for m in self.mappings.0.values_mut() {
+                m.iommu_mapped = false;
+                let pins = m.pins.len() as u64;
+                if pins <= m.charged {
+                    process.locked -= m.charged - pins;
+                    m.charged = pins;
+                } else if process.charge(pins - m.charged, m.lock_cap).is_ok() {
+                    m.charged = pins;
+                }
+            }
+            self.ranges = vec![(0, u64::MAX)];
+        }
+        if !group.scope {
+            self.mark_everything();
+        }
+    }
+
+    /// What was dirty before the scope got narrower shall not be lost.
+    pub(super) fn mark_everything(&mut self) {
+        let Some(granule) = self.granule else { return };
+        for m in self.mappings.0.values_mut() {
+            if m.writable() || !self.options.skip_read_only {
+                m.mark_all(granule);
+            }
+        }
+    }
+
+    /// Whether a device may have written anything in a mapping.
+    pub(super) fn all_dirty(&self, m: &Mapping) -> bool {
+        let unpinned = self.groups.iter().any(|g| !g.scope);
+        let skipped = self.options.skip_read_only && !m.writable();
+        unpinned && m.iommu_mapped && !skipped
+    }
+
+    pub(super) fn map(
+        &mut self,
+        process: &mut Process,
+        arg: &vfio_iommu_type1_dma_map,
+    ) -> Result<()> {
+        let (iova, size, vaddr) = (arg.iova, arg.size, arg.vaddr);
+        let page = self.page().max(self.granule.unwrap_or(0));
+        if [iova, size, vaddr].iter().any(|v| v % page != 0) {
+            return Err(Errno::EINVAL);
+        }
+        let last = iova + (size - 1);
+        let overlapping = self.mappings.overlapping(iova, last);
+        if arg.flags & VFIO_DMA_MAP_FLAG_VADDR != 0 {
+            let first = overlapping.first().ok_or(Errno::ENOENT)?;
+            let m = self.mappings.find_mut(*first).ok_or(Errno::ENOENT)?;
+            if !m.vaddr_invalid || m.iova != iova || m.size != size {
+                return Err(Errno::EINVAL);
+            }
+            m.vaddr = vaddr;
+            m.vaddr_invalid = false;
+            return Ok(());
+        }
+        if !overlapping.is_empty() {
+            return Err(Errno::EEXIST);
+        }
+        if self.avail() == 0 {
+            return Err(Errno::ENOSPC);
+        }
+        let inside = |r: &(u64, u64)| r.0 <= iova && last <= r.1;
+        if !self.ranges.is_empty() && !self.ranges.iter().any(inside) {
+            return Err(Errno::EINVAL);
+        }
+        let mut m = Mapping {
+            iova,
+            size,
+            vaddr,
+            prot: arg.flags,
+            lock_cap: process.cap,
+            vaddr_invalid: false,
+            iommu_mapped: false,
+            charged: 0,
+            pins: Default::default(),
+            dirty: Default::default(),
+        };
+        let domains = self.domains();
+        if !domains.is_empty() {
+            m.iommu_mapped = true;
+            m.charged = m.pin_all(process, process.locked)?;
+            for pgsizes in domains {
+                m.iommu_map(pgsizes)?;
+            }
+        }
+        if let Some(granule) = self.granule {
+            // Those that are there matter for the budget only.
+            let budget = self.options.budget.is_some();
+            let sizes = self.mappings.0.values().filter(|_| budget).map(|m| m.size);
+            self.check_bitmaps(granule, sizes.chain([size]))?;
+        }
+        process.locked += m.charged;
+        self.mappings.0.insert(iova, m);
+        Ok(())
+    }
+
+    /// How many more mappings there may be.
+    pub(super) fn avail(&self) -> u32 {
+        self.options.entry_limit - self.mappings.0.len() as u32
+    }
+
+    /// Whether mappings of these sizes can have bitmaps.
+    fn check_bitmaps(&self, granule: u64, sizes: impl Iterator<Item = u64>) -> Result<()> {
+        let mut used = 0;
+        for size in sizes {
+            let pages = size / granule;
+            if pages > DIRTY_BITMAP_PAGES_MAX {
+                return Err(Errno::EINVAL);
+            }
+            used += bitmap_bytes(pages);
+            if self.options.budget.is_some_and(|budget| used > budget) {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn start(&mut self) -> Result<()> {
+        if !self.v2 {
+            return Err(Errno::EACCES);
+        }
+        if self.granule.is_some() {
+            return Ok(());
+        }
+        let granule = self.page();
+        self.check_bitmaps(granule, self.mappings.0.values().map(|m| m.size))?;
+        self.granule = Some(granule);
+        for m in self.mappings.0.values_mut() {
+            m.clean(granule);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop(&mut self) -> Result<()> {
+        if !self.v2 {
+            return Err(Errno::EACCES);
+        }
+        self.granule = None;
+        for m in self.mappings.0.values_mut() {
+            m.dirty.clear();
+        }
+        Ok(())
+    }
+
+    /// Removes mappings.
+    pub(super) fn remove(&mut self, process: &mut Process, iovas: &[u64]) {
+        for iova in iovas {
+            if let Some(m) = self.mappings.0.remove(iova) {
+                process.locked -= m.charged;
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A mapping of user memory, and the mappings of a container.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dirty_core::Errno;
+use dirty_script::op::{APERTURE, PAGE};
+
+use super::process::{Process, Result};
+
+pub(super) const READ: u32 = 1;
+pub(super) const WRITE: u32 = 2;
+
+#[derive(Clone, Debug)]
+pub(super) struct Mapping {
+    pub(super) iova: u64,
+    pub(super) size: u64,
+    pub(super) vaddr: u64,
+    pub(super) prot: u32,
+    /// Whether the mapper could lock as much as it liked.
+    pub(super) lock_cap: bool,
+    pub(super) vaddr_invalid: bool,
+    /// All its pages are pinned for the domains.
+    pub(super) iommu_mapped: bool,
+    /// Pages charged for it.
+    pub(super) charged: u64,
+    /// Iovas that devices have pinned, and how often.
+    pub(super) pins: BTreeMap<u64, u64>,
+    /// While tracking: what is dirty, as first and last granule.
+    pub(super) dirty: BTreeSet<(u64, u64)>,
+}
+
+impl Mapping {
+    pub(super) fn last(&self) -> u64 {
+        self.iova + (self.size - 1)
+    }
+
+    pub(super) fn writable(&self) -> bool {
+        self.prot & WRITE != 0
+    }
+
+    /// Bytes `first..=last` of it are dirty.
+    pub(super) fn mark(&mut self, granule: u64, first: u64, last: u64) {
+        let (first, last) = (first - self.iova, last - self.iova);
+        self.dirty.insert((first / granule, last / granule));
+    }
+
+    pub(super) fn mark_all(&mut self, granule: u64) {
+        self.dirty.clear();
+        self.mark(granule, self.iova, self.last());
+    }
+
+    /// Nothing is dirty but what devices have pinned.
+    pub(super) fn clean(&mut self, granule: u64) {
+        self.dirty.clear();
+        let pins: Vec<u64> = self.pins.keys().copied().collect();
+        for pin in pins {
+            self.mark(granule, pin, pin);
+        }
+    }
+
+    /// Whether all its pages can be pinned for a domain while `locked` pages
+    /// are charged: how many it costs.
+    pub(super) fn pin_all(&self, process: &Process, locked: u64) -> Result<u64> {
+        let pages = self.size / PAGE;
+        let bytes = process.accessible(self.vaddr, self.size, self.writable());
+        let inaccessible = bytes / PAGE; // the first such page
+        let offsets = self.pins.keys().map(|pin| pin - self.iova);
+        let paid: Vec<u64> = offsets
+            .filter(|o| o % PAGE == 0)
+            .map(|o| o / PAGE)
+            .collect();
+        // The page whose charge is refused, if there are as many.
+        let mut refused = process.limit.saturating_sub(locked);
+        for page in &paid {
+            if *page <= refused {
+                refused += 1;
+            }
+        }
+        if !self.lock_cap && refused < inaccessible {
+            return Err(Errno::ENOMEM);
+        }
+        if inaccessible < pages {
+            return Err(Errno::EFAULT);
+        }
+        Ok(pages - paid.len() as u64)
+    }
+
+    /// Whether an IOMMU with these page sizes can map it.
+    pub(super) fn iommu_map(&self, pgsizes: u64) -> Result<()> {
+        let page = smallest(pgsizes);
+        if [self.iova, self.size, self.vaddr]
+            .iter()
+            .any(|v| v % page != 0)
+        {
+            return Err(Errno::EINVAL);
+        }
+        if self.last() > APERTURE.1 {
+            return Err(Errno::ERANGE);
+        }
+        Ok(())
+    }
+}
+
+/// The smallest of some page sizes.
+pub(super) fn smallest(pgsizes: u64) -> u64 {
+    1 << pgsizes.trailing_zeros()
+}
+
+/// Mappings by iova; they do not overlap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mappings(pub(super) BTreeMap<u64, Mapping>);
+
+impl Mappings {
+    /// The mappings that share a byte with `first..=last`, by iova.
+    pub(super) fn overlapping(&self, first: u64, last: u64) -> Vec<u64> {
+        let before = self.0.range(..first).next_back();
+        let before = before.filter(|(_, m)| m.last() >= first);
+        let inside = self.0.range(first..=last);
+        before.into_iter().chain(inside).map(|(k, _)| *k).collect()
+    }
+
+    /// The mapping that a byte is in.
+    pub(super) fn find(&self, iova: u64) -> Option<&Mapping> {
+        let (_, m) = self.0.range(..=iova).next_back()?;
+        (m.last() >= iova).then_some(m)
+    }
+
+    pub(super) fn find_mut(&mut self, iova: u64) -> Option<&mut Mapping> {
+        let (_, m) = self.0.range_mut(..=iova).next_back()?;
+        (m.last() >= iova).then_some(m)
+    }
+
+    /// Whether a range starts or ends inside a mapping.
+    pub(super) fn bisected(&self, first: u64, last: u64) -> bool {
+        let start = self.find(first).is_some_and(|m| m.iova != first);
+        start || self.find(last).is_some_and(|m| m.last() != last)
+    }
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The core on the simulated host, as a system for scripts.
+
+use dirty_core::host::{DeviceId, GroupId, Prot};
+use dirty_core::ioctl::Outcome;
+use dirty_core::{Container, Errno, Error, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_script::op::*;
+use dirty_script::{Answer, AttachError, Driver, Stat, System};
+
+use crate::host::{CountingMemory, SimHost};
+
+#[derive(Default)]
+struct Slot {
+    attached: bool,
+    open: bool,
+    driver: Driver,
+}
+
+/// The core, with a host whose books can be read.
+pub struct Sim {
+    container: Option<Container<CountingMemory>>,
+    host: SimHost,
+    mem: CountingMemory,
+    slots: [Slot; DEVICES.len()],
+    /// Open devices, in the order in which they were opened.
+    opened: Vec<DeviceIndex>,
+    entry_limit: u32,
+    fired: Option<FaultKind>,
+}
+
+impl Default for Sim {
+    fn default() -> Self {
+        let mem = CountingMemory::default();
+        Sim {
+            container: None,
+            host: SimHost::new(mem.faults.clone()),
+            mem,
+            slots: Default::default(),
+            opened: Vec::new(),
+            entry_limit: 65535,
+            fired: None,
+        }
+    }
+}
+
+impl Sim {
+    /// The fault that the last operation met.
+    pub fn take_fired(&mut self) -> Option<FaultKind> {
+        self.fired.take()
+    }
+
+    /// Pins that the host has given out.
+    #[must_use]
+    pub fn pinned_pages(&self) -> u64 {
+        self.host.pinned
+    }
+
+    /// Bytes that the last dma_rw has written.
+    #[must_use]
+    pub fn bytes_written(&self) -> u64 {
+        self.host.written
+    }
+
+    /// Whether a callback may call the container.
+    #[must_use]
+    pub fn has_callback_actions(&self) -> bool {
+        let plain = |slot: &Slot| matches!(slot.driver.actions[..], [] | [Action::Unpin]);
+        !self.slots.iter().all(plain)
+    }
+
+    /// Closes everything; whatever was taken must be given back.
+    ///
+    /// # Panics
+    ///
+    /// If something was not.
+    pub fn close(&mut self) {
+        for index in 0..DEVICES.len() {
+            self.close_device(index);
+            self.slots[index].attached = false;
+        }
+        if let Some(mut container) = self.container.take() {
+            container.close(&mut self.host);
+        }
+        assert!(self.host.is_settled(), "the host is owed: {:?}", self.host);
+        assert_eq!(self.mem.live(), 0, "allocations leaked");
+    }
+
+    fn container(&mut self) -> Result<&mut Container<CountingMemory>, Errno> {
+        self.container.as_mut().ok_or(Errno::EBADF)
+    }
+
+    /// A device that has the recorder's driver.
+    fn driver(&mut self, index: DeviceIndex) -> Result<&mut Driver, Errno> {
+        let slot = &mut self.slots[index];
+        match (slot.open, DEVICES[index].pins) {
+            (false, _) => Err(Errno::EBADF),
+            (true, false) => Err(Errno::ENOTTY),
+            (true, true) => Ok(&mut slot.driver),
+        }
+    }
+
+    /// The container and the host, for a call with a device.
+    fn device(
+        &mut self,
+        index: DeviceIndex,
+    ) -> Result<(&mut Container<CountingMemory>, &mut SimHost, DeviceId), Errno> {
+        self.driver(index)?;
+        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+        Ok((container, &mut self.host, DeviceId(index as u64)))
+    }
+
+    /// Devices drop their pins.
+    fn notify(&mut self, iova: u64, size: u64) {
+        for index in self.opened.clone() {
+            if !DEVICES[index].dma_unmap {
+                continue;
+            }
+            for action in self.slots[index].driver.dma_unmap(iova, size) {
+                // What fails in a callback fails unseen.
+                match action {
+                    Action::Unpin => self.unpin_range(index, iova, size),
+                    Action::Start => drop(self.container().map(Container::start)),
+                    Action::Stop => drop(self.container().map(Container::stop)),
+                    Action::Pin => drop(self.pin(index, iova, 1, Prot::READ.0)),
+                }
+            }
+        }
+    }
+
+    fn unpin_range(&mut self, index: DeviceIndex, iova: u64, size: u64) {
+        for at in self.slots[index].driver.take(iova, size) {
+            if let Some(container) = &mut self.container {
+                let device = DeviceId(index as u64);
+                let unpinned = container.unpin_pages(&mut self.host, device, at, 1);
+                unpinned.expect("an open device");
+            }
+        }
+    }
+}
+
+/// What a call inside the kernel returns.
+fn returned<T>(result: Result<T, Error>, value: i32) -> i32 {
+    result.map_or_else(|e| -e.errno().0, |_| value)
+}
+
+impl System for Sim {
+    fn open(&mut self, new: &New) {
+        self.close();
+        let options = Options {
+            dma_entry_limit: self.entry_limit,
+            bitmap_budget: new.budget,
+            skip_read_only: new.skip_read_only,
+            ..Options::default()
+        };
+        self.container = Some(Container::new(self.mem.clone(), options));
+    }
+
+    fn attach(&mut self, index: DeviceIndex) -> Result<(), AttachError> {
+        let failed = |step, errno| AttachError { step, errno };
+        if self.slots[index].attached {
+            return Err(failed("open", Errno::EBUSY));
+        }
+        let Some(container) = &mut self.container else {
+            return Err(failed("set_container", Errno::EBADF));
+        };
+        let emulated = DEVICES[index].pgsizes.is_none();
+        let attached = container.attach_group(&mut self.host, GroupId(index as u64), emulated);
+        attached.map_err(|e| failed("set_container", e.errno()))?;
+        self.slots[index].attached = true;
+        Ok(())
+    }
+
+    fn detach(&mut self, index: DeviceIndex) -> Answer {
+        self.close_device(index);
+        if !std::mem::take(&mut self.slots[index].attached) {
+            return Err(Errno::EBADF);
+        }
+        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+        let detached = container.detach_group(&mut self.host, GroupId(index as u64));
+        detached.map(|()| 0).map_err(Error::errno)
+    }
+
+    fn open_device(&mut self, index: DeviceIndex) -> Result<(), Errno> {
+        if !self.slots[index].attached {
+            return Err(Errno::EBADF);
+        }
+        if self.slots[index].open {
+            return Ok(());
+        }
+        let (device, group) = (DeviceId(index as u64), GroupId(index as u64));
+        let opened = self
+            .container()?
+            .open_device(device, group, DEVICES[index].dma_unmap);
+        opened.map_err(Error::errno)?;
+        self.slots[index].open = true;
+        self.opened.push(index);
+        self.slots[index].driver = Driver::default();
+        Ok(())
+    }
+
+    fn close_device(&mut self, index: DeviceIndex) {
+        if self.slots[index].open {
+            self.unpin_range(index, 0, u64::MAX);
+            self.slots[index].open = false;
+            self.opened.retain(|open| *open != index);
+            if let Some(container) = &mut self.container {
+                container.close_device(DeviceId(index as u64));
+            }
+        }
+    }
+
+    fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
+        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+        let mut outcome = container.ioctl(&mut self.host, nr, arg);
+        loop {
+            match outcome.map_err(Error::errno)? {
+                Outcome::Done(value) => return Ok(value),
+                Outcome::Notify(pending) => {
+                    self.notify(pending.iova, pending.size);
+                    let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+                    outcome = container.resume(&mut self.host, pending);
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
+        let pgsize = PageSize::new(arg.pgsize).ok_or(Errno::EINVAL)?;
+        let report = match arg.fill {
+            Some(_) => Report::Words(words),
+            None => Report::Zeroed(words),
+        };
+        let done = self
+            .container()?
+            .get_bitmap(arg.iova, arg.size, pgsize, report);
+        done.map(|()| 0).map_err(Error::errno)
+    }
+
+    fn harvest(&mut self, arg: &ReportArg, words: &mut [u64]) -> Result<u64, Errno> {
+        let pgsize = PageSize::new(arg.pgsize).ok_or(Errno::EINVAL)?;
+        let (iova, size) = (arg.iova, arg.size);
+        let mut unmap = Unmap::new(Target::Range { iova, size });
+        loop {
+            let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+            let report = match arg.fill {
+                Some(_) => Report::Words(words),
+                None => Report::Zeroed(words),
+            };
+            let progress = container.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
+            match progress.map_err(Error::errno)? {
+                Progress::Done(size) => return Ok(size),
+                Progress::Notify { iova, size } => self.notify(iova, size),
+            }
+        }
+    }
+
+    fn pin(&mut self, index: DeviceIndex, iova: u64, n: i32, prot: u32) -> Result<i32, Errno> {
+        let (container, host, device) = self.device(index)?;
+        let mut pfns = vec![0; (n as u32).min(1 << 10) as usize];
+        let pinned = container.pin_pages(host, device, iova, Prot(prot), &mut pfns);
+        if pinned.is_ok() {
+            self.slots[index].driver.pinned(iova, n);
+        }
+        Ok(returned(pinned, n))
+    }
+
+    fn unpin(&mut self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
+        let (container, host, device) = self.device(index)?;
+        let unpinned = container.unpin_pages(host, device, iova, u64::try_from(n).unwrap_or(0));
+        unpinned.map_err(Error::errno)?;
+        self.slots[index].driver.unpinned(iova, n);
+        Ok(0)
+    }
+
+    fn rw(
+        &mut self,
+        index: DeviceIndex,
+        iova: u64,
+        len: u64,
+        write: bool,
+        caller: Caller,
+    ) -> Result<i32, Errno> {
+        self.host.caller = caller;
+        self.host.written = 0;
+        let (container, host, device) = self.device(index)?;
+        let mut data = vec![0x5a; len as usize];
+        let done = match write {
+            true => container.write(host, device, iova, &data),
+            false => container.read(host, device, iova, &mut data),
+        };
+        self.host.caller = Caller::Process;
+        Ok(returned(done, 0))
+    }
+
+    fn mark(&mut self, iova: u64, len: u64) -> Answer {
+        let marked = self.container()?.mark(iova, len);
+        marked.map(|()| 0).map_err(Error::errno)
+    }
+
+    fn on_unmap(&mut self, index: DeviceIndex, actions: &[Action]) -> Answer {
+        self.driver(index)?.actions = actions.to_vec();
+        Ok(0)
+    }
+
+    fn fault(&mut self, kind: FaultKind, n: u64) -> Answer {
+        self.mem.faults.arm(kind, n);
+        Ok(0)
+    }
+
+    fn end_faults(&mut self) {
+        self.fired = self.mem.faults.end();
+    }
+
+    fn stat(&self, index: DeviceIndex) -> Stat {
+        self.slots[index].driver.stat()
+    }
+
+    fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String {
+        self.host.limit = limit >> 12;
+        self.host.lock_cap &= keep_cap;
+        String::new()
+    }
+
+    fn locked_pages(&self) -> u64 {
+        self.host.charged
+    }
+
+    fn set_entry_limit(&mut self, limit: u32) {
+        self.entry_limit = limit;
+    }
+
+    fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno> {
+        match self.host.user.map(addr, size, write) {
+            true => Ok(()),
+            false => Err(Errno::EEXIST),
+        }
+    }
+
+    fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {
+        self.host.user.read(addr, buf) == buf.len()
+    }
+
+    fn poke(&mut self, addr: u64, buf: &[u8]) -> bool {
+        self.host.user.write(addr, buf) == buf.len()
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The memory of a script's process, simulated.
+
+use std::collections::HashMap;
+
+use dirty_script::op::*;
+
+/// Regions of memory, and the pages in them that are not zero.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// First address, bytes, and whether it can be written.
+    regions: Vec<(u64, u64, bool)>,
+    pages: HashMap<u64, Vec<u8>>,
+}
+
+impl Default for User {
+    fn default() -> Self {
+        User {
+            regions: vec![
+                (MEM, MEM_SIZE, true),
+                (BUF, BUF_SIZE, true),
+                (RO, RO_SIZE, false),
+                (ARG, ARG_SIZE, true),
+            ],
+            pages: HashMap::new(),
+        }
+    }
+}
+
+impl User {
+    /// Adds a region; false where one is.
+    pub fn map(&mut self, addr: u64, size: u64, write: bool) -> bool {
+        let taken = |r: &(u64, u64, bool)| addr < r.0 + r.1 && r.0 < addr.saturating_add(size);
+        let free = size != 0 && !self.regions.iter().any(taken);
+        if free {
+            self.regions.push((addr, size, write));
+        }
+        free
+    }
+
+    /// How many of `len` bytes from `addr` on can be read, or written.
+    #[must_use]
+    pub fn accessible(&self, addr: u64, len: usize, write: bool) -> usize {
+        let region = self
+            .regions
+            .iter()
+            .find(|r| addr >= r.0 && addr - r.0 < r.1);
+        match region {
+            Some((start, size, writable)) if *writable || !write => {
+                let left = size - (addr - start);
+                usize::try_from(left).map_or(len, |left| left.min(len))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Reads what can be read; returns how many bytes.
+    pub fn read(&self, addr: u64, buf: &mut [u8]) -> usize {
+        let n = self.accessible(addr, buf.len(), false);
+        for (at, byte) in (addr..).zip(&mut buf[..n]) {
+            let page = self.pages.get(&(at / PAGE));
+            *byte = page.map_or(0, |page| page[(at % PAGE) as usize]);
+        }
+        n
+    }
+
+    /// Writes what can be written; returns how many bytes.
+    pub fn write(&mut self, addr: u64, buf: &[u8]) -> usize {
+        let n = self.accessible(addr, buf.len(), true);
+        let mut done = 0;
+        while done < n {
+            let at = addr + done as u64;
+            let offset = (at % PAGE) as usize;
+            let len = (n - done).min(PAGE as usize - offset);
+            let page = self.pages.entry(at / PAGE);
+            let page = page.or_insert_with(|| vec![0; PAGE as usize]);
+            page[offset..offset + len].copy_from_slice(&buf[done..done + len]);
+            done += len;
+        }
+        n
+    }
+}

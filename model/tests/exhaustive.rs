@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Small worlds, exhaustively: every sequence of a few operations over a few
+//! pages, on the core and on the model.
+
+use std::thread;
+
+use dirty_model::compare;
+use dirty_script::op::Op;
+use dirty_script::parse;
+
+/// Operations of a script, one a line.
+fn ops(script: &str) -> Vec<Op> {
+    let cases = parse(script, &mut 65535).expect("a script");
+    let lines = cases.into_iter().flat_map(|case| case.lines);
+    lines.map(|line| line.op).collect()
+}
+
+/// Every sequence of `depth` operations of `alphabet` after `prefix`; how many.
+fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {
+    let (prefix, alphabet) = (ops(prefix), ops(alphabet));
+    let count = (alphabet.len() as u64).pow(depth);
+    let check = |first: u64, step: u64| {
+        let mut script = prefix.clone();
+        for number in (first..count).step_by(step as usize) {
+            script.truncate(prefix.len());
+            let mut rest = number;
+            for _ in 0..depth {
+                let digit = rest % alphabet.len() as u64;
+                script.push(alphabet[digit as usize].clone());
+                rest /= alphabet.len() as u64;
+            }
+            if let Err(difference) = compare(&script) {
+                panic!("{difference}");
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| check(0, 2));
+        scope.spawn(|| check(1, 2));
+    });
+    count
+}
+
+/// One less without optimisation.
+fn depth(release: u32) -> u32 {
+    if cfg!(debug_assertions) {
+        release - 1
+    } else {
+        release
+    }
+}
+
+/// Mappings, tracking, pins and writes of one emulated device: 16 operations.
+#[test]
+fn an_emulated_device() {
+    let alphabet = "map iova=0 size=2p
+        map iova=2p size=1p flags=1
+        unmap iova=0 size=2p
+        unmap iova=0 size=4p flags=1
+        unmap flags=2
+        start
+        stop
+        get size=4p fill=255
+        get size=4p data=ro
+        pin iova=0 n=1
+        pin iova=1p n=2 prot=1
+        unpin iova=1p n=1
+        unpin iova=0 n=3
+        rw iova=0x1fff len=2
+        fault alloc=1
+        fault copy=5";
+    let n = all_sequences("new devs=emu0", alphabet, depth(5));
+    assert_eq!(n, 16u64.pow(depth(5)));
+}
+
+/// Groups that come and go, and the dirty scope: 16 operations.
+#[test]
+fn groups_and_scope() {
+    let alphabet = "map iova=0 size=16p
+        unmap iova=0 size=16p flags=1
+        start
+        stop
+        get size=16p
+        report size=16p pgsize=0x8000 fill=255
+        attach dev=xpci0
+        detach dev=xpci0
+        attach dev=pci0
+        detach dev=pci0
+        pin dev=xpci0 iova=1p
+        pin dev=emu0 iova=3p n=2
+        unpin dev=emu0 iova=3p
+        unmap flags=6
+        map iova=0 size=16p flags=4
+        fault map=1";
+    let n = all_sequences("new devs=emu0\nmap iova=0 size=16p", alphabet, depth(5));
+    assert_eq!(n, 16u64.pow(depth(5)));
+}
+
+/// A granularity of 64K that is latched while groups come and go: 13
+/// operations.
+#[test]
+fn latched_granularity() {
+    let alphabet = "map iova=0 size=32p
+        map iova=32p size=16p vaddr=mem+1M
+        map iova=48p size=1p
+        unmap iova=0 size=48p flags=1 pgsize=0x10000
+        start
+        stop
+        get size=64p pgsize=0x10000
+        get size=64p
+        harvest size=32p pgsize=0x2000 fill=255 words=1
+        pin dev=emu0 iova=15p n=2
+        unpin dev=emu0 iova=15p
+        detach dev=big0
+        attach dev=big0";
+    let n = all_sequences("new devs=big0,emu0", alphabet, depth(5));
+    assert_eq!(n, 13u64.pow(depth(5)));
+}
