@@ -80,12 +80,16 @@ impl Device {
     /// Unpins pages; stops at the first that is not mapped. As in the kernel
     /// nothing checks that this device pinned them.
     pub fn unpin(&self, iova: u64, npages: u64) {
+        if npages == 0 {
+            return;
+        }
         let mut call = Call::new(&self.shared.state, Caller::Process);
         let mut pins = self.pins();
-        for page in 0..npages {
-            let Some(at) = (page << PAGE_SHIFT).checked_add(iova) else {
-                break;
-            };
+        let last = iova.saturating_add(npages.saturating_mul(1 << PAGE_SHIFT).saturating_sub(1));
+        let aligned = |at: &u64| (at - iova) % (1 << PAGE_SHIFT) == 0;
+        let range = pins.range(iova..=last).map(|(at, _)| *at);
+        let hits: Vec<u64> = range.filter(aligned).collect();
+        for at in hits {
             if let Some(count) = pins.get_mut(&at) {
                 *count -= 1;
                 if *count == 0 {

@@ -95,6 +95,8 @@ impl Pair {
                     return Err(self.disagree(&format!("{kind:?} fault ignored: {op}{core}")));
                 }
                 self.after_fault(op, &core)?;
+                // What was copied before a fault stays in the user's memory.
+                self.model.memory().clone_from(self.sim.memory());
             }
         }
         self.balance()

@@ -8,6 +8,7 @@ use dirty_script::op::*;
 use dirty_script::{Answer, AttachError, Driver, Stat, System};
 
 use crate::host::{CountingMemory, SimHost};
+use crate::User;
 
 #[derive(Default)]
 struct Slot {
@@ -47,6 +48,12 @@ impl Sim {
     /// The fault that the last operation met.
     pub fn take_fired(&mut self) -> Option<FaultKind> {
         self.fired.take()
+    }
+
+    /// The memory of the script's process.
+    #[must_use]
+    pub fn memory(&self) -> &User {
+        &self.host.user
     }
 
     /// Pins that the host has given out.

@@ -57,9 +57,17 @@ impl User {
     /// Reads what can be read; returns how many bytes.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> usize {
         let n = self.accessible(addr, buf.len(), false);
-        for (at, byte) in (addr..).zip(&mut buf[..n]) {
-            let page = self.pages.get(&(at / PAGE));
-            *byte = page.map_or(0, |page| page[(at % PAGE) as usize]);
+        let mut done = 0;
+        while done < n {
+            let at = addr + done as u64;
+            let offset = (at % PAGE) as usize;
+            let len = (n - done).min(PAGE as usize - offset);
+            let out = &mut buf[done..done + len];
+            match self.pages.get(&(at / PAGE)) {
+                Some(page) => out.copy_from_slice(&page[offset..offset + len]),
+                None => out.fill(0),
+            }
+            done += len;
         }
         n
     }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The driver of a script's device, as the recorder's test driver is.
 
-use crate::op::Action;
+use std::collections::BTreeSet;
+
+use crate::op::{Action, PAGE};
 use crate::system::Stat;
 
 /// What a driver remembers.
@@ -36,16 +38,19 @@ impl Driver {
 
     /// It has pinned `n` pages.
     pub fn pinned(&mut self, iova: u64, n: i32) {
-        self.pins.extend(pages(iova, n));
+        let pages = 0..u64::try_from(n).unwrap_or(0);
+        self.pins.extend(pages.map(|k| iova.wrapping_add(k * PAGE)));
     }
 
     /// It has unpinned `n` pages, whether or not it had pinned them.
     pub fn unpinned(&mut self, iova: u64, n: i32) {
-        for at in pages(iova, n) {
-            if let Some(found) = self.pins.iter().position(|pin| *pin == at) {
-                self.pins.remove(found);
-            }
-        }
+        let n = u64::try_from(n).unwrap_or(0);
+        let mut dropped = BTreeSet::new(); // one pin of each page
+        self.pins.retain(|pin| {
+            let offset = pin.wrapping_sub(iova);
+            let inside = offset % PAGE == 0 && offset / PAGE < n;
+            !(inside && dropped.insert(*pin))
+        });
     }
 
     /// Forgets the pins in a range and returns their iovas.
@@ -65,8 +70,4 @@ impl Driver {
             pinned: self.pins.len(),
         }
     }
-}
-
-fn pages(iova: u64, n: i32) -> impl Iterator<Item = u64> {
-    (0..u64::try_from(n).unwrap_or(0)).map(move |k| iova.wrapping_add(k << 12))
 }

@@ -7,6 +7,7 @@ mod info;
 mod migrate;
 mod replay;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
         Command::Destination => migrate::destination(),
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("vfio-dirty: {failure}");
+        // Nobody may be there to read it.
+        let _ = writeln!(io::stderr(), "vfio-dirty: {failure}");
         failure.exit_code()
     })
 }
