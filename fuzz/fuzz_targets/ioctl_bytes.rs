@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Any ioctl number, any argument, any bytes where the argument points to: the
+//! core must answer and write what the model does.
+#![no_main]
+
+use dirty_model::{compare_raw, RawCall};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|calls: Vec<RawCall>| {
+    if let Err(difference) = compare_raw(&calls) {
+        panic!("{difference}");
+    }
+});
