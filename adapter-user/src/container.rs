@@ -326,9 +326,7 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
-        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
-        let mut core = self.shared.write();
-        core.get_bitmap(iova, size, pgsize, Report::Words(bitmap))
+        self.report(iova, size, pgsize, Report::Words(bitmap))
     }
 
     /// Likewise into words that are zero: only words with dirty pages are
@@ -344,9 +342,12 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
+        self.report(iova, size, pgsize, Report::Zeroed(bitmap))
+    }
+
+    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Report<'_>) -> Result<(), Error> {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
-        let mut core = self.shared.write();
-        core.get_bitmap(iova, size, pgsize, Report::Zeroed(bitmap))
+        self.shared.write().get_bitmap(iova, size, pgsize, to)
     }
 
     /// Marks `size` bytes from `iova` on as written; see [`Device::mark`].

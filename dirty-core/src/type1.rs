@@ -129,19 +129,14 @@ impl<M: Memory> Type1<M> {
         self.num_non_pinned_groups != 0
     }
 
-    /// Adds a group; `emulated` ones have no IOMMU.
+    /// Adds a group that the container has not, while every vaddr is valid;
+    /// `emulated` ones have no IOMMU.
     pub(crate) fn attach_group(
         &mut self,
         host: &mut dyn Host,
         id: GroupId,
         emulated: bool,
     ) -> Result<(), Error> {
-        if self.vaddr_invalid != 0 {
-            return Err(Error::VaddrInvalid);
-        }
-        if self.groups.iter().any(|g| g.id == id) {
-            return Err(Error::DuplicateGroup);
-        }
         self.groups.reserve()?;
         if emulated {
             return Ok(self.groups.push(Group {
