@@ -12,6 +12,7 @@ use dirty_core::host::*;
 use dirty_core::Errno;
 use dirty_script::op::{DeviceSpec, FaultKind, APERTURE, DEVICES, MSI, PAGE, USER_END};
 
+use crate::pages::Pages;
 use crate::User;
 
 /// A countdown to one failure.
@@ -117,8 +118,8 @@ unsafe impl Memory for CountingMemory {
 #[derive(Debug)]
 struct Domain {
     pgsizes: u64,
-    /// Pfn of each page, by iova.
-    table: BTreeMap<u64, u64>,
+    /// By page of the iova: 1 + the pfn it is mapped to.
+    table: Pages,
 }
 
 /// The host. Whatever is given back more often than taken is a bug of the
@@ -135,7 +136,7 @@ pub(crate) struct SimHost {
     /// Bytes that copies to memory have written.
     pub(crate) written: u64,
     /// Pins of each pfn.
-    pins: BTreeMap<u64, u64>,
+    pins: Pages,
     pub(crate) pinned: u64,
     grabbed: u64,
     domains: BTreeMap<u64, Domain>,
@@ -152,7 +153,7 @@ impl SimHost {
             limit: u64::MAX,
             charged: 0,
             written: 0,
-            pins: BTreeMap::new(),
+            pins: Pages::default(),
             pinned: 0,
             grabbed: 0,
             domains: BTreeMap::new(),
@@ -197,14 +198,17 @@ impl Pinning for SimHost {
     fn pin(&mut self, _: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
         let first = vaddr / PAGE;
         let write = prot.contains(Prot::WRITE);
-        let good = |pfn: u64| {
-            let addr = pfn.checked_mul(PAGE);
-            addr.is_some_and(|addr| self.user.accessible(addr, 1, write) == 1)
-        };
-        let n = (0..pfns.len() as u64)
-            .take_while(|k| good(first + k))
-            .count();
-        let tried = n.min(pfns.len()) as u64 + u64::from(n < pfns.len());
+        let wanted = pfns.len();
+        let mut n = 0;
+        while n < wanted {
+            let addr = (first + n as u64).saturating_mul(PAGE);
+            let left = (wanted - n) * PAGE as usize;
+            match self.user.accessible(addr, left, write) {
+                0 => break,
+                bytes => n += bytes.div_ceil(PAGE as usize),
+            }
+        }
+        let tried = n as u64 + u64::from(n < wanted);
         let n = match self.faults.pin.strikes(tried) {
             Some(at) => {
                 // The page that fails is the first of a call: tell it then.
@@ -221,21 +225,18 @@ impl Pinning for SimHost {
         }
         for (pfn, slot) in (first..).zip(&mut pfns[..n]) {
             *slot = pfn;
-            *self.pins.entry(pfn).or_default() += 1;
         }
+        self.pins.update(first, n as u64, |_, count| *count += 1);
         self.pinned += n as u64;
         Ok(n)
     }
 
     fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
-        for pfn in pfn..pfn + npages {
-            let count = self.pins.get_mut(&pfn).expect("a pinned page");
+        self.pins.update(pfn, npages, |pfn, count| {
+            assert_ne!(*count, 0, "pfn {pfn:#x} is not pinned");
             *count -= 1;
-            if *count == 0 {
-                self.pins.remove(&pfn);
-            }
-            self.pinned -= 1;
-        }
+        });
+        self.pinned -= npages;
     }
 
     fn page_kind(&self, _: u64) -> PageKind {
@@ -308,7 +309,7 @@ impl Iommu for SimHost {
         let pgsizes = spec(group).pgsizes.ok_or(Errno::ENODEV)?;
         let id = self.next_domain;
         self.next_domain += 1;
-        let table = BTreeMap::new();
+        let table = Pages::default();
         self.domains.insert(id, Domain { pgsizes, table });
         let info = DomainInfo {
             pgsize_bitmap: pgsizes,
@@ -358,21 +359,22 @@ impl Iommu for SimHost {
         if last > APERTURE.1 {
             return Err(Errno::ERANGE);
         }
-        for k in 0..npages {
-            let table = &mut self.domain(domain).table;
-            let old = table.insert(iova + k * PAGE, pfn + k);
-            assert!(old.is_none(), "iova mapped twice");
-        }
+        let first = iova / PAGE;
+        let table = &mut self.domain(domain).table;
+        table.update(first, npages, |page, entry| {
+            assert_eq!(*entry, 0, "iova {page:#x}000 mapped twice");
+            *entry = pfn + (page - first) + 1;
+        });
         Ok(())
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
-        for k in 0..npages {
-            self.domain(domain).table.remove(&(iova + k * PAGE));
-        }
+        let table = &mut self.domain(domain).table;
+        table.update(iova / PAGE, npages, |_, entry| *entry = 0);
     }
 
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
-        self.domains.get(&domain.0)?.table.get(&iova).copied()
+        let entry = self.domains.get(&domain.0)?.table.get(iova / PAGE);
+        entry.checked_sub(1)
     }
 }

@@ -6,6 +6,7 @@ mod compare;
 mod gen;
 mod host;
 mod naive;
+mod pages;
 mod raw;
 mod sim;
 mod user;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A number for each page, in chunks, so that big ranges cost little.
+
+use std::collections::BTreeMap;
+
+/// Pages in a chunk.
+const CHUNK: u64 = 512;
+
+/// A number for each page; 0 where none was set.
+#[derive(Debug, Default)]
+pub(crate) struct Pages {
+    chunks: BTreeMap<u64, Box<[u64; CHUNK as usize]>>,
+}
+
+impl Pages {
+    pub(crate) fn get(&self, page: u64) -> u64 {
+        let chunk = self.chunks.get(&(page / CHUNK));
+        chunk.map_or(0, |chunk| chunk[(page % CHUNK) as usize])
+    }
+
+    /// Calls `change` with the numbers of `n` pages from `first` on, in order.
+    pub(crate) fn update(&mut self, first: u64, n: u64, mut change: impl FnMut(u64, &mut u64)) {
+        let mut page = first;
+        while page < first + n {
+            let end = (first + n).min((page / CHUNK + 1) * CHUNK);
+            let chunk = self.chunks.entry(page / CHUNK);
+            let chunk = chunk.or_insert_with(|| Box::new([0; CHUNK as usize]));
+            let from = (page % CHUNK) as usize;
+            for (page, number) in (page..end).zip(&mut chunk[from..]) {
+                change(page, number);
+            }
+            page = end;
+        }
+    }
+}
