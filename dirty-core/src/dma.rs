@@ -105,14 +105,14 @@ impl<M: Memory> Dma<M> {
         &self,
         host: &dyn Host,
         iova: u64,
-        pfns: &[u64],
+        pfns: impl Iterator<Item = u64>,
         page: PageSize,
     ) -> u64 {
         let iovas = (0..).map(|k: u64| iova.wrapping_add(k << page.shift()));
-        let free = |(pfn, iova): &(&u64, u64)| {
-            host.page_kind(**pfn) == PageKind::Normal && self.pins.get(*iova).is_none()
+        let free = |(pfn, iova): &(u64, u64)| {
+            host.page_kind(*pfn) == PageKind::Normal && self.pins.get(*iova).is_none()
         };
-        pfns.iter().zip(iovas).filter(free).count() as u64
+        pfns.zip(iovas).filter(free).count() as u64
     }
 
     /// Gives the mapping a bitmap at `pgsize`, in which what is pinned is

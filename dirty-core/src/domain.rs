@@ -107,7 +107,7 @@ fn pin_batch<M: Memory>(
     let left = usize::try_from(npages.saturating_sub(done)).unwrap_or(BATCH);
     let room = pfns.get_mut(..left.min(BATCH)).unwrap_or_default();
     let pfns = dma.pin(host, iova, room)?;
-    let cost = dma.chargeable(host, iova, pfns, page);
+    let cost = dma.chargeable(host, iova, pfns.iter().copied(), page);
     if let Err(e) = dma.charge(host, cost) {
         pfns.iter().for_each(|pfn| host.unpin(*pfn, 1, dma.prot));
         return Err(e);
@@ -142,16 +142,17 @@ fn release_pages<M: Memory>(
     iova: u64,
     pfns: &[u64],
 ) {
-    let cost = dma.chargeable(host, iova, pfns, page);
+    let cost = dma.chargeable(host, iova, pfns.iter().copied(), page);
     pfns.iter().for_each(|pfn| host.unpin(*pfn, 1, dma.prot));
     dma.uncharge(host, cost);
 }
 
+/// Likewise a whole run.
 fn release<M: Memory>(host: &mut dyn Host, dma: &mut Dma<M>, page: PageSize, run: Run) {
-    for k in 0..run.npages {
-        let iova = run.iova.wrapping_add(k << page.shift());
-        release_pages(host, dma, page, iova, &[run.pfn.wrapping_add(k)]);
-    }
+    let pfns = run.pfn..run.pfn.saturating_add(run.npages);
+    let cost = dma.chargeable(host, run.iova, pfns, page);
+    host.unpin(run.pfn, run.npages, dma.prot);
+    dma.uncharge(host, cost);
 }
 
 /// Unmaps the first `npages` pages of `dma` from every domain; then unpins and

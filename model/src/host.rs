@@ -226,15 +226,22 @@ impl Pinning for SimHost {
         for (pfn, slot) in (first..).zip(&mut pfns[..n]) {
             *slot = pfn;
         }
-        self.pins.update(first, n as u64, |_, count| *count += 1);
+        self.pins.update(first, n as u64, |_, counts| {
+            counts.iter_mut().for_each(|count| *count += 1);
+        });
         self.pinned += n as u64;
         Ok(n)
     }
 
     fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
-        self.pins.update(pfn, npages, |pfn, count| {
-            assert_ne!(*count, 0, "pfn {pfn:#x} is not pinned");
-            *count -= 1;
+        self.pins.update(pfn, npages, |pfn, counts| {
+            let fewest = counts.iter().min();
+            assert_ne!(
+                fewest,
+                Some(&0),
+                "a page from pfn {pfn:#x} on is not pinned"
+            );
+            counts.iter_mut().for_each(|count| *count -= 1);
         });
         self.pinned -= npages;
     }
@@ -361,16 +368,19 @@ impl Iommu for SimHost {
         }
         let first = iova / PAGE;
         let table = &mut self.domain(domain).table;
-        table.update(first, npages, |page, entry| {
-            assert_eq!(*entry, 0, "iova {page:#x}000 mapped twice");
-            *entry = pfn + (page - first) + 1;
+        table.update(first, npages, |page, entries| {
+            let most = entries.iter().max();
+            assert_eq!(most, Some(&0), "an iova from {page:#x}000 on is mapped");
+            for (k, entry) in (page - first..).zip(entries) {
+                *entry = pfn + k + 1;
+            }
         });
         Ok(())
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
         let table = &mut self.domain(domain).table;
-        table.update(iova / PAGE, npages, |_, entry| *entry = 0);
+        table.update(iova / PAGE, npages, |_, entries| entries.fill(0));
     }
 
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {

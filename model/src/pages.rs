@@ -18,17 +18,16 @@ impl Pages {
         chunk.map_or(0, |chunk| chunk[(page % CHUNK) as usize])
     }
 
-    /// Calls `change` with the numbers of `n` pages from `first` on, in order.
-    pub(crate) fn update(&mut self, first: u64, n: u64, mut change: impl FnMut(u64, &mut u64)) {
+    /// Calls `change` with the numbers of `n` pages from `first` on: a chunk at
+    /// a time, with the page of its first number.
+    pub(crate) fn update(&mut self, first: u64, n: u64, mut change: impl FnMut(u64, &mut [u64])) {
         let mut page = first;
         while page < first + n {
             let end = (first + n).min((page / CHUNK + 1) * CHUNK);
             let chunk = self.chunks.entry(page / CHUNK);
             let chunk = chunk.or_insert_with(|| Box::new([0; CHUNK as usize]));
             let from = (page % CHUNK) as usize;
-            for (page, number) in (page..end).zip(&mut chunk[from..]) {
-                change(page, number);
-            }
+            change(page, &mut chunk[from..][..(end - page) as usize]);
             page = end;
         }
     }
