@@ -29,6 +29,13 @@ fn replay() -> Command {
     command
 }
 
+/// The core on the simulated host, which fuzzing and property tests use.
+fn simulate() -> Command {
+    let mut command = replay();
+    command.arg("--simulate");
+    command
+}
+
 fn text(output: &Output) -> String {
     assert!(
         output.status.success(),
@@ -41,7 +48,11 @@ fn text(output: &Output) -> String {
 
 /// Runs a script from standard input.
 fn run_script(script: &str) -> Output {
-    let mut child = replay()
+    run_on(replay(), script)
+}
+
+fn run_on(mut command: Command, script: &str) -> Output {
+    let mut child = command
         .arg("-")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -57,8 +68,16 @@ fn run_script(script: &str) -> Output {
 /// All five random traces, 229,500 lines, in one command: no difference.
 #[test]
 fn random_traces_equal_an_ideal_driver() {
+    equal_traces(replay());
+}
+
+#[test]
+fn random_traces_equal_an_ideal_driver_on_the_simulated_host() {
+    equal_traces(simulate());
+}
+
+fn equal_traces(mut command: Command) {
     let dir = tempfile::tempdir().expect("tempdir");
-    let mut command = replay();
     let mut lines = 0;
     for name in [
         "p1-emu-new",
@@ -130,11 +149,20 @@ fn as_recorded_for_this_user(linux: String) -> String {
 /// differ exactly as it says.
 #[test]
 fn tables_equal_linux_but_for_the_listed_differences() {
-    let output = replay().args(table_scripts()).output().expect("run");
+    let linux = unpacked("behaviour-73.txt.gz");
+    equal_tables(replay(), &as_recorded_for_this_user(linux));
+}
+
+#[test]
+fn tables_equal_linux_on_the_simulated_host() {
+    equal_tables(simulate(), &unpacked("behaviour-73.txt.gz"));
+}
+
+fn equal_tables(mut command: Command, linux: &str) {
+    let output = command.args(table_scripts()).output().expect("run");
     let here = text(&output);
-    let linux = as_recorded_for_this_user(unpacked("behaviour-73.txt.gz"));
     let listed = fs::read_to_string(data("differences.txt")).expect("list");
-    let (here, linux) = (cases(&here), cases(&linux));
+    let (here, linux) = (cases(&here), cases(linux));
     assert_eq!(linux.len(), 133);
     assert_eq!(
         here.keys().collect::<Vec<_>>(),
@@ -203,6 +231,31 @@ fn a_device_that_will_not_unpin_makes_unmap_busy() {
             "unmap iova=0 size=4p => -1 EBUSY size=0x4000",
         ]
     );
+}
+
+#[test]
+fn faults_run_on_the_simulated_host_and_nowhere_else() {
+    let script = "new devs=emu0\nmap size=4p\nfault alloc=1\nstart\nstart\nrw iova=0 len=1\n\
+                  fault copy=5\nget size=4p\nget size=4p\n";
+    let out = text(&run_on(simulate(), script));
+    let answers: Vec<&str> = out.lines().skip(2).map(str::trim).collect();
+    assert_eq!(
+        answers,
+        [
+            "fault alloc=1 => 0 ok",
+            "start => -1 ENOMEM",
+            "start => 0 ok",
+            "rw iova=0 len=1 => ret=0",
+            "fault copy=5 => 0 ok",
+            "get size=4p => -1 EFAULT bm=1,0",
+            "get size=4p => 0 ok bm=1,0",
+        ]
+    );
+    let output = run_script(script);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("--simulate"), "{err}");
 }
 
 #[test]

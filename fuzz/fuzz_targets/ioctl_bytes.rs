@@ -3,11 +3,11 @@
 //! core must answer and write what the model does.
 #![no_main]
 
-use dirty_model::{compare_raw, RawCall};
+use dirty_model::{compare, RawScript};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|calls: Vec<RawCall>| {
-    if let Err(difference) = compare_raw(&calls) {
+fuzz_target!(|script: RawScript| {
+    if let Err(difference) = compare(&script.0) {
         panic!("{difference}");
     }
 });

@@ -2,10 +2,11 @@
 //! Whole scripts, faults among them: the core must do what the model does.
 #![no_main]
 
+use dirty_model::{compare, Script};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
-    if let Err(difference) = dirty_model::compare(&dirty_model::script(data)) {
+fuzz_target!(|script: Script| {
+    if let Err(difference) = compare(&script.0) {
         panic!("{difference}");
     }
 });

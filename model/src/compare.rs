@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 
 use dirty_core::Errno;
 use dirty_script::op::{FaultKind, Op, ReportArg};
+use dirty_script::sim::Sim;
 use dirty_script::{run, Reply, System};
 
-use crate::{Naive, Sim};
+use crate::Naive;
 
 /// Both systems, and what they were told.
 #[derive(Default)]
@@ -52,7 +53,7 @@ fn failed_with(reply: &Reply, errno: Errno) -> bool {
         }
         Reply::Report(answer, _) => *answer == Err(errno),
         Reply::Returned(returned) | Reply::Child(returned) => *returned == Ok(-errno.0),
-        Reply::Stat(_) => false,
+        Reply::Bytes(_) | Reply::Stat(_) => false,
     }
 }
 

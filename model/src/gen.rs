@@ -2,29 +2,35 @@
 //! Scripts out of bytes, for property tests and fuzzing: mostly sensible
 //! operations in a small world, with wrong arguments among them.
 
-use arbitrary::{Result, Unstructured};
+use std::fmt;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
 use dirty_script::op::*;
 
 /// Most operations in a script.
 const MAX_OPS: usize = 40;
 
-/// A script that `bytes` stand for. Any bytes do.
-#[must_use]
-pub fn script(bytes: &[u8]) -> Vec<Op> {
-    let mut u = Unstructured::new(bytes);
-    let mut ops = Vec::new();
-    while ops.len() < MAX_OPS && (ops.is_empty() || !u.is_empty()) {
-        let next = if ops.is_empty() {
-            new(&mut u)
-        } else {
-            op(&mut u)
-        };
-        match next {
-            Ok(op) => ops.push(op),
-            Err(_) => break,
+/// Typed operations; faults are among them. `Debug` prints a `.vt` script.
+pub struct Script(pub Vec<Op>);
+
+impl<'a> Arbitrary<'a> for Script {
+    /// Any bytes do.
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let mut ops = vec![new(u)?];
+        while ops.len() < MAX_OPS && !u.is_empty() {
+            match op(u) {
+                Ok(op) => ops.push(op),
+                Err(_) => break,
+            }
         }
+        Ok(Script(ops))
     }
-    ops
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|op| writeln!(f, "{op}"))
+    }
 }
 
 /// One in `n`.
@@ -54,10 +60,10 @@ fn new(u: &mut Unstructured<'_>) -> Result<Op> {
     ];
     let devices = u.choose(&sets)?.to_vec();
     let kind = *u.choose(&[3, 3, 3, 3, 3, 3, 1, 6])?;
+    let set = !rarely(u, 16)?;
     Ok(Op::New(New {
         devices,
-        kind,
-        set: !rarely(u, 16)?,
+        kind: set.then_some(kind),
         budget: match rarely(u, 8)? {
             true => Some(u64::from(u.arbitrary::<u8>()?) * 16),
             false => None,

@@ -4,16 +4,10 @@
 
 mod compare;
 mod gen;
-mod host;
 mod naive;
-mod pages;
 mod raw;
-mod sim;
-mod user;
 
 pub use compare::{compare, Pair};
-pub use gen::script;
+pub use gen::Script;
 pub use naive::Naive;
-pub use raw::{compare_raw, RawCall};
-pub use sim::Sim;
-pub use user::User;
+pub use raw::RawScript;

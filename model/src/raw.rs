@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core and the model under raw ioctls: any number, any bytes.
+//! Scripts of raw ioctls: any number, any bytes.
+
+use std::{fmt, iter};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use dirty_core::uapi::*;
 use dirty_script::op::*;
-use dirty_script::System;
-
-use crate::{Naive, Sim};
 
 /// One ioctl: bytes are written to where arguments go, then the call is made.
-#[derive(Clone, Debug)]
-pub struct RawCall {
+struct Call {
     nr: u32,
     arg: u64,
     bytes: Vec<u8>,
 }
 
-impl<'a> Arbitrary<'a> for RawCall {
+impl<'a> Arbitrary<'a> for Call {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let nr = match u.int_in_range(0..=15u8)? {
             0 => u.arbitrary()?,
@@ -48,59 +46,55 @@ impl<'a> Arbitrary<'a> for RawCall {
             };
             bytes.extend(word.to_ne_bytes());
         }
-        Ok(RawCall { nr, arg, bytes })
+        Ok(Call { nr, arg, bytes })
     }
 }
 
-/// Makes the calls on both, in a container with an emulated group and, for
-/// calls of an odd number, one behind an IOMMU; both must answer the same and
-/// leave the same bytes behind.
-///
-/// # Errors
-///
-/// The first call where they do not.
-pub fn compare_raw(calls: &[RawCall]) -> std::result::Result<(), String> {
-    let (mut sim, mut model) = (Sim::default(), Naive::default());
+/// Raw ioctls, in a container with an emulated group and, for calls of an odd
+/// number, one behind an IOMMU. What may have been written is read after each.
+/// `Debug` prints a `.vt` script.
+pub struct RawScript(pub Vec<Op>);
+
+impl<'a> Arbitrary<'a> for RawScript {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(script(u.arbitrary_iter()?.collect::<Result<_>>()?))
+    }
+
+    fn arbitrary_take_rest(u: Unstructured<'a>) -> Result<Self> {
+        Ok(script(
+            u.arbitrary_take_rest_iter()?.collect::<Result<_>>()?,
+        ))
+    }
+}
+
+impl fmt::Debug for RawScript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|op| writeln!(f, "{op}"))
+    }
+}
+
+fn script(calls: Vec<Call>) -> RawScript {
     let devices = match calls.len() % 2 {
         0 => vec![4],
         _ => vec![2, 4],
     };
     let new = Op::New(New {
         devices,
-        kind: 3,
-        set: true,
+        kind: Some(3),
         budget: None,
         skip_read_only: false,
     });
-    dirty_script::run(&mut sim, &new);
-    dirty_script::run(&mut model, &new);
-    for (k, call) in calls.iter().enumerate() {
-        let core = make(&mut sim, call);
-        let naive = make(&mut model, call);
-        if core != naive {
-            return Err(format!(
-                "call {k}: core {:?}, model {:?}{}\n{calls:#x?}",
-                core.0,
-                naive.0,
-                if core.1 == naive.1 {
-                    ""
-                } else {
-                    ", other bytes"
-                }
-            ));
-        }
-    }
-    sim.close();
-    Ok(())
-}
-
-/// Makes one call; what it answered, and the memory that it may have written.
-fn make(system: &mut dyn System, call: &RawCall) -> (dirty_script::Answer, Vec<u8>) {
-    system.poke(ARG, &call.bytes);
-    let answer = system.ioctl(call.nr, call.arg);
-    let mut memory = vec![0; 256 + 1024];
-    let (arg, buf) = memory.split_at_mut(256);
-    system.peek(ARG, arg);
-    system.peek(BUF, buf);
-    (answer, memory)
+    let call = |Call { nr, arg, bytes }| {
+        [
+            Op::Poke { addr: ARG, bytes },
+            Op::Raw { nr, arg },
+            Op::Peek { addr: ARG, n: 256 },
+            Op::Peek { addr: BUF, n: 1024 },
+        ]
+    };
+    RawScript(
+        iter::once(new)
+            .chain(calls.into_iter().flat_map(call))
+            .collect(),
+    )
 }

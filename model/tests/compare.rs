@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The core against the model: whatever the script, they agree.
 
-use std::fs;
+use std::{fmt, fs};
 
 use arbitrary::{Arbitrary, Unstructured};
-use dirty_model::{compare, compare_raw, script, RawCall};
+use dirty_model::{compare, RawScript, Script};
+use dirty_script::op::Op;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -12,8 +13,14 @@ use proptest::prelude::*;
 const CASES: u32 = if cfg!(debug_assertions) {
     2_000
 } else {
-    20_000
+    100_000
 };
+
+/// Scripts out of up to `max` bytes; a failure shows the script.
+fn scripts<T: for<'a> Arbitrary<'a> + fmt::Debug>(max: usize) -> impl Strategy<Value = T> {
+    vec(any::<u8>(), 0..max)
+        .prop_map(|bytes| T::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes do"))
+}
 
 proptest! {
     #![proptest_config(ProptestConfig {
@@ -24,16 +31,28 @@ proptest! {
 
     /// Typed operations with wrong arguments and with faults.
     #[test]
-    fn random_scripts(bytes in vec(any::<u8>(), 0..700)) {
-        compare(&script(&bytes)).map_err(TestCaseError::fail)?;
+    fn random_scripts(script in scripts::<Script>(700)) {
+        compare(&script.0).map_err(TestCaseError::fail)?;
     }
 
     /// Raw ioctls: any number, any bytes.
     #[test]
-    fn random_ioctls(bytes in vec(any::<u8>(), 0..1500)) {
-        let calls = Vec::<RawCall>::arbitrary(&mut Unstructured::new(&bytes));
-        compare_raw(&calls.unwrap_or_default()).map_err(TestCaseError::fail)?;
+    fn random_ioctls(script in scripts::<RawScript>(1500)) {
+        compare(&script.0).map_err(TestCaseError::fail)?;
     }
+
+    /// What a failure prints is the script that failed.
+    #[test]
+    fn scripts_print_as_what_they_are(typed in scripts::<Script>(700), raw in scripts::<RawScript>(700)) {
+        prop_assert_eq!(parsed(&format!("{typed:?}")), typed.0);
+        prop_assert_eq!(parsed(&format!("{raw:?}")), raw.0);
+    }
+}
+
+fn parsed(text: &str) -> Vec<Op> {
+    let cases = dirty_script::parse(text, &mut 65535).expect("a script");
+    let lines = cases.into_iter().flat_map(|case| case.lines);
+    lines.map(|line| line.op).collect()
 }
 
 /// The bytes of every seed of a fuzz target, which is also where findings go.
@@ -50,15 +69,17 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 #[test]
 fn seeds_of_ioctl_ops() {
     for bytes in seeds("ioctl_ops") {
-        compare(&script(&bytes)).unwrap_or_else(|difference| panic!("{difference}"));
+        let script = Script::arbitrary_take_rest(Unstructured::new(&bytes));
+        let compared = compare(&script.expect("any bytes do").0);
+        compared.unwrap_or_else(|difference| panic!("{difference}"));
     }
 }
 
 #[test]
 fn seeds_of_ioctl_bytes() {
     for bytes in seeds("ioctl_bytes") {
-        let calls = Vec::<RawCall>::arbitrary_take_rest(Unstructured::new(&bytes));
-        let compared = compare_raw(&calls.unwrap_or_default());
+        let script = RawScript::arbitrary_take_rest(Unstructured::new(&bytes));
+        let compared = compare(&script.expect("any bytes do").0);
         compared.unwrap_or_else(|difference| panic!("{difference}"));
     }
 }

@@ -2,7 +2,7 @@
 //! Small worlds, exhaustively: every sequence of a few operations over a few
 //! pages, on the core and on the model.
 
-use std::thread;
+use std::{env, thread};
 
 use dirty_model::compare;
 use dirty_script::op::Op;
@@ -41,12 +41,12 @@ fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {
     count
 }
 
-/// One less without optimisation.
-fn depth(release: u32) -> u32 {
-    if cfg!(debug_assertions) {
-        release - 1
-    } else {
-        release
+/// Operations in a sequence: 5, or 4 without optimisation, or DIRTY_DEPTH.
+fn depth() -> u32 {
+    let default = if cfg!(debug_assertions) { 4 } else { 5 };
+    match env::var("DIRTY_DEPTH") {
+        Ok(depth) => depth.parse().expect("DIRTY_DEPTH is a number"),
+        Err(_) => default,
     }
 }
 
@@ -69,8 +69,8 @@ fn an_emulated_device() {
         rw iova=0x1fff len=2
         fault alloc=1
         fault copy=5";
-    let n = all_sequences("new devs=emu0", alphabet, depth(5));
-    assert_eq!(n, 16u64.pow(depth(5)));
+    let n = all_sequences("new devs=emu0", alphabet, depth());
+    assert_eq!(n, 16u64.pow(depth()));
 }
 
 /// Groups that come and go, and the dirty scope: 16 operations.
@@ -92,8 +92,8 @@ fn groups_and_scope() {
         unmap flags=6
         map iova=0 size=16p flags=4
         fault map=1";
-    let n = all_sequences("new devs=emu0\nmap iova=0 size=16p", alphabet, depth(5));
-    assert_eq!(n, 16u64.pow(depth(5)));
+    let n = all_sequences("new devs=emu0\nmap iova=0 size=16p", alphabet, depth());
+    assert_eq!(n, 16u64.pow(depth()));
 }
 
 /// A granularity of 64K that is latched while groups come and go: 13
@@ -113,6 +113,6 @@ fn latched_granularity() {
         unpin dev=emu0 iova=15p
         detach dev=big0
         attach dev=big0";
-    let n = all_sequences("new devs=big0,emu0", alphabet, depth(5));
-    assert_eq!(n, 13u64.pow(depth(5)));
+    let n = all_sequences("new devs=big0,emu0", alphabet, depth());
+    assert_eq!(n, 13u64.pow(depth()));
 }

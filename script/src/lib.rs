@@ -12,6 +12,7 @@ pub mod op;
 mod parse;
 mod reply;
 mod runner;
+pub mod sim;
 mod system;
 
 pub use driver::Driver;

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::reply::Hex;
+
 /// 64 MiB that can be read and written: `mem`.
 pub const MEM: u64 = 0x1_0000_0000;
 /// Bytes at [`MEM`].
@@ -97,9 +99,7 @@ pub struct New {
     /// Groups to attach, in order.
     pub devices: Vec<DeviceIndex>,
     /// IOMMU type to set after the first.
-    pub kind: u64,
-    /// Whether to set it.
-    pub set: bool,
+    pub kind: Option<u64>,
     /// Most bytes of bitmaps.
     pub budget: Option<u64>,
     /// Leave read-only mappings out of the all-dirty rule.
@@ -220,10 +220,13 @@ pub enum Op {
     EntryLimit(u32),
     HugeMem,
     BigBuf(u64),
-    Peek(u64),
+    Peek {
+        addr: u64,
+        n: u32,
+    },
     Poke {
         addr: u64,
-        value: u8,
+        bytes: Vec<u8>,
     },
     /// `n` mappings of one page.
     MapN {
@@ -440,8 +443,8 @@ impl fmt::Display for Op {
             Op::EntryLimit(limit) => write!(f, "param name=dma_entry_limit val={limit}"),
             Op::HugeMem => f.write_str("hugemem"),
             Op::BigBuf(size) => write!(f, "bigbuf size={size:#x}"),
-            Op::Peek(addr) => write!(f, "peek a={addr:#x}"),
-            Op::Poke { addr, value } => write!(f, "poke a={addr:#x} v={value}"),
+            Op::Peek { addr, n } => write!(f, "peek a={addr:#x} n={n}"),
+            Op::Poke { addr, bytes } => write!(f, "poke a={addr:#x} hex={}", Hex(bytes)),
             Op::MapN { n, stride, iova } => {
                 write!(f, "mapn n={n} stride={stride:#x} iova={iova:#x}")
             }
@@ -460,11 +463,11 @@ fn action_name(action: Action) -> &'static str {
 }
 
 fn write_new(f: &mut fmt::Formatter<'_>, new: &New) -> fmt::Result {
-    let kind = match (new.set, new.kind) {
-        (false, _) => " type=none",
-        (true, 1) => " type=v1",
-        (true, 6) => " type=nest",
-        (true, _) => "",
+    let kind = match new.kind {
+        None => " type=none",
+        Some(1) => " type=v1",
+        Some(6) => " type=nest",
+        Some(_) => "",
     };
     let names: Vec<&str> = new.devices.iter().map(|d| name(*d)).collect();
     write!(f, "new devs={}{kind}", names.join(","))?;

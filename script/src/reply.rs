@@ -23,6 +23,8 @@ pub enum Reply {
     Text(String),
     /// A system call's answer.
     Answer(Answer),
+    /// Bytes of memory.
+    Bytes(Vec<u8>),
     /// UNMAP_DMA: the size in the structure afterwards, and the bitmap.
     Unmap(Answer, u64, Option<Words>),
     /// GET_BITMAP.
@@ -46,6 +48,15 @@ impl fmt::Display for Alternate {
             0 => f.write_str("0"),
             v => write!(f, "{v:#x}"),
         }
+    }
+}
+
+/// Bytes as two digits each.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -81,6 +92,7 @@ impl fmt::Display for Reply {
         match self {
             Reply::Text(text) => f.write_str(text),
             Reply::Answer(answer) => Result_(*answer).fmt(f),
+            Reply::Bytes(bytes) => write!(f, " => {}", Hex(bytes)),
             Reply::Unmap(answer, size, words) => {
                 write!(f, "{} size={}", Result_(*answer), Alternate(*size))?;
                 words.as_ref().map_or(Ok(()), |words| words.fmt(f))

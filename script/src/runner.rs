@@ -99,14 +99,14 @@ fn dispatch(s: &mut dyn System, op: &Op) -> Reply {
         }
         Op::HugeMem => mapped(s.map_memory(HUGE, 1 << 46, false)),
         Op::BigBuf(size) => mapped(s.map_memory(BIGB, size, true)),
-        Op::Peek(addr) => {
-            let mut byte = [0];
-            match s.peek(addr, &mut byte) {
-                true => Reply::Text(format!(" => {:02x}", byte[0])),
+        Op::Peek { addr, n } => {
+            let mut bytes = vec![0; n as usize];
+            match s.peek(addr, &mut bytes) {
+                true => Reply::Bytes(bytes),
                 false => Reply::Text(" => EFAULT".into()),
             }
         }
-        Op::Poke { addr, value } => match s.poke(addr, &[value]) {
+        Op::Poke { addr, ref bytes } => match s.poke(addr, bytes) {
             true => nothing(),
             false => Reply::Text(" => EFAULT".into()),
         },
@@ -144,11 +144,11 @@ fn device_name(device: DeviceIndex) -> &'static str {
 fn open(s: &mut dyn System, new: &New) -> String {
     s.open(new);
     let mut text = String::new();
-    let mut kind = new.set.then_some(new.kind);
+    let mut kind = new.kind;
     for device in &new.devices {
         if attach(s, *device, kind, &mut text) {
             kind = None;
-            if new.set && !device_name(*device).starts_with("pci") {
+            if new.kind.is_some() && !device_name(*device).starts_with("pci") {
                 open_device(s, *device, &mut text);
             }
         }

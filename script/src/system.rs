@@ -122,7 +122,8 @@ pub trait System {
     /// As [`pin`](System::pin).
     fn on_unmap(&mut self, device: DeviceIndex, actions: &[Action]) -> Answer;
 
-    /// Makes something fail during the next operation.
+    /// Makes something fail during the next operation: only a
+    /// [simulation](crate::sim) can.
     ///
     /// # Errors
     ///

@@ -117,13 +117,11 @@ impl Backend {
         let Ok(n @ 1..) = u64::try_from(n) else {
             return;
         };
-        if iova.checked_add(n * PAGE - 1).is_none() {
-            return;
-        }
+        let n = n.min((u64::MAX - iova) / PAGE + 1); // the last iova is the end
         let mut k = 0;
         while k < n {
             let at = iova + k * PAGE;
-            let overlapping = self.mappings.overlapping(at, at + (PAGE - 1));
+            let overlapping = self.mappings.overlapping(at, at.saturating_add(PAGE - 1));
             let Some(m) = overlapping.first().map(|key| &self.mappings.0[key]) else {
                 return;
             };

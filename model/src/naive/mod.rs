@@ -13,8 +13,8 @@ use dirty_core::Errno;
 use dirty_script::op::*;
 use dirty_script::{Answer, AttachError, Driver, Stat, System};
 
-use crate::User;
 use backend::{Backend, Options};
+use dirty_script::sim::User;
 use process::Process;
 
 /// A container with its groups, devices and process, as plain as can be.

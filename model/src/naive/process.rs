@@ -4,7 +4,7 @@
 use dirty_core::Errno;
 use dirty_script::op::{PAGE, USER_END};
 
-use crate::User;
+use dirty_script::sim::User;
 
 pub(super) type Result<T> = std::result::Result<T, Errno>;
 

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use compare::Comparison;
-use dirty_script::Case;
+use dirty_script::op::Op;
+use dirty_script::sim::Sim;
+use dirty_script::{Case, System};
 use machine::Machine;
 
 use crate::failure::Failure;
@@ -37,6 +39,11 @@ pub(crate) struct Args {
     /// Compare with these transcripts, one after another, and print the first lines that differ.
     #[arg(long, value_name = "FILE")]
     expect: Vec<PathBuf>,
+
+    /// Run on a simulated host instead of real memory: there, `fault` lines make allocations, pins,
+    /// copies and mappings fail. What the fuzz targets and property tests print runs so.
+    #[arg(long)]
+    simulate: bool,
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -55,19 +62,31 @@ fn read(path: &Path) -> Result<String, Failure> {
 }
 
 /// Runs the lines of one case in this process.
-fn run_case(case: &Case, out: &mut impl Write) -> io::Result<()> {
-    let mut machine = Machine::new(case.entry_limit);
-    for line in &case.lines {
-        let reply = dirty_script::run(&mut machine, &line.op);
-        writeln!(out, "  {}{reply}", line.echo)?;
+fn run_case(case: &Case, simulate: bool, out: &mut impl Write) -> io::Result<()> {
+    let mut run = |system: &mut dyn System| {
+        for line in &case.lines {
+            let reply = dirty_script::run(system, &line.op);
+            writeln!(out, "  {}{reply}", line.echo)?;
+        }
+        out.flush()
+    };
+    if simulate {
+        let mut sim = Sim::default();
+        sim.set_entry_limit(case.entry_limit);
+        run(&mut sim)?;
+        sim.close();
+    } else {
+        let mut machine = Machine::new(case.entry_limit);
+        run(&mut machine)?;
+        machine.close();
     }
-    machine.close();
-    out.flush()
+    Ok(())
 }
 
 /// Runs the cases, each in a process of its own.
 fn run_cases(
     cases: &[Case],
+    simulate: bool,
     out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<bool, Failure> {
     let mut sound = true;
@@ -79,7 +98,7 @@ fn run_cases(
             if case.lines.is_empty() {
                 return Ok(());
             }
-            let work = |pipe| match run_case(case, &mut io::BufWriter::new(pipe)) {
+            let work = |pipe| match run_case(case, simulate, &mut io::BufWriter::new(pipe)) {
                 Ok(()) => 0,
                 Err(_) => 1,
             };
@@ -108,15 +127,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let parsed = dirty_script::parse(&read(path)?, &mut entry_limit);
         cases.extend(parsed.map_err(|e| Failure::Usage(format!("{}, {e}", path.display())))?);
     }
-    arena::map_all().map_err(Failure::Runtime)?;
+    if !args.simulate {
+        let mut lines = cases.iter().flat_map(|case| &case.lines);
+        if let Some(line) = lines.find(|line| matches!(line.op, Op::Fault { .. })) {
+            return Err(Failure::Usage(format!(
+                "`{}` needs a simulated host, real memory does not fail on demand; run the script \
+                 with --simulate",
+                line.echo
+            )));
+        }
+        arena::map_all().map_err(Failure::Runtime)?;
+    }
     let mut stdout = io::stdout().lock();
     let equal = if args.expect.is_empty() {
-        run_cases(&cases, &mut |bytes| stdout.write_all(bytes))?
+        run_cases(&cases, args.simulate, &mut |bytes| stdout.write_all(bytes))?
     } else {
         let expected = args.expect.iter().map(|path| read(path));
         let expected = expected.collect::<Result<String, Failure>>()?;
         let mut comparison = Comparison::new(&expected);
-        let sound = run_cases(&cases, &mut |bytes| {
+        let sound = run_cases(&cases, args.simulate, &mut |bytes| {
             comparison.take(bytes);
             Ok(())
         })?;

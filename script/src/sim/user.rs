@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use dirty_script::op::*;
+use crate::op::*;
 
 /// Regions of memory, and the pages in them that are not zero.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The core's host, simulated: user memory, pins, locked memory and IOMMUs in
-//! plain books, and faults on demand.
+//! plain books.
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
@@ -8,79 +8,12 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use super::faults::Faults;
+use super::pages::Pages;
+use super::user::User;
+use crate::op::{Caller, DeviceSpec, APERTURE, DEVICES, MSI, PAGE, USER_END};
 use dirty_core::host::*;
 use dirty_core::Errno;
-use dirty_script::op::{DeviceSpec, FaultKind, APERTURE, DEVICES, MSI, PAGE, USER_END};
-
-use crate::pages::Pages;
-use crate::User;
-
-/// A countdown to one failure.
-#[derive(Debug, Default)]
-struct Countdown {
-    /// What is left until it fails; 0: nothing is to fail.
-    left: Cell<u64>,
-    fired: Cell<bool>,
-}
-
-impl Countdown {
-    /// Counts `n` chances; at which of them, from 0 on, it fails, if it does.
-    fn strikes(&self, n: u64) -> Option<u64> {
-        let left = self.left.get();
-        if left == 0 || left > n {
-            self.left.set(left.saturating_sub(n));
-            return None;
-        }
-        self.left.set(0);
-        self.fired.set(true);
-        Some(left - 1)
-    }
-}
-
-/// The faults that are to come, by kind.
-#[derive(Debug, Default)]
-pub(crate) struct Faults {
-    alloc: Countdown,
-    copy: Countdown,
-    pin: Countdown,
-    map: Countdown,
-    charge: Countdown,
-}
-
-impl Faults {
-    fn of(&self, kind: FaultKind) -> &Countdown {
-        match kind {
-            FaultKind::Alloc => &self.alloc,
-            FaultKind::Copy => &self.copy,
-            FaultKind::Pin => &self.pin,
-            FaultKind::Map => &self.map,
-            FaultKind::Charge => &self.charge,
-        }
-    }
-
-    pub(crate) fn arm(&self, kind: FaultKind, n: u64) {
-        self.of(kind).left.set(n);
-    }
-
-    /// Disarms all; which one has fired.
-    pub(crate) fn end(&self) -> Option<FaultKind> {
-        const ALL: [FaultKind; 5] = [
-            FaultKind::Alloc,
-            FaultKind::Copy,
-            FaultKind::Pin,
-            FaultKind::Map,
-            FaultKind::Charge,
-        ];
-        let mut fired = None;
-        for kind in ALL {
-            self.of(kind).left.set(0);
-            if self.of(kind).fired.take() {
-                fired = Some(kind);
-            }
-        }
-        fired
-    }
-}
 
 /// Memory that counts what is alive.
 #[derive(Clone, Debug, Default)]
@@ -128,7 +61,7 @@ struct Domain {
 pub(crate) struct SimHost {
     pub(crate) user: User,
     pub(crate) faults: Rc<Faults>,
-    pub(crate) caller: dirty_script::op::Caller,
+    pub(crate) caller: Caller,
     pub(crate) lock_cap: bool,
     /// Most pages that may be locked.
     pub(crate) limit: u64,
@@ -148,7 +81,7 @@ impl SimHost {
         SimHost {
             user: User::default(),
             faults,
-            caller: dirty_script::op::Caller::Process,
+            caller: Caller::Process,
             lock_cap: true,
             limit: u64::MAX,
             charged: 0,
@@ -213,8 +146,7 @@ impl Pinning for SimHost {
             Some(at) => {
                 // The page that fails is the first of a call: tell it then.
                 if at != 0 {
-                    self.faults.pin.left.set(1);
-                    self.faults.pin.fired.set(false);
+                    self.faults.pin.postpone();
                 }
                 at as usize
             }
@@ -263,7 +195,7 @@ impl Accounting for SimHost {
 
     fn reach(&self, _: Mm) -> Reach {
         match self.caller {
-            dirty_script::op::Caller::Child => Reach::Other,
+            Caller::Child => Reach::Other,
             _ => Reach::Own,
         }
     }

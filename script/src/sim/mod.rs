@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core on the simulated host, as a system for scripts.
+//! The core on a simulated host, where anything can be made to fail.
+
+mod faults;
+mod host;
+mod pages;
+mod user;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::ioctl::Outcome;
 use dirty_core::{Container, Errno, Error, Options, PageSize, Progress, Report, Target, Unmap};
-use dirty_script::op::*;
-use dirty_script::{Answer, AttachError, Driver, Stat, System};
 
-use crate::host::{CountingMemory, SimHost};
-use crate::User;
+use crate::op::*;
+use crate::{Answer, AttachError, Driver, Stat, System};
+use host::{CountingMemory, SimHost};
+
+pub use user::User;
 
 #[derive(Default)]
 struct Slot {
