@@ -12,6 +12,7 @@ use dirty_script::op::{FaultKind, Op, ReportArg};
 use dirty_script::sim::Sim;
 use dirty_script::{run, Reply, System};
 
+use crate::unreported::Unreported;
 use crate::Naive;
 
 /// Both systems, and what they were told.
@@ -19,6 +20,7 @@ use crate::Naive;
 pub struct Pair {
     sim: Sim,
     model: Naive,
+    unreported: Unreported,
     /// The script so far, for whoever has to look into a difference.
     script: Vec<Op>,
 }
@@ -100,7 +102,22 @@ impl Pair {
                 self.model.memory().clone_from(self.sim.memory());
             }
         }
+        self.keeps_promise(op, &core)?;
         self.balance()
+    }
+
+    /// No page that a device may have written is missing in its report.
+    fn keeps_promise(&mut self, op: &Op, core: &Reply) -> Result<(), String> {
+        let (written, actions) = (self.sim.bytes_written(), self.sim.has_callback_actions());
+        let kept = self.unreported.after(op, core, written, actions);
+        kept.map_err(|lost| self.disagree(&lost))?;
+        let mappings = self.model.mappings();
+        let tracking = self.model.tracking().is_some();
+        self.unreported.keep(tracking, |at| {
+            let mapped = |(iova, size): &(u64, u64)| at >= *iova && at - iova < *size;
+            mappings.iter().any(mapped)
+        });
+        Ok(())
     }
 
     /// Tells the model what an operation may leave behind when it fails.
@@ -125,6 +142,7 @@ impl Pair {
             // Pages that were pinned for a moment may be dirty.
             Op::Pin { iova, n, .. } => {
                 let last = iova.wrapping_add(u64::try_from(*n).unwrap_or(0) << 12);
+                self.unreported.reported();
                 return self.settle(*iova, last);
             }
             _ => {}

@@ -6,6 +6,7 @@ mod compare;
 mod gen;
 mod naive;
 mod raw;
+mod unreported;
 
 pub use compare::{compare, Pair};
 pub use gen::Script;
