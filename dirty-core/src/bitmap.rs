@@ -8,19 +8,23 @@
 //!
 //! Two ways to mark. [`Bitmap::set`] is for the owner: plain words.
 //! [`Bitmap::mark`] needs only `&`: threads mark at the same time with atomic
-//! operations. Reports and clears take `&mut`, so that whatever hands out the
-//! `&` (a reader-writer lock, say) orders them after the marks; relaxed
-//! ordering is then enough. Whoever writes to a page marks it *after* the
-//! write, and before giving up the `&`.
+//! operations. Reports and clears take `&mut`.
+//!
+//! No write is lost as long as four steps keep their order: write, mark, report,
+//! copy. Whoever writes a page marks it after that. Whatever hands out `&` and
+//! `&mut` (a reader-writer lock, say) orders the mark with every report, which
+//! is why relaxed operations are enough. Whoever reports copies the page after
+//! that. So a copy made after the report that has the mark has the write too,
+//! and a mark that comes too late for one report is in the next.
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
 use core::iter;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
-use crate::mem::Words;
+use crate::mem::{AtomicU64, Words};
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// Words in a line, which has one bit in the summary.
@@ -129,6 +133,11 @@ impl<M: Memory> Bitmap<M> {
     }
 
     /// Likewise, beside other threads that mark.
+    ///
+    /// Call it *after* the write: a report between a mark and its write clears
+    /// the mark, and the copy made then may lack the write. The operations are
+    /// relaxed; the order of a mark and a report is that of the `&` and the
+    /// `&mut`, and comes from whatever hands them out.
     pub fn mark(&self, first: u64, n: u64) {
         let Some((first, last)) = self.clip(first, n) else {
             return;

@@ -8,10 +8,12 @@ use core::alloc::Layout;
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::AtomicU64;
 
 use crate::error::NoMemory;
 use crate::host::Memory;
+
+/// A shared word. Named here so that a test can put `loom`'s in its place.
+pub(crate) use core::sync::atomic::AtomicU64;
 
 /// Alignment of every array of words: a cache line.
 const LINE: usize = 64;

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Threads that write and mark while another reports, starts and stops: `loom`
+//! runs every order of their steps, and lets every relaxed load see every value
+//! that the memory model allows.
+//!
+//! The bitmap is the core's own source, compiled once more on `loom`'s words.
+//! The models that end in a lost write show that this test can fail.
+
+// What bitmap.rs takes from the core.
+#[path = "../../src/bitmap.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod bitmap;
+#[path = "../../src/bits.rs"]
+#[allow(dead_code)]
+mod bits;
+mod mem;
+mod error {
+    pub(crate) use dirty_core::Error;
+}
+mod host {
+    pub(crate) use crate::mem::Memory;
+}
+mod uapi {
+    pub(crate) use dirty_core::uapi::DIRTY_BITMAP_PAGES_MAX;
+}
+
+mod guest;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use std::sync::Arc;
+
+use guest::{Guest, ALL};
+use mem::Or;
+
+/// Pages of the bitmaps: three words, and three lines.
+const THREE_WORDS: u64 = 192;
+const THREE_LINES: u64 = 3 * 512;
+
+/// Runs a model of a guest whose `watched` pages are written by two threads,
+/// while a third makes a report.
+fn two_writers(npages: u64, watched: &'static [u64], or: Or, runs: [(u64, u64); 2]) {
+    two_writers_and(Guest::harvest, npages, watched, or, runs);
+}
+
+/// Likewise beside an `owner`. At the end a last report tells the rest.
+fn two_writers_and(
+    owner: fn(&Guest, &mut [u64]),
+    npages: u64,
+    watched: &'static [u64],
+    or: Or,
+    runs: [(u64, u64); 2],
+) {
+    loom::model(move || {
+        let guest = Arc::new(Guest::new(npages, watched, or));
+        guest.start();
+        let writers = [0, 1].map(|slot| {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || {
+                let (first, n) = runs[slot];
+                guest.write(first, n);
+                guest.mark(slot, first, n);
+            })
+        });
+        let mut copy = guest.copy();
+        owner(&guest, &mut copy);
+        for writer in writers {
+            writer.join().expect("writer");
+        }
+        guest.finish(&mut copy);
+    });
+}
+
+#[test]
+fn two_pages_of_one_word() {
+    two_writers(64, &[3, 60], Or::Atomic, [(3, 1), (60, 1)]);
+}
+
+#[test]
+fn two_writes_to_one_page() {
+    two_writers(64, &[3], Or::Atomic, [(3, 1), (3, 1)]);
+}
+
+/// The run stores all ones to the word in the middle.
+#[test]
+fn a_run_across_words_and_a_page_in_its_middle() {
+    let watched = &[63, 64, 100, 128];
+    two_writers(THREE_WORDS, watched, Or::Atomic, [(63, 66), (100, 1)]);
+}
+
+#[test]
+fn two_runs_that_overlap() {
+    let watched = &[65, 70, 100];
+    two_writers(THREE_WORDS, watched, Or::Atomic, [(10, 61), (70, 61)]);
+}
+
+/// Their summary bits share a word, which is only changed when a load says so.
+#[test]
+fn pages_of_different_lines() {
+    two_writers(THREE_LINES, &[0, 1030], Or::Atomic, [(0, 1), (1030, 1)]);
+}
+
+#[test]
+fn pages_of_one_line() {
+    two_writers(THREE_LINES, &[512, 600], Or::Atomic, [(512, 1), (600, 1)]);
+}
+
+#[test]
+fn a_run_across_lines_and_a_page_of_one() {
+    two_writers(
+        THREE_LINES,
+        &[511, 512, 513],
+        Or::Atomic,
+        [(511, 2), (513, 1)],
+    );
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn words_without_an_atomic_or_lose_writes() {
+    two_writers(64, &[3, 60], Or::Torn, [(3, 1), (60, 1)]);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_summary_without_an_atomic_or_loses_writes() {
+    two_writers(THREE_LINES, &[0, 1030], Or::Torn, [(0, 1), (1030, 1)]);
+}
+
+/// Runs a model of one thread that writes page 3, and this one that reports.
+fn one_writer(
+    writer: impl Fn(&Guest) + Send + Sync + 'static,
+    owner: impl Fn(&Guest, &mut [u64]) + Send + Sync + 'static,
+) {
+    let writer = Arc::new(writer);
+    loom::model(move || {
+        let guest = Arc::new(Guest::new(64, &[3], Or::Atomic));
+        guest.start();
+        let thread = thread::spawn({
+            let (guest, writer) = (Arc::clone(&guest), Arc::clone(&writer));
+            move || writer(&guest)
+        });
+        let mut copy = guest.copy();
+        owner(&guest, &mut copy);
+        thread.join().expect("writer");
+        guest.finish(&mut copy);
+    });
+}
+
+fn write_then_mark(guest: &Guest) {
+    guest.write(3, 1);
+    guest.mark(0, 3, 1);
+}
+
+#[test]
+fn a_page_written_again_and_again() {
+    let twice = |guest: &Guest| (0..2).for_each(|_| write_then_mark(guest));
+    one_writer(twice, |guest, copy| {
+        (0..3).for_each(|_| guest.harvest(copy));
+    });
+}
+
+#[test]
+fn many_writes_and_one_mark() {
+    let writer = |guest: &Guest| {
+        guest.write(3, 1);
+        write_then_mark(guest);
+    };
+    one_writer(writer, |guest, copy| {
+        (0..2).for_each(|_| guest.harvest(copy));
+    });
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_mark_before_the_write_loses_it() {
+    let writer = |guest: &Guest| {
+        guest.mark(0, 3, 1);
+        guest.write(3, 1);
+    };
+    one_writer(writer, Guest::harvest);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_copy_before_the_report_loses_writes() {
+    one_writer(write_then_mark, |guest, copy| {
+        guest.copy_pages(&ALL, copy);
+        guest.report();
+    });
+}
+
+/// Nothing but the lock keeps marks out of a report.
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_mark_without_the_lock_races_with_the_report() {
+    let writer = |guest: &Guest| {
+        guest.write(3, 1);
+        guest.mark_without_lock(3, 1);
+    };
+    one_writer(writer, Guest::harvest);
+}
+
+#[test]
+fn a_pinned_page_needs_no_mark() {
+    let writer = |guest: &Guest| {
+        guest.pin(3);
+        guest.write(3, 1);
+        guest.write(3, 1);
+        guest.unpin(3);
+    };
+    one_writer(writer, |guest, copy| {
+        (0..2).for_each(|_| guest.harvest(copy));
+    });
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_write_after_the_unpin_is_lost() {
+    let writer = |guest: &Guest| {
+        guest.pin(3);
+        guest.unpin(3);
+        guest.write(3, 1);
+    };
+    one_writer(writer, Guest::harvest);
+}
+
+/// What was written before START, or is dropped by STOP, is in no report: the
+/// owner copies everything after START.
+#[test]
+fn everything_is_copied_after_start() {
+    one_writer(write_then_mark, |guest, copy| {
+        guest.stop();
+        guest.start();
+        guest.copy_pages(&ALL, copy);
+    });
+}
+
+#[test]
+fn stop_and_start_between_reports() {
+    let twice = |guest: &Guest| (0..2).for_each(|_| write_then_mark(guest));
+    one_writer(twice, |guest, copy| {
+        guest.harvest(copy);
+        guest.stop();
+        guest.start();
+        guest.copy_pages(&ALL, copy);
+        guest.harvest(copy);
+    });
+}
+
+#[test]
+fn stop_and_start_beside_two_writers() {
+    let owner = |guest: &Guest, copy: &mut [u64]| {
+        guest.stop();
+        guest.start();
+        guest.copy_pages(&ALL, copy);
+    };
+    two_writers_and(owner, 64, &[3, 60], Or::Atomic, [(3, 1), (60, 1)]);
+}
+
+/// Whoever gets a bit copies the page; of two copies the later one counts.
+#[test]
+fn two_threads_that_report() {
+    loom::model(|| {
+        let guest = Arc::new(Guest::new(64, &[3], Or::Atomic));
+        guest.start();
+        let writer = thread::spawn({
+            let guest = Arc::clone(&guest);
+            move || write_then_mark(&guest)
+        });
+        let reporter = thread::spawn({
+            let guest = Arc::clone(&guest);
+            move || {
+                let mut copy = guest.copy();
+                guest.harvest(&mut copy);
+                copy
+            }
+        });
+        let mut copy = guest.copy();
+        guest.harvest(&mut copy);
+        writer.join().expect("writer");
+        let other = reporter.join().expect("reporter");
+        copy.iter_mut().zip(other).for_each(|(a, b)| *a = b.max(*a));
+        guest.finish(&mut copy);
+    });
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_copy_before_start_loses_writes() {
+    one_writer(write_then_mark, |guest, copy| {
+        guest.stop();
+        guest.copy_pages(&ALL, copy);
+        guest.start();
+    });
+}
+
+/// The last report is made when the writer says that it is done: the mark must
+/// come before that.
+fn says_done(writer: fn(&Guest, &AtomicBool)) {
+    loom::model(move || {
+        let guest = Arc::new(Guest::new(64, &[3], Or::Atomic));
+        guest.start();
+        let done = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (guest, done) = (Arc::clone(&guest), Arc::clone(&done));
+            move || writer(&guest, &done)
+        });
+        if done.load(Ordering::Acquire) {
+            guest.finish(&mut guest.copy());
+        }
+        thread.join().expect("writer");
+    });
+}
+
+#[test]
+fn a_mark_before_saying_done_is_in_the_last_report() {
+    says_done(|guest, done| {
+        write_then_mark(guest);
+        done.store(true, Ordering::Release);
+    });
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_mark_after_saying_done_is_too_late() {
+    says_done(|guest, done| {
+        guest.write(3, 1);
+        done.store(true, Ordering::Release);
+        guest.mark(0, 3, 1);
+    });
+}
