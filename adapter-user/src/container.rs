@@ -294,7 +294,8 @@ impl Container {
             .unmap(|core, call| core.unmap_dirty(call, &mut unmap, pgsize, Report::Words(bitmap)))
     }
 
-    /// Starts dirty-page tracking; no effect if it is on.
+    /// Starts dirty-page tracking; no effect if it is on. Reports tell what is
+    /// written from now on: copy everything after this call.
     ///
     /// # Errors
     ///
@@ -314,7 +315,7 @@ impl Container {
 
     /// Reports the dirty pages of a range, pages of `pgsize` bytes (any power
     /// of two): bit k of `bitmap` is the page at `iova + k * pgsize`. They are
-    /// clean afterwards, unless a device pins them.
+    /// clean afterwards, unless a device pins them; copy them after this call.
     ///
     /// # Errors
     ///
@@ -350,7 +351,8 @@ impl Container {
         self.shared.write().get_bitmap(iova, size, pgsize, to)
     }
 
-    /// Marks `size` bytes from `iova` on as written; see [`Device::mark`].
+    /// Marks `size` bytes from `iova` on as written: *after* the write, and
+    /// before telling anybody that it is done; see [`Device::mark`].
     ///
     /// # Errors
     ///
@@ -367,7 +369,8 @@ impl Container {
         }
     }
 
-    /// Marks the pages that another tracker found dirty.
+    /// Marks the pages that another tracker found dirty: after the writes, as
+    /// [`mark`](Container::mark).
     ///
     /// # Errors
     ///
@@ -378,8 +381,8 @@ impl Container {
 
     /// Opens a device of a group. `on_unmap` is its dma_unmap callback: it is
     /// called, without any lock held, when a range that has pins is unmapped,
-    /// and must unpin what the device pinned there. Without one the device can
-    /// read and write, and may not pin.
+    /// and must end the device's writes to what it pinned there, then unpin it.
+    /// Without one the device can read and write, and may not pin.
     ///
     /// # Errors
     ///

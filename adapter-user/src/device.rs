@@ -78,7 +78,8 @@ impl Device {
     }
 
     /// Unpins pages; stops at the first that is not mapped. As in the kernel
-    /// nothing checks that this device pinned them.
+    /// nothing checks that this device pinned them. Call it after the last
+    /// write to them: it marks them once more.
     pub fn unpin(&self, iova: u64, npages: u64) {
         if npages == 0 {
             return;
@@ -124,8 +125,9 @@ impl Device {
         self.pins().values().map(|n| u64::from(*n)).sum()
     }
 
-    /// Writes memory as the device would. Devices write at the same time; a
-    /// report sees a write with its mark, or neither.
+    /// Writes memory as the device would, and marks it. Devices write at the
+    /// same time; a report waits for a write until it is marked, and so does an
+    /// unmap.
     ///
     /// # Errors
     ///
@@ -155,12 +157,19 @@ impl Device {
         self.shared.read().write(&mut call, self.id, iova, data)
     }
 
-    /// Marks pages that the device has written by itself. Call it after the
-    /// write.
+    /// Marks `size` bytes from `iova` on that the device has written by itself,
+    /// through a mapping of its own.
+    ///
+    /// Call it *after* the write, and before telling anybody that the write is
+    /// done (a completion, an interrupt, a device that is stopped). A report
+    /// takes the container's lock alone, a mark shares it: so whoever copies
+    /// pages after the report that has the mark copies the write too, and a
+    /// mark that comes too late for one report is in the next.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark`].
+    /// See [`dirty_core::Container::mark`]: after `Unmapped` no report tells of
+    /// the part that is in no mapping.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         self.shared.read().mark(iova, size)
     }

@@ -239,7 +239,8 @@ impl<M: Memory> Container<M> {
         self.backend_mut()?.unmap(host, unmap, harvest)
     }
 
-    /// DIRTY_PAGES START.
+    /// DIRTY_PAGES START. Reports tell what is written from now on: copy
+    /// everything after this call.
     ///
     /// # Errors
     ///
@@ -325,7 +326,8 @@ impl<M: Memory> Container<M> {
     }
 
     /// unpin_pages: stops at the first page that is not mapped; a page that is
-    /// not pinned is passed over.
+    /// not pinned is passed over. It marks what was written while pinned, so
+    /// call it after the last write.
     ///
     /// # Errors
     ///
@@ -376,19 +378,26 @@ impl<M: Memory> Container<M> {
     }
 
     /// Marks `size` bytes from `iova` on as written: for whoever writes to
-    /// guest memory by itself. Call it after the write, and before anything
-    /// that lets a report take place. Callers may do so at the same time.
+    /// guest memory by itself. Callers may do so at the same time.
+    ///
+    /// Call it *after* the write, and before telling anybody that the write is
+    /// done (a completion, an interrupt, a device that is stopped): on that,
+    /// somebody makes the last report. The lock around the container orders
+    /// this call (`&self`) with each report (`&mut self`): a copy made after
+    /// the report that has the mark has the write too, and a mark that comes
+    /// too late for one report is in the next.
     ///
     /// # Errors
     ///
     /// `ZeroSize`, `Wraps`; `Unmapped` if a part lies in no mapping (the rest
-    /// is marked).
+    /// is marked). No report has that part, nor had one of an unmap that came
+    /// between the write and the mark: writers stop before a range goes.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         self.backend()?.mark(iova, size)
     }
 
     /// Marks what a bitmap says, at its own page size: takes in the report of
-    /// another tracker.
+    /// another tracker. As with [`mark`](Container::mark), after the writes.
     ///
     /// # Errors
     ///
