@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The container as a VMM uses it: threads, memory it owns, bad addresses.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread;
 
@@ -143,81 +142,6 @@ fn the_raw_interface_takes_c_structures() {
     assert_eq!(container.ioctl(VFIO_IOMMU_DIRTY_PAGES, get_arg), Ok(0));
     assert_eq!(bitmap, [2, !0]);
     assert_eq!(memory.iter().filter(|b| **b == b'x').count(), 1);
-}
-
-/// Writers and a harvester at once: what is not in a copy taken after its last
-/// report was written after it, and is in the next report.
-#[test]
-fn no_write_is_lost_between_reports() {
-    const PAGES: u64 = 512;
-    let (container, memory) = (emulated(), memory(PAGES));
-    let size = PAGES * PAGE;
-    container
-        .map(0, &memory, 0, size, Prot::READ_WRITE)
-        .expect("map");
-    container.start().expect("start");
-    let stop = AtomicBool::new(false);
-    let copy = GuestMemory::new(size).expect("copy");
-    let reports = AtomicU64::new(0);
-    let harvest = |dirty: &mut Vec<u64>| {
-        dirty.fill(0);
-        container
-            .dirty_bitmap(0, size, PAGE, dirty)
-            .expect("report");
-        let set = |p: &u64| dirty[(p / 64) as usize] >> (p % 64) & 1 != 0;
-        let mut page = vec![0; PAGE as usize];
-        for p in (0..PAGES).filter(set) {
-            memory.read(p * PAGE, &mut page).expect("in bounds");
-            copy.write(p * PAGE, &page).expect("in bounds");
-        }
-        reports.fetch_add(1, Ordering::Relaxed);
-    };
-    thread::scope(|scope| {
-        for thread in 0..3u64 {
-            let (container, memory, stop) = (&container, &memory, &stop);
-            scope.spawn(move || {
-                let device = device(container);
-                let mut x = thread + 1;
-                let mut writes: u64 = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    x = x.wrapping_mul(6364136223846793005).wrapping_add(1);
-                    let at = (x >> 20) % (size - 16);
-                    let data = writes.to_ne_bytes();
-                    match thread {
-                        0 => device.write(at, &data).expect("write"),
-                        1 => {
-                            memory.write(at, &data).expect("in bounds");
-                            device.mark(at, 8).expect("mark");
-                        }
-                        _ => {
-                            let mut pfns = [0; 2];
-                            let iova = at & !0xfff;
-                            let n = if iova + PAGE < size { 2 } else { 1 };
-                            let pfns = &mut pfns[..n];
-                            device.pin(iova, Prot::READ_WRITE, pfns).expect("pin");
-                            memory.write(at.min(size - 8), &data).expect("in bounds");
-                            device.unpin(iova, n as u64);
-                        }
-                    }
-                    writes += 1;
-                }
-            });
-        }
-        let mut dirty = vec![0; (PAGES / 64) as usize];
-        for _ in 0..400 {
-            harvest(&mut dirty);
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    let mut dirty = vec![0; (PAGES / 64) as usize];
-    harvest(&mut dirty);
-    let (mut a, mut b) = (vec![0; size as usize], vec![0; size as usize]);
-    memory.read(0, &mut a).expect("in bounds");
-    copy.read(0, &mut b).expect("in bounds");
-    for (p, (a, b)) in a.chunks(4096).zip(b.chunks(4096)).enumerate() {
-        assert!(a == b, "page {p} was written after its last report");
-    }
-    assert_eq!(reports.into_inner(), 401);
 }
 
 /// The callback runs without the container's lock: it can call the container,
