@@ -263,8 +263,8 @@ pub(crate) fn replay<M: Memory>(
     page: PageSize,
 ) -> Result<(), Error> {
     match domains.first() {
-        Some(from) if dma.iommu_mapped => copy_to_domain(host, dma, *from, to, page),
-        _ => pin_and_map(host, dma, &[to], page),
+        Some(from) => copy_to_domain(host, dma, *from, to, page),
+        None => pin_and_map(host, dma, &[to], page),
     }
 }
 

@@ -173,14 +173,11 @@ impl<M: Memory> Type1<M> {
         info: DomainInfo,
     ) -> Result<DomainId, Error> {
         let (first, last) = info.aperture;
-        let lost = |r: &(u64, u64), dmas: &Dmas<M>| {
-            let below = first > r.0 && dmas.overlaps(r.0, first.saturating_sub(1));
-            let above = last < r.1 && dmas.overlaps(last.saturating_add(1), r.1);
-            below || above
-        };
+        // No mapping lies outside the ranges.
         if let (Some(head), Some(tail)) = (self.iova_ranges.first(), self.iova_ranges.last()) {
-            let all = (head.0, tail.1);
-            if first > all.1 || last < all.0 || lost(&all, &self.dmas) {
+            let below = first > head.0 && self.dmas.overlaps(head.0, first.saturating_sub(1));
+            let above = last < tail.1 && self.dmas.overlaps(last.saturating_add(1), tail.1);
+            if below || above {
                 return Err(Error::Aperture);
             }
         }
@@ -226,7 +223,7 @@ impl<M: Memory> Type1<M> {
         pgsizes = usable_pgsizes(pgsizes, self.options.page_size);
         let min = PageSize::smallest(pgsizes).ok_or(Error::NoPageSize)?;
         let fits = |dma: &Dma<M>| min.aligns(dma.iova) && min.aligns(dma.last.wrapping_add(1));
-        if min > self.options.page_size && !self.dmas.iter().all(fits) {
+        if !self.dmas.iter().all(fits) {
             return Err(Error::NoPageSize);
         }
         Ok(pgsizes)
