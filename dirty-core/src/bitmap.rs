@@ -19,6 +19,7 @@
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
 use core::iter;
+use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::bits;
@@ -49,6 +50,12 @@ struct Parts<T> {
     dirty: T,
     pinned: T,
     summary: T,
+}
+
+/// The words of some lines, of `len` words in all.
+pub(crate) fn words_of(lines: Range<u64>, len: usize) -> Range<usize> {
+    let end = lines.end as usize * LINE_WORDS;
+    lines.start as usize * LINE_WORDS..end.min(len)
 }
 
 /// Words of a bitmap's dirty bits, and of its summary.
@@ -247,11 +254,10 @@ impl<M: Memory> Bitmap<M> {
         let parts = self.parts();
         let lines = (parts.dirty.len() as u64).div_ceil(LINE_WORDS as u64);
         for run in bits::runs(parts.summary, 0, lines) {
-            let first = run.start as usize * LINE_WORDS;
-            let end = (run.end as usize * LINE_WORDS).min(parts.dirty.len());
-            let dirty = parts.dirty.get_mut(first..end).unwrap_or_default();
-            let pinned = parts.pinned.get(first..end).unwrap_or_default();
-            let mut out = out.get_mut(first..).unwrap_or_default().iter_mut();
+            let run = words_of(run, parts.dirty.len());
+            let dirty = parts.dirty.get_mut(run.clone()).unwrap_or_default();
+            let pinned = parts.pinned.get(run.clone()).unwrap_or_default();
+            let mut out = out.get_mut(run.start..).unwrap_or_default().iter_mut();
             let mut carry = 0;
             for (d, p) in dirty.iter_mut().zip(pinned) {
                 let w = core::mem::take(d) | p;
@@ -273,9 +279,8 @@ impl<M: Memory> Bitmap<M> {
         let parts = self.parts();
         let lines = (parts.dirty.len() as u64).div_ceil(LINE_WORDS as u64);
         for run in bits::runs(parts.summary, 0, lines) {
-            let first = run.start as usize * LINE_WORDS;
-            let end = (run.end as usize * LINE_WORDS).min(parts.dirty.len());
-            parts.dirty.get_mut(first..end).unwrap_or_default().fill(0);
+            let run = words_of(run, parts.dirty.len());
+            parts.dirty.get_mut(run).unwrap_or_default().fill(0);
         }
         self.summarise_pins();
     }
@@ -297,13 +302,31 @@ impl<M: Memory> Bitmap<M> {
             if *w & bit == 0 {
                 continue;
             }
-            let first = line as usize * LINE_WORDS;
-            let end = (first + LINE_WORDS).min(parts.pinned.len());
-            let pinned = parts.pinned.get(first..end).unwrap_or_default();
+            let words = words_of(line..line + 1, parts.pinned.len());
+            let pinned = parts.pinned.get(words).unwrap_or_default();
             if pinned.iter().all(|w| *w == 0) {
                 *w &= !bit;
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl<M: Memory> Bitmap<M> {
+    /// Whether a line has its bit in the summary if, and only if, a page in it
+    /// is dirty or pinned, and as many pins are counted as there are.
+    #[allow(dead_code)] // this file is in another test crate too
+    pub(crate) fn is_summarised(&mut self) -> bool {
+        let counted = self.pinned;
+        let parts = self.parts();
+        let pins: u32 = parts.pinned.iter().map(|w| w.count_ones()).sum();
+        let lines = parts.dirty.chunks(LINE_WORDS);
+        let mut lines = (0..).zip(lines.zip(parts.pinned.chunks(LINE_WORDS)));
+        counted == u64::from(pins)
+            && lines.all(|(line, (dirty, pinned))| {
+                let some = dirty.iter().chain(pinned).any(|w| *w != 0);
+                some == bits::get(parts.summary, line)
+            })
     }
 }
 
@@ -336,7 +359,5 @@ pub(crate) fn full_image(npages: u64, shift: u32, first: u64, out: &mut [u64]) {
     let window = first * 64..(first + out.len() as u64) * 64;
     let start = u64::from(shift).max(window.start);
     let end = (u64::from(shift) + npages).min(window.end);
-    if start < end {
-        bits::set(out, start - window.start, end - start);
-    }
+    bits::set(out, start - window.start, end.saturating_sub(start));
 }

@@ -48,6 +48,13 @@ mod type1;
 pub mod uapi;
 mod unmap;
 
+#[cfg(test)]
+extern crate self as dirty_core;
+#[cfg(test)]
+extern crate std;
+#[cfg(test)]
+mod unit_tests;
+
 pub use bitmap::Bitmap;
 pub use container::Container;
 pub use error::{Errno, Error};

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rules that cannot be seen from outside, only in how long a report takes.
+#![allow(clippy::expect_used)]
+
+use std::vec;
+
+use crate::bitmap::{words_of, Bitmap};
+
+/// The memory of the integration tests.
+#[path = "../tests/support/memory.rs"]
+#[allow(dead_code, unsafe_code)]
+mod memory;
+
+use memory::TestMemory;
+
+/// 130 lines, the last not whole: three words of summary.
+const NPAGES: u64 = 130 * 512 - 1;
+/// First and last pages of lines, and of words of the summary.
+const PAGES: [u64; 9] = [
+    0,
+    511,
+    512,
+    63 * 512,
+    64 * 512 - 1,
+    64 * 512,
+    127 * 512 + 70,
+    128 * 512,
+    NPAGES - 1,
+];
+
+#[test]
+fn a_line_is_eight_words() {
+    assert_eq!(words_of(3..5, 100), 24..40);
+    assert_eq!(words_of(3..5, 39), 24..39, "the last is not whole");
+}
+
+#[test]
+fn the_summary_has_the_lines_that_are_dirty_or_pinned() {
+    let mut bitmap = Bitmap::new(&TestMemory::default(), NPAGES).expect("memory");
+    let mut out = vec![0; NPAGES.div_ceil(64) as usize];
+    for pinned in PAGES {
+        for dirty in PAGES {
+            for take in 0..3 {
+                bitmap.pin(pinned);
+                assert!(bitmap.is_summarised());
+                bitmap.set(dirty, 1);
+                assert!(bitmap.is_summarised());
+                bitmap.set(dirty.min(pinned), dirty.abs_diff(pinned));
+                assert!(bitmap.is_summarised());
+                match take {
+                    0 => bitmap.clear(),
+                    1 => bitmap.take(0, &mut out).expect("room"),
+                    _ => bitmap.take_sparse(0, &mut out).expect("room"),
+                }
+                assert!(bitmap.is_summarised(), "{pinned} {dirty} {take}");
+                bitmap.unpin(pinned);
+                bitmap.unpin(dirty);
+                assert!(bitmap.is_summarised());
+                bitmap.mark(dirty, 1);
+                assert!(bitmap.is_summarised());
+                bitmap.clear();
+                assert!(bitmap.is_summarised());
+            }
+        }
+    }
+}
