@@ -236,7 +236,7 @@ pub trait Iommu {
         prot: Prot,
     ) -> Result<(), Errno>;
 
-    /// Unmaps `npages` pages from `iova` on. Cannot fail.
+    /// Unmaps `npages` pages, never 0, from `iova` on. Cannot fail.
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64);
 
     /// The pfn that `iova` is mapped to.

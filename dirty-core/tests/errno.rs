@@ -245,6 +245,14 @@ fn a2_set_iommu_and_the_generic_layer() {
 }
 
 #[test]
+fn an_errno_prints_as_its_name() {
+    for (errno, text) in [(Errno::EIO, "EIO"), (Errno(1234), "E1234")] {
+        assert_eq!(errno.to_string(), text);
+        assert_eq!(format!("{errno:?}"), text);
+    }
+}
+
+#[test]
 fn every_cause_has_an_errno_and_a_text_of_its_own() {
     let carried = [
         Error::Pin(Errno::EIO),

@@ -290,7 +290,9 @@ fn attach_the_first_domain_with_mappings_to_replay() {
 fn attach_one_more_domain_with_mappings_to_replay() {
     let setup = || {
         let mut rig = two_domains();
+        // Neighbours.
         rig.map(BASE, 70 * PAGE).expect("map");
+        rig.map(BASE + 70 * PAGE, 2 * PAGE).expect("map");
         // So many groups that the lists are full.
         (2..4).for_each(|group| rig.attach(group, None).expect("attach"));
         rig.start();
@@ -303,7 +305,7 @@ fn attach_one_more_domain_with_mappings_to_replay() {
     Scenario {
         setup: &setup,
         call: &|rig| rig.attach(4, Some(spec.clone())),
-        faults: &[(Fault::Alloc, 3), (Fault::Map, 73)],
+        faults: &[(Fault::Alloc, 3), (Fault::Map, 75)],
         spare: 0,
         touched: 0..0,
     }

@@ -121,6 +121,7 @@ fn a_range_is_aligned_to_the_larger_of_both_page_sizes() {
     for (offset, size, page, expected) in [
         (PAGE, K64, PAGE, Err(Error::Misaligned)),
         (8 * K64 + PAGE, K64, PAGE, Err(Error::Misaligned)),
+        (8 * K64 + PAGE, K64 + PAGE, PAGE, Err(Error::Misaligned)),
         (0, K64 + PAGE, PAGE, Err(Error::Misaligned)),
         (K64, 2 * K64, 2 * K64, Err(Error::Misaligned)),
         (0, 3 * K64, 2 * K64, Err(Error::Misaligned)),

@@ -77,6 +77,38 @@ fn a3_valid_iovas_are_the_last_capability() {
     assert_eq!(got[22..26], [0, 0, UNTOUCHED, UNTOUCHED], "everything");
 }
 
+/// First and last addresses.
+type Ranges<'a> = &'a [(u32, u32)];
+
+#[test]
+fn a3_reserved_regions_cut_the_valid_iovas() {
+    const ALL: (u32, u32) = (0x1_0000, 0x1_ffff);
+    let table: [((u64, u64), Ranges<'_>); 8] = [
+        ((0, 0x7fff), &[ALL]),
+        ((0, 0xffff), &[ALL]),
+        ((0x8000, 0x1_0000), &[(0x1_0001, 0x1_ffff)]),
+        ((0x1_0000, 0x1_0000), &[(0x1_0001, 0x1_ffff)]),
+        (
+            (0x1_4000, 0x1_7fff),
+            &[(0x1_0000, 0x1_3fff), (0x1_8000, 0x1_ffff)],
+        ),
+        ((0x1_ffff, 0x2_ffff), &[(0x1_0000, 0x1_fffe)]),
+        ((0x2_0000, 0x2_ffff), &[ALL]),
+        ((0x2_8000, 0x2_ffff), &[ALL]),
+    ];
+    for (hole, ranges) in table {
+        let spec = Spec {
+            aperture: (u64::from(ALL.0), u64::from(ALL.1)),
+            reserved: vec![hole],
+            ..Spec::pages(PAGE)
+        };
+        let got = info(&mut Rig::with(&[Some(spec)]), 256);
+        let expected: Vec<u32> = ranges.iter().flat_map(|r| [r.0, 0, r.1, 0]).collect();
+        assert_eq!(got[20], ranges.len() as u32, "{hole:x?}");
+        assert_eq!(got[22..22 + expected.len()], expected, "{hole:x?}");
+    }
+}
+
 #[test]
 fn a2_extensions() {
     let ask = |rig: &mut Rig| -> Vec<u64> {
@@ -327,4 +359,86 @@ fn a9_groups_and_devices() {
     assert_eq!(set, Ok(()), "the type went with the last group");
     assert_eq!(rig.container.tracking(), None);
     assert_eq!(rig.dma_avail(), 65535, "and so did the mappings");
+}
+
+#[test]
+fn a_closed_container_is_as_new() {
+    let mut rig = Rig::with(&[None, Some(Spec::pages(PAGE))]);
+    rig.map(BASE, PAGE).expect("map");
+    rig.container.close(&mut rig.host);
+    assert!(!rig.container.has_group(GroupId(0)));
+    assert_eq!(rig.map(BASE, PAGE), Err(Error::NoIommu));
+    let set = rig.container.set_iommu(&mut rig.host, VFIO_TYPE1v2_IOMMU);
+    assert_eq!(set, Err(Error::NoGroup));
+    rig.attach(0, None).expect("attach");
+    let set = rig.container.set_iommu(&mut rig.host, VFIO_TYPE1v2_IOMMU);
+    set.expect("type");
+    assert_eq!(rig.map(BASE, PAGE), Ok(()));
+    assert_eq!(rig.pin(BASE, 1), Err(Error::UnknownDevice));
+}
+
+#[test]
+fn a9_groups_share_a_domain_if_they_are_alike() {
+    let spec = Spec::pages(PAGE);
+    let incoherent = Spec {
+        coherent: false,
+        ..spec.clone()
+    };
+    let of_another_kind = Spec {
+        kind: 1,
+        ..spec.clone()
+    };
+    let table = [
+        (spec.clone(), 1),
+        (spec, 1),
+        (incoherent.clone(), 2),
+        (of_another_kind, 3),
+        (incoherent, 3),
+    ];
+    let mut rig = Rig::emulated();
+    for (group, (spec, domains)) in (1..).zip(table) {
+        rig.attach(group, Some(spec)).expect("attach");
+        assert_eq!(rig.host.books.domains.len(), domains, "group {group}");
+    }
+}
+
+#[test]
+fn a9_a_group_must_reach_what_is_mapped() {
+    let top = 0u64.wrapping_sub(PAGE);
+    // With these mappings, groups of these addresses fit or not.
+    let table: [(&[u64], (u64, u64), bool); 8] = [
+        (&[], (BASE, u64::MAX), true),
+        (&[0], (0, BASE), true),
+        (&[0], (PAGE, u64::MAX), false),
+        (&[BASE], (BASE, BASE + PAGE - 1), true),
+        (&[BASE], (BASE + PAGE, u64::MAX), false),
+        (&[BASE], (0, BASE - 1), false),
+        (&[0, top], (0, u64::MAX), true),
+        (&[top], (0, top - 1), false),
+    ];
+    for (mapped, aperture, fits) in table {
+        let mut rig = Rig::with(&[Some(Spec::pages(PAGE)), None]);
+        let mappings = mapped.iter();
+        mappings.for_each(|iova| rig.map(*iova, PAGE).expect("map"));
+        let spec = Spec {
+            aperture,
+            ..Spec::pages(PAGE)
+        };
+        let expected = if fits { Ok(()) } else { Err(Error::Aperture) };
+        let attached = rig.attach(2, Some(spec));
+        assert_eq!(attached, expected, "{mapped:x?} {aperture:x?}");
+    }
+    // Two groups that have no address in common.
+    let low = Spec {
+        aperture: (0, BASE - 1),
+        ..Spec::pages(PAGE)
+    };
+    let high = Spec {
+        aperture: (BASE, u64::MAX),
+        ..Spec::pages(PAGE)
+    };
+    let mut rig = Rig::with(&[Some(low.clone())]);
+    assert_eq!(rig.attach(1, Some(high.clone())), Err(Error::Aperture));
+    let mut rig = Rig::with(&[Some(high)]);
+    assert_eq!(rig.attach(1, Some(low)), Err(Error::Aperture));
 }

@@ -171,3 +171,16 @@ fn a10_what_was_never_paid_is_not_paid_back() {
     rig.unpin(BASE + 0x10, 1);
     assert_eq!(rig.host.books.locked(0), 0);
 }
+
+#[test]
+fn pins_of_64_neighbours_take_two_allocations() {
+    let mut rig = Rig::emulated();
+    rig.map(BASE, 128 * PAGE).expect("map");
+    let before = rig.mem.live();
+    rig.pin(BASE, 64).expect("pin");
+    assert_eq!(rig.mem.live(), before + 2);
+    rig.pin(BASE + 64 * PAGE, 64).expect("pin");
+    assert_eq!(rig.mem.live(), before + 4);
+    rig.unpin(BASE, 64);
+    assert_eq!(rig.mem.live(), before + 2);
+}

@@ -368,6 +368,27 @@ fn typed_reports_and_ioctl_agree_on_a_range_without_mappings() {
 }
 
 #[test]
+fn a_report_of_more_words_than_are_copied_at_a_time() {
+    // 2048 words are copied at a time; the second mapping starts inside one.
+    let npages = 2048 * 64 + 200;
+    let marked = [4, 5, 5 + 58, 2048 * 64 - 1, 2048 * 64, 5 + npages - 1];
+    for group in [None, Some(Spec::pages(PAGE))] {
+        let everything = group.is_some();
+        let mut rig = Rig::with(&[group]);
+        rig.map(BASE, 5 * PAGE).expect("map");
+        rig.map(BASE + 5 * PAGE, npages * PAGE).expect("map");
+        rig.start();
+        marked.iter().for_each(|page| rig.mark(BASE + page * PAGE));
+        let dirty = rig.dirty(BASE, (5 + npages) * PAGE);
+        if everything {
+            assert!(dirty.into_iter().eq(0..5 + npages));
+        } else {
+            assert_eq!(dirty, marked);
+        }
+    }
+}
+
+#[test]
 fn the_mapping_limit_counts_down_and_up() {
     let options = Options {
         dma_entry_limit: 2,

@@ -28,6 +28,7 @@ pub(crate) struct Spec {
     pub(crate) reserved: Vec<(u64, u64)>,
     pub(crate) coherent: bool,
     pub(crate) isolated_msi: bool,
+    pub(crate) kind: u64,
     /// Groups whose specs are equal share a domain, unless this is false.
     pub(crate) joins: bool,
 }
@@ -41,6 +42,7 @@ impl Spec {
             reserved: Vec::new(),
             coherent: true,
             isolated_msi: true,
+            kind: 0,
             joins: true,
         }
     }
@@ -298,7 +300,7 @@ impl Iommu for TestHost {
             aperture: spec.aperture,
             coherent: spec.coherent,
             isolated_msi: spec.isolated_msi,
-            kind: 0,
+            kind: spec.kind,
         };
         let unused = |id: &u64| !self.books.domains.contains_key(id);
         let id = (1..).find(unused).expect("a number");
@@ -308,8 +310,10 @@ impl Iommu for TestHost {
     }
 
     fn join(&mut self, _: GroupId, old: DomainId, domain: DomainId) -> bool {
-        let spec = &self.domain(old).spec;
-        let joins = spec.joins && *spec == self.domain(domain).spec;
+        let (spec, other) = (&self.domain(old).spec, &self.domain(domain).spec);
+        let alike = spec.kind == other.kind && spec.coherent == other.coherent;
+        assert!(alike, "domains that are not alike cannot be joined");
+        let joins = spec.joins && spec == other;
         if joins {
             self.drop_domain(old);
         }
@@ -360,6 +364,7 @@ impl Iommu for TestHost {
     }
 
     fn unmap(&mut self, id: DomainId, iova: u64, npages: u64) {
+        assert_ne!(npages, 0, "an unmap of nothing");
         let page = self.page;
         let domain = self.domain_mut(id);
         let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();
