@@ -49,6 +49,17 @@ fn a_granule_stays_pinned_as_long_as_any_page_in_it_is() {
 }
 
 #[test]
+fn a_granule_inside_the_first_chunk_of_pins() {
+    let mut rig = rig(K64, &[]);
+    rig.map(0, 4 * K64).expect("map");
+    rig.pin(K64, 2).expect("pin");
+    rig.unpin(K64, 1);
+    for _ in 0..3 {
+        assert_eq!(rig.dirty(0, 4 * K64), [1], "the other one is left");
+    }
+}
+
+#[test]
 fn pins_of_a_granule_that_spans_chunks_of_pins() {
     // 2M hold 512 pages.
     let granule = 2 * M1;

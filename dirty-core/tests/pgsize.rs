@@ -167,6 +167,22 @@ fn an_extent_may_end_with_the_address_space() {
 }
 
 #[test]
+fn one_byte_in_common_is_enough() {
+    let extent = |shift, iova, npages| Extent {
+        bit: 0,
+        iova,
+        npages,
+        pgsize: size(shift),
+    };
+    let page = extent(4, 16, 1);
+    for (first, expected) in [(12, vec![]), (13, vec![3]), (31, vec![0]), (32, vec![])] {
+        let mut dst = [0];
+        normalise(&[1], page, &mut dst, extent(0, first, 4)).expect("finer");
+        assert_eq!(bits(&dst), expected, "bytes from {first} on");
+    }
+}
+
+#[test]
 fn a_bad_extent_changes_nothing() {
     let good = Extent {
         bit: 0,

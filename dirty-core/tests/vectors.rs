@@ -272,6 +272,7 @@ fn a8_start_reports_what_is_pinned() {
         assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
     }
     rig.stop();
+    assert_eq!(rig.container.tracking(), None);
     rig.start();
     assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
 }
