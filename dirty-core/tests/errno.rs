@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use dirty_core::host::{Prot, UserMemory};
 use dirty_core::uapi::*;
-use dirty_core::{Errno, Error, Map, Options};
+use dirty_core::{Errno, Error, Map, Options, Report, Target, Unmap};
 use support::conditions::{prepare, But, FREE, MAPPED, OK, RESERVED, TOP};
-use support::rig::BITMAP_BYTES;
+use support::rig::{pgsize, BITMAP_BYTES};
 use support::{errno, pack, Rig, ARG, BITMAP, PAGE};
 
 /// Where user memory is a hole, and where no user can have memory.
@@ -242,6 +242,23 @@ fn a2_set_iommu_and_the_generic_layer() {
     rig.detach(0);
     let got = errno(rig.ioctl_at(0x3b76, 0, |_, _, _| {}));
     assert_eq!(got, Errno::EINVAL, "the type goes with the last group");
+}
+
+#[test]
+fn a_typed_unmap_reports_only_mappings_of_a_range_that_go() {
+    let mut rig = prepare(VFIO_TYPE1v2_IOMMU, But::Tracking);
+    let target = Target::Range {
+        iova: MAPPED,
+        size: 2 * PAGE,
+    };
+    for mut unmap in [Unmap::new(Target::All), Unmap::vaddr(target)] {
+        let report = Report::Words(&mut [0]);
+        let page = pgsize(PAGE);
+        let step = rig
+            .container
+            .unmap_dirty(&mut rig.host, &mut unmap, page, report);
+        assert_eq!(step, Err(Error::FlagCombination));
+    }
 }
 
 #[test]
