@@ -276,6 +276,19 @@ fn a9_pins_in_detail() {
     assert_eq!(rig.host.books.pinned(), 0);
 }
 
+/// Unpin takes what there is before the end of the address space.
+#[test]
+fn a9_unpin_ends_with_the_address_space() {
+    let mut rig = Rig::emulated();
+    let last = 0u64.wrapping_sub(PAGE);
+    rig.map(last, PAGE).expect("map");
+    rig.map(0, PAGE).expect("map");
+    rig.pin(0, 1).expect("pin");
+    rig.pin(last, 1).expect("pin");
+    rig.unpin(last, 3);
+    assert_eq!(rig.host.books.pinned(), 1, "the first page is not the next");
+}
+
 #[test]
 fn a4_ranges_must_lie_in_one_valid_range() {
     let spec = Spec {
