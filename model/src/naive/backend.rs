@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use dirty_core::uapi::*;
 use dirty_core::Errno;
 use dirty_script::op::{DeviceIndex, APERTURE, DEVICES, MSI, PAGE};
 
+use super::abi::{MAP_VADDR, MAX_PAGES};
 use super::mapping::{smallest, Mapping, Mappings};
 use super::process::{Process, Result};
 
@@ -188,16 +188,18 @@ impl Backend {
     pub(super) fn map(
         &mut self,
         process: &mut Process,
-        arg: &vfio_iommu_type1_dma_map,
+        iova: u64,
+        size: u64,
+        vaddr: u64,
+        flags: u32,
     ) -> Result<()> {
-        let (iova, size, vaddr) = (arg.iova, arg.size, arg.vaddr);
         let page = self.page().max(self.granule.unwrap_or(0));
         if [iova, size, vaddr].iter().any(|v| v % page != 0) {
             return Err(Errno::EINVAL);
         }
         let last = iova + (size - 1);
         let overlapping = self.mappings.overlapping(iova, last);
-        if arg.flags & VFIO_DMA_MAP_FLAG_VADDR != 0 {
+        if flags & MAP_VADDR != 0 {
             let first = overlapping.first().ok_or(Errno::ENOENT)?;
             let m = self.mappings.find_mut(*first).ok_or(Errno::ENOENT)?;
             if !m.vaddr_invalid || m.iova != iova || m.size != size {
@@ -221,7 +223,7 @@ impl Backend {
             iova,
             size,
             vaddr,
-            prot: arg.flags,
+            prot: flags,
             lock_cap: process.cap,
             vaddr_invalid: false,
             iommu_mapped: false,
@@ -258,7 +260,7 @@ impl Backend {
         let mut used = 0;
         for size in sizes {
             let pages = size / granule;
-            if pages > DIRTY_BITMAP_PAGES_MAX {
+            if pages > MAX_PAGES {
                 return Err(Errno::EINVAL);
             }
             used += bitmap_bytes(pages);

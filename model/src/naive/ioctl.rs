@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ioctls' arguments.
 
-use dirty_core::uapi::*;
 use dirty_core::Errno;
 use dirty_script::Answer;
 
+use super::abi::*;
 use super::mapping::smallest;
 use super::process::{is_user_range, Result};
 use super::unmap::{Harvest, Unmap};
@@ -16,8 +16,8 @@ pub(super) fn test_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     let pages = size / smallest(pgsize);
-    let enough = bytes >= dirty_bitmap_bytes(pages);
-    match pages != 0 && bytes != 0 && bytes <= DIRTY_BITMAP_SIZE_MAX && enough {
+    let enough = bytes >= pages.div_ceil(64) * 8;
+    match pages != 0 && bytes != 0 && bytes <= MAX_BITMAP && enough {
         true => Ok(()),
         false => Err(Errno::EINVAL),
     }
@@ -37,17 +37,17 @@ impl Naive {
             return Err(Errno::EBADF);
         }
         match nr {
-            VFIO_GET_API_VERSION => return Ok(0),
-            VFIO_CHECK_EXTENSION => return Ok(self.extension(arg).into()),
-            VFIO_SET_IOMMU => return self.set_iommu(arg),
+            GET_API_VERSION => return Ok(0),
+            CHECK_EXTENSION => return Ok(self.extension(arg).into()),
+            SET_IOMMU => return self.set_iommu(arg),
             _ => {}
         }
         self.backend()?;
         match nr {
-            VFIO_IOMMU_GET_INFO => self.info_ioctl(arg),
-            VFIO_IOMMU_MAP_DMA => self.map_ioctl(arg),
-            VFIO_IOMMU_UNMAP_DMA => self.unmap_ioctl(arg),
-            VFIO_IOMMU_DIRTY_PAGES => self.dirty_ioctl(arg),
+            GET_INFO => self.info_ioctl(arg),
+            MAP_DMA => self.map_ioctl(arg),
+            UNMAP_DMA => self.unmap_ioctl(arg),
+            DIRTY_PAGES => self.dirty_ioctl(arg),
             _ => return Err(Errno::ENOTTY),
         }
         .map(|()| 0)
@@ -56,37 +56,38 @@ impl Naive {
     fn extension(&self, number: u64) -> bool {
         let backend = self.backend().ok();
         match number {
-            1 | 3 | VFIO_UNMAP_ALL => true, // type1, type1v2
-            VFIO_DMA_CC_IOMMU => backend.is_some_and(|b| b.domains().is_empty()),
-            VFIO_UPDATE_VADDR => backend.is_some_and(|b| !b.has_emulated()),
+            1 | 3 | 9 => true, // type1, type1v2, unmap of everything
+            // Coherent DMA.
+            4 => backend.is_some_and(|b| b.domains().is_empty()),
+            // New vaddrs.
+            10 => backend.is_some_and(|b| !b.has_emulated()),
             _ => false,
         }
     }
 
     fn info_ioctl(&mut self, arg: u64) -> Result<()> {
         let (backend, process) = self.parts()?;
-        let head = process.copy_in::<16>(arg)?;
-        let argsz = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
+        let argsz = Fields(process.copy_in::<16>(arg)?).u32(0);
         check(argsz >= 16)?;
         let mut chain: Vec<u8> = Vec::new();
         let half = |chain: &mut Vec<u8>, v: u16| chain.extend(v.to_ne_bytes());
         let word = |chain: &mut Vec<u8>, v: u32| chain.extend(v.to_ne_bytes());
         let long = |chain: &mut Vec<u8>, v: u64| chain.extend(v.to_ne_bytes());
-        half(&mut chain, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION);
+        half(&mut chain, 2); // migration
         half(&mut chain, 1);
         word(&mut chain, 24 + 32);
         word(&mut chain, 0);
         word(&mut chain, 0);
         long(&mut chain, backend.granule.unwrap_or(backend.page()));
-        long(&mut chain, DIRTY_BITMAP_SIZE_MAX);
+        long(&mut chain, MAX_BITMAP);
         let more = !backend.ranges.is_empty();
-        half(&mut chain, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL);
+        half(&mut chain, 3); // mappings left
         half(&mut chain, 1);
         word(&mut chain, if more { 24 + 32 + 16 } else { 0 });
         word(&mut chain, backend.avail());
         word(&mut chain, 0);
         if more {
-            half(&mut chain, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE);
+            half(&mut chain, 1); // valid iovas
             half(&mut chain, 1);
             word(&mut chain, 0);
             word(&mut chain, backend.ranges.len() as u32);
@@ -96,57 +97,58 @@ impl Naive {
                 long(&mut chain, *end);
             }
         }
-        let mut info = vfio_iommu_type1_info {
-            argsz,
-            flags: VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS,
-            iova_pgsizes: backend.pgsizes(),
-            cap_offset: 0,
-            pad: 0,
-        };
         let needed = 24 + chain.len() as u32;
-        if argsz < needed {
-            info.argsz = needed;
-        } else {
+        let fits = argsz >= needed;
+        if fits {
             process.copy_out(arg.wrapping_add(24), &chain)?;
-            info.cap_offset = 24;
         }
-        let len = argsz.min(24) as usize;
-        process.copy_out(arg, &info.to_bytes()[..len])
+        let mut info: Vec<u8> = Vec::new();
+        word(&mut info, argsz.max(needed));
+        word(&mut info, 1 | 2); // page sizes, capabilities
+        long(&mut info, backend.pgsizes());
+        word(&mut info, if fits { 24 } else { 0 });
+        word(&mut info, 0);
+        process.copy_out(arg, &info[..argsz.min(24) as usize])
     }
 
     fn map_ioctl(&mut self, arg: u64) -> Result<()> {
         let (backend, process) = self.parts()?;
-        let map = vfio_iommu_type1_dma_map::from_bytes(&process.copy_in(arg)?);
-        check(map.argsz >= 32 && map.flags < 8)?;
-        check(map.size != 0)?;
-        for start in [map.iova, map.vaddr] {
-            start.checked_add(map.size - 1).ok_or(Errno::EOVERFLOW)?;
+        let map = Fields(process.copy_in::<32>(arg)?);
+        let (argsz, flags) = (map.u32(0), map.u32(4));
+        let (vaddr, iova, size) = (map.u64(8), map.u64(16), map.u64(24));
+        check(argsz >= 32 && flags < 8)?;
+        check(size != 0)?;
+        for start in [iova, vaddr] {
+            start.checked_add(size - 1).ok_or(Errno::EOVERFLOW)?;
         }
-        let set_vaddr = map.flags & VFIO_DMA_MAP_FLAG_VADDR != 0;
-        let set_prot = map.flags & (VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) != 0;
+        let set_vaddr = flags & MAP_VADDR != 0;
+        let set_prot = flags & MAP_READ_WRITE != 0;
         check(set_vaddr != set_prot)?;
-        backend.map(process, &map)
+        backend.map(process, iova, size, vaddr, flags)
     }
 
     fn unmap_ioctl(&mut self, arg: u64) -> Result<()> {
         let (_, process) = self.parts()?;
-        let mut unmap = vfio_iommu_type1_dma_unmap::from_bytes(&process.copy_in(arg)?);
-        check(unmap.argsz >= 24 && unmap.flags < 8)?;
-        let all = unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
-        let vaddr = unmap.flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0;
-        let get = unmap.flags & VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0;
+        let unmap = Fields(process.copy_in::<24>(arg)?);
+        let (argsz, flags) = (unmap.u32(0), unmap.u32(4));
+        let (iova, size) = (unmap.u64(8), unmap.u64(16));
+        check(argsz >= 24 && flags < 8)?;
+        let all = flags & UNMAP_ALL != 0;
+        let vaddr = flags & UNMAP_VADDR != 0;
+        let get = flags & UNMAP_GET_BITMAP != 0;
         check(!get || !all && !vaddr)?;
         let mut bitmap = None;
         if get {
-            check(unmap.argsz >= 48)?;
-            let b = vfio_bitmap::from_bytes(&process.copy_in(arg.wrapping_add(24))?);
+            check(argsz >= 48)?;
+            let b = Fields(process.copy_in::<24>(arg.wrapping_add(24))?);
+            let b = Bitmap::new(&b, 0);
             check(is_user_range(b.data, b.size))?;
-            test_bitmap(unmap.size, b.pgsize, b.size)?;
+            test_bitmap(size, b.pgsize, b.size)?;
             bitmap = Some(b);
         }
         let request = Unmap {
-            iova: unmap.iova,
-            size: unmap.size,
+            iova,
+            size,
             all,
             vaddr,
             harvest: bitmap.map(|b| Harvest::Ioctl { pgsize: b.pgsize }),
@@ -154,13 +156,14 @@ impl Naive {
         let iovas = self.unmap_look(&request)?;
         let (backend, process) = self.parts()?;
         if let Some(b) = bitmap {
-            let last = unmap.iova + (unmap.size - 1);
-            backend.words(unmap.iova, last, b.pgsize, &mut |k, words| {
+            let last = iova + (size - 1);
+            backend.words(iova, last, b.pgsize, &mut |k, words| {
                 process.copy_words(b.data.wrapping_add(8 * k), words)
             })?;
         }
-        unmap.size = backend.bytes(&iovas);
-        process.copy_out(arg, &unmap.to_bytes())?;
+        let mut back = unmap.0;
+        back[16..].copy_from_slice(&backend.bytes(&iovas).to_ne_bytes());
+        process.copy_out(arg, &back)?;
         if vaddr {
             backend.invalidate(&iovas);
         } else {
@@ -174,15 +177,16 @@ impl Naive {
         if !backend.v2 {
             return Err(Errno::EACCES);
         }
-        let head = vfio_iommu_type1_dirty_bitmap::from_bytes(&process.copy_in(arg)?);
-        check(head.argsz >= 8)?;
-        match head.flags {
-            VFIO_IOMMU_DIRTY_PAGES_FLAG_START => backend.start(),
-            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => backend.stop(),
-            VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
-                check(head.argsz >= 48)?;
-                let get = process.copy_in(arg.wrapping_add(8))?;
-                self.get(&vfio_iommu_type1_dirty_bitmap_get::from_bytes(&get))
+        let head = Fields(process.copy_in::<8>(arg)?);
+        let (argsz, flags) = (head.u32(0), head.u32(4));
+        check(argsz >= 8)?;
+        match flags {
+            DIRTY_START => backend.start(),
+            DIRTY_STOP => backend.stop(),
+            DIRTY_GET_BITMAP => {
+                check(argsz >= 48)?;
+                let get = Fields(process.copy_in::<40>(arg.wrapping_add(8))?);
+                self.get(get.u64(0), get.u64(8), Bitmap::new(&get, 16))
             }
             _ => Err(Errno::EINVAL),
         }

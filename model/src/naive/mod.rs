@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The naive model: sets of pages, and the interface's rules one by one.
 
+mod abi;
 mod access;
 mod backend;
 mod ioctl;

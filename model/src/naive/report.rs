@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of dirty pages: GET_BITMAP, as an ioctl and as a typed call.
 
-use dirty_core::uapi::vfio_iommu_type1_dirty_bitmap_get;
 use dirty_core::Errno;
 use dirty_script::op::{ReportArg, PAGE};
 use dirty_script::Answer;
 
+use super::abi::Bitmap;
 use super::backend::Backend;
 use super::ioctl::{check, test_bitmap};
 use super::process::{is_user_range, Result};
@@ -117,18 +117,17 @@ fn last_of(iova: u64, size: u64) -> Result<u64> {
 }
 
 impl Naive {
-    pub(super) fn get(&mut self, get: &vfio_iommu_type1_dirty_bitmap_get) -> Result<()> {
+    pub(super) fn get(&mut self, iova: u64, size: u64, b: Bitmap) -> Result<()> {
         let (backend, process) = self.parts()?;
-        let b = get.bitmap;
-        let last = last_of(get.iova, get.size)?;
+        let last = last_of(iova, size)?;
         check(is_user_range(b.data, b.size))?;
-        test_bitmap(get.size, b.pgsize, b.size)?;
+        test_bitmap(size, b.pgsize, b.size)?;
         check(backend.granule == Some(b.pgsize))?;
-        backend.check_report(get.iova, last, b.pgsize)?;
-        backend.words(get.iova, last, b.pgsize, &mut |k, words| {
+        backend.check_report(iova, last, b.pgsize)?;
+        backend.words(iova, last, b.pgsize, &mut |k, words| {
             process.copy_words(b.data.wrapping_add(8 * k), words)
         })?;
-        backend.clean(get.iova, last);
+        backend.clean(iova, last);
         Ok(())
     }
 
