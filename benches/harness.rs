@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rows of the table, and how criterion fills them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+
+pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
+
+/// Whose time it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Ours,
+    Peer,
+    /// What the machine allows.
+    Limit,
+}
+
+/// What a row's values are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Nanoseconds,
+    Bytes,
+}
+
+/// A value of ours over that of something else, and how big it may be.
+pub(crate) struct Target {
+    most: f64,
+    of: Of,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    /// The best of the peers and limits.
+    Best,
+    BestPeer,
+    Limit,
+    Named(&'static str),
+    /// A number of the row's unit.
+    Nothing,
+}
+
+/// A row of the table.
+pub(crate) struct Row {
+    pub(crate) group: &'static str,
+    pub(crate) case: String,
+    pub(crate) size: &'static str,
+    pub(crate) unit: Unit,
+    /// Operations in an iteration.
+    per: u64,
+    values: Vec<(Who, &'static str, f64)>,
+    targets: Vec<Target>,
+}
+
+impl Row {
+    pub(crate) fn new(group: &'static str, case: impl Into<String>, size: &'static str) -> Row {
+        Row {
+            group,
+            case: case.into(),
+            size,
+            unit: Unit::Nanoseconds,
+            per: 1,
+            values: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
+
+    /// A row of bytes.
+    pub(crate) fn bytes(case: &'static str, size: &'static str) -> Row {
+        let unit = Unit::Bytes;
+        let row = Row::new("memory", case, size);
+        Row { unit, ..row }
+    }
+
+    /// An iteration is so many operations.
+    pub(crate) fn per(self, per: usize) -> Row {
+        let per = per as u64;
+        Row { per, ..self }
+    }
+
+    fn target(mut self, most: f64, of: Of) -> Row {
+        self.targets.push(Target { most, of });
+        self
+    }
+
+    /// At most so many times the best limit.
+    pub(crate) fn of_limit(self, most: f64) -> Row {
+        self.target(most, Of::Limit)
+    }
+
+    /// At most so many times the best peer.
+    pub(crate) fn of_peers(self, most: f64) -> Row {
+        self.target(most, Of::BestPeer)
+    }
+
+    /// At most so many times the best of limits and peers.
+    pub(crate) fn of_best(self, most: f64) -> Row {
+        self.target(most, Of::Best)
+    }
+
+    /// At most so many times this one.
+    pub(crate) fn of(self, name: &'static str, most: f64) -> Row {
+        self.target(most, Of::Named(name))
+    }
+
+    /// At most so many nanoseconds or bytes.
+    pub(crate) fn at_most(self, most: f64) -> Row {
+        self.target(most, Of::Nothing)
+    }
+
+    /// Adds a value that criterion did not measure.
+    pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
+        self.values.push((who, name, value));
+    }
+
+    /// The best value of one kind, and whose it is.
+    pub(crate) fn best(&self, who: Who) -> Option<(&'static str, f64)> {
+        let values = self.values.iter().filter(|(w, _, _)| *w == who);
+        let best = values.min_by(|a, b| a.2.total_cmp(&b.2));
+        best.map(|(_, name, value)| (*name, *value))
+    }
+
+    pub(crate) fn ours(&self) -> Option<f64> {
+        self.best(Who::Ours).map(|(_, value)| value)
+    }
+
+    /// Ours over the best of one kind.
+    pub(crate) fn ratio(&self, who: Who) -> Option<f64> {
+        Some(self.ours()? / self.best(who)?.1)
+    }
+
+    /// What a target is measured against.
+    fn base(&self, of: Of) -> Option<f64> {
+        let peer = self.best(Who::Peer).map(|(_, value)| value);
+        let limit = self.best(Who::Limit).map(|(_, value)| value);
+        match of {
+            Of::Best => Some(peer?.min(limit?)),
+            Of::BestPeer => peer,
+            Of::Limit => limit,
+            Of::Named(name) => {
+                let named = self.values.iter().find(|(_, n, _)| *n == name);
+                named.map(|(_, _, value)| *value)
+            }
+            Of::Nothing => Some(1.0),
+        }
+    }
+
+    /// The targets in words.
+    pub(crate) fn goal(&self) -> String {
+        let goals = self.targets.iter().map(|target| {
+            let most = target.most;
+            let times =
+                if most < 0.5 && self.unit == Unit::Nanoseconds && (1.0 / most).fract() == 0.0 {
+                    format!("1/{} x", 1.0 / most)
+                } else {
+                    format!("{most} x")
+                };
+            match target.of {
+                Of::Best => format!("{times} best"),
+                Of::BestPeer => format!("{times} peer"),
+                Of::Limit => format!("{times} limit"),
+                Of::Named(name) => format!("{times} {name}"),
+                Of::Nothing if self.unit == Unit::Bytes => format!("{most} B"),
+                Of::Nothing => crate::table::time(most),
+            }
+        });
+        goals.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether all targets are met; `None` without a target, or if something
+    /// it needs was not measured.
+    pub(crate) fn met(&self) -> Option<bool> {
+        let ours = self.ours()?;
+        let met = self.targets.iter().map(|target| {
+            let base = self.base(target.of)?;
+            Some(ours <= target.most * base)
+        });
+        let met = met.collect::<Option<Vec<bool>>>()?;
+        (!met.is_empty()).then(|| met.iter().all(|met| *met))
+    }
+}
+
+/// All benches: criterion, and the rows so far.
+pub(crate) struct Bench {
+    criterion: Criterion,
+    /// Where criterion's files go.
+    files: PathBuf,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Bench {
+    /// Short and few measurements: ratios of one run are what counts.
+    pub(crate) fn new(dir: &Path) -> Bench {
+        let files = dir.join("criterion");
+        let criterion = Criterion::default()
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_millis(800))
+            .sample_size(15)
+            .nresamples(2000)
+            .output_directory(&files)
+            .without_plots()
+            .configure_from_args();
+        Bench {
+            criterion,
+            files,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Lets criterion time `run`, if the command line asks for it.
+    pub(crate) fn time(
+        &mut self,
+        row: &mut Row,
+        who: Who,
+        name: &'static str,
+        run: impl FnMut(&mut Bencher<'_>),
+    ) {
+        let group_name = format!("{} {}", row.group, row.case);
+        let dir = self.files.join(&group_name).join(name).join(row.size);
+        let estimates = dir.join("new/estimates.json");
+        let _ = fs::remove_file(&estimates); // an earlier run's
+        let mut group = self.criterion.benchmark_group(&group_name);
+        group.sampling_mode(SamplingMode::Flat);
+        if row.per != 1 {
+            group.throughput(Throughput::Elements(row.per));
+        }
+        group.bench_function(BenchmarkId::new(name, row.size), run);
+        group.finish();
+        if let Some(median) = median(&estimates) {
+            row.push(who, name, median / row.per as f64);
+        }
+    }
+
+    /// Likewise, of something that has to be set up first: once, and only if
+    /// it is asked for.
+    pub(crate) fn time_on<S>(
+        &mut self,
+        row: &mut Row,
+        who: Who,
+        name: &'static str,
+        setup: impl FnOnce() -> S,
+        mut run: impl FnMut(&mut S, &mut Bencher<'_>),
+    ) {
+        let mut setup = Some(setup);
+        let mut state = None;
+        self.time(row, who, name, |b| {
+            if let Some(setup) = setup.take() {
+                state = Some(setup());
+            }
+            run(state.as_mut().expect("was just set up"), b);
+        });
+    }
+
+    /// A row is complete; it is kept if ours was measured.
+    pub(crate) fn add(&mut self, row: Row) {
+        if row.ours().is_some() {
+            self.rows.push(row);
+        }
+    }
+
+    pub(crate) fn finish(self) -> Vec<Row> {
+        self.criterion.final_summary();
+        self.rows
+    }
+}
+
+/// The median of criterion's `estimates.json`, in nanoseconds.
+fn median(estimates: &Path) -> Option<f64> {
+    let text = fs::read_to_string(estimates).ok()?;
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    json["median"]["point_estimate"].as_f64()
+}
+
+/// Times `run` alone, each time after `prepare`.
+pub(crate) fn after<S>(
+    b: &mut Bencher<'_>,
+    state: &mut S,
+    mut prepare: impl FnMut(&mut S),
+    mut run: impl FnMut(&mut S),
+) {
+    b.iter_custom(|iters| {
+        let mut total = Duration::ZERO;
+        for _ in 0..iters {
+            prepare(state);
+            let start = Instant::now();
+            run(state);
+            total += start.elapsed();
+        }
+        without_clock(total, iters)
+    });
+}
+
+/// `total` of `n` timings without what the clock itself took.
+pub(crate) fn without_clock(total: Duration, n: u64) -> Duration {
+    let clock = (0..1000).map(|_| Instant::now().elapsed()).min();
+    let clocks = clock.unwrap_or_default() * u32::try_from(n).unwrap_or(u32::MAX);
+    total.saturating_sub(clocks).max(Duration::from_nanos(1))
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The core beside its peers and the limits of the machine.
+//!
+//! `cargo bench -p dirty-benches` measures all; a name behind `--` (`mark`,
+//! say) only what matches it. At the end comes a table of what ran, also in
+//! `target/bench/table.md`, and as bars in `target/bench/bars.svg`.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+mod chart;
+mod data;
+mod get;
+mod harness;
+mod host;
+mod iterate;
+mod limits;
+mod mappings;
+mod mark;
+mod pins;
+mod rescale;
+mod sets;
+mod shared;
+mod start;
+mod table;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // Cargo gives target/tmp.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+    let mut bench = harness::Bench::new(&dir);
+    mark::run(&mut bench);
+    get::run(&mut bench);
+    pins::run(&mut bench);
+    rescale::run(&mut bench);
+    iterate::run(&mut bench);
+    mappings::run(&mut bench);
+    shared::run(&mut bench);
+    start::run(&mut bench);
+
+    let rows = bench.finish();
+    if rows.is_empty() {
+        return Ok(()); // a list or a test was asked for
+    }
+    println!("{}", table::text(&rows));
+    fs::write(dir.join("table.md"), table::markdown(&rows))?;
+    chart::draw(&rows, &dir.join("bars.svg"))?;
+    println!("{}", dir.join("table.md").display());
+    println!("{}", dir.join("bars.svg").display());
+    Ok(())
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! START of a guest of 1 TiB in 64 mappings, with 100,000 pins.
+
+use std::alloc::Layout;
+use std::time::{Duration, Instant};
+
+use dirty_core::host::Memory;
+use dirty_core::{Bitmap, Report};
+
+use crate::data::{check, distinct, naive, zeroed, TIB_1};
+use crate::harness::{Bench, Row, Who};
+use crate::host::{live, Guest, Heap};
+use crate::sets::{Atomic, PageSet};
+
+const MAPPINGS: usize = 64;
+/// 16 GiB.
+const PAGES: u64 = TIB_1.pages / MAPPINGS as u64;
+
+pub(crate) fn run(bench: &mut Bench) {
+    let zeroed_allocation = "zeroed allocation";
+    // At least half of the time.
+    let row = Row::new("start", "64 mappings, 1e5 pins", TIB_1.name);
+    let mut row = row.of(zeroed_allocation, 2.0);
+    let mut memory = Row::bytes("a tracked GiB", TIB_1.name);
+    let mut bytes = None;
+    let setup = || {
+        let mut guest = guest();
+        let before = live();
+        guest.start();
+        bytes = Some((live() - before) as f64 / 1024.0);
+        check_pins(&mut guest);
+        guest
+    };
+    bench.time_on(&mut row, Who::Ours, "ours", setup, |guest, b| {
+        b.iter_custom(|iters| {
+            let mut total = Duration::ZERO;
+            for _ in 0..iters {
+                guest.stop();
+                let start = Instant::now();
+                guest.start();
+                total += start.elapsed();
+            }
+            total
+        });
+    });
+    bench.time(&mut row, Who::Limit, zeroed_allocation, |b| {
+        b.iter_custom(|iters| (0..iters).map(|_| allocation()).sum());
+    });
+    bench.time(&mut row, Who::Peer, Atomic::NAME, |b| {
+        b.iter_with_large_drop(|| {
+            (0..MAPPINGS)
+                .map(|_| Atomic::new(PAGES))
+                .collect::<Vec<_>>()
+        });
+    });
+    bench.add(row);
+
+    if let Some(bytes) = bytes {
+        memory.push(Who::Ours, "ours", bytes);
+        let bitmap = (TIB_1.words() * 8) as f64 / 1024.0;
+        memory.push(Who::Limit, "one bitmap", bitmap);
+        memory.push(Who::Peer, Atomic::NAME, bitmap);
+        bench.add(memory);
+    }
+}
+
+/// Not tracking.
+fn guest() -> Guest {
+    let mut guest = Guest::new();
+    (0..MAPPINGS as u64).for_each(|k| guest.map(k * PAGES, PAGES));
+    for page in distinct(TIB_1.pages, 100_000) {
+        guest.pin(page, &mut [0]);
+    }
+    guest
+}
+
+fn check_pins(guest: &mut Guest) {
+    let mut out = zeroed(TIB_1.words());
+    guest.get(0, TIB_1.pages, Report::Words(&mut out));
+    let pins = distinct(TIB_1.pages, 100_000);
+    let want = naive(TIB_1.pages, pins);
+    check("pins after START", &out, &want);
+}
+
+/// Time to allocate what START has to, and no more.
+fn allocation() -> Duration {
+    let bytes = Bitmap::<Heap>::bytes(PAGES) as usize;
+    let layout = Layout::from_size_align(bytes, 64).expect("a small alignment");
+    let start = Instant::now();
+    let all = [(); MAPPINGS].map(|()| Heap.alloc_zeroed(layout));
+    let time = start.elapsed();
+    for ptr in all.into_iter().flatten() {
+        // SAFETY: allocated above with this layout, and used by nobody.
+        unsafe { Heap.free(ptr, layout) };
+    }
+    time
+}
