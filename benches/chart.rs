@@ -13,6 +13,7 @@ use crate::table::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const PEER: RGBColor = RGBColor(0xa8, 0xa8, 0xa8);
+const LIMIT: RGBColor = RGBColor(0xe0, 0x8a, 0x2c);
 const MET: RGBColor = RGBColor(0x2c, 0x8a, 0x3c);
 const MISSED: RGBColor = RGBColor(0xc8, 0x2c, 0x2c);
 const TEXT: RGBColor = RGBColor(0x20, 0x20, 0x20);
@@ -20,7 +21,9 @@ const LINE: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 
 const WIDTH: i32 = 1180;
 const TOP: i32 = 64;
-const ROW: i32 = 38;
+/// Heights of a bar and of a row of three.
+const BAR: i32 = 13;
+const ROW: i32 = 52;
 /// Where the scale begins and ends.
 const LEFT: i32 = 350;
 const RIGHT: i32 = 870;
@@ -31,14 +34,14 @@ const LAST: i32 = 4;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-/// Draws each row's ours and best peer as multiples of its limit (or, without
-/// one, ours as a multiple of the peer): bars start at 1, where the limit is.
+/// Draws each row's ours and best peer as multiples of its limit (without one,
+/// of the peer): bars start at 1, where the limit is.
 pub(crate) fn draw(rows: &[Row], path: &Path) -> Drawn {
     let height = TOP + ROW * rows.len() as i32 + 12;
     let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     area.fill(&WHITE)?;
     let title =
-        "Ours (blue) and the best peer (grey) as multiples of the limit: to the left is faster";
+        "Ours (blue) and the best peer (grey) as multiples of the limit (orange): left is better";
     text(&area, title, (16, 18), 15, TEXT, HPos::Left)?;
     for power in FIRST..=LAST {
         let ratio = 10f64.powi(power);
@@ -58,33 +61,28 @@ fn draw_row(area: &Area<'_>, row: &Row, top: i32) -> Drawn {
     let name = format!("{}: {}, {}", row.group, row.case, row.size);
     let x = LEFT - 12;
     text(area, &name, (x, top + 10), 12, TEXT, HPos::Right)?;
-    let (verdict, color) = match row.met() {
-        Some(true) => (format!("{}: met", row.goal()), MET),
-        Some(false) => (format!("{}: missed", row.goal()), MISSED),
-        None => (String::new(), TEXT),
-    };
-    text(area, &verdict, (x, top + 25), 10, color, HPos::Right)?;
+    let color = if row.met() == Some(true) { MET } else { MISSED };
+    let goal = format!("{}: {}", row.goal(), row.verdict());
+    if row.met().is_some() {
+        text(area, &goal, (x, top + 26), 10, color, HPos::Right)?;
+    }
 
-    let (ours, peer, limit) = (
-        row.best(Who::Ours),
-        row.best(Who::Peer),
-        row.best(Who::Limit),
-    );
-    let Some((_, base)) = limit.or(peer).or(ours) else {
-        return Ok(());
-    };
-    let bars = [(ours, OURS), (peer, PEER)];
-    for ((best, color), y) in bars.into_iter().zip([top + 4, top + 18]) {
-        let Some((who, v)) = best else {
+    let bars = [(Who::Ours, OURS), (Who::Peer, PEER), (Who::Limit, LIMIT)];
+    let reference = [Who::Limit, Who::Peer, Who::Ours];
+    let reference = reference.into_iter().find_map(|who| row.best(who));
+    for ((who, color), y) in bars.into_iter().zip((top + 4..).step_by(BAR as usize)) {
+        let (Some((name, v)), Some((_, base))) = (row.best(who), reference) else {
             continue;
         };
-        let ends = [(at(1.0), y), (at(v / base), y + 11)];
+        // At least a hair, so that a bar can be seen.
+        let (from, to) = (at(1.0), at(v / base));
+        let ends = [(from.min(to) - 1, y), (from.max(to) + 1, y + BAR - 2)];
         area.draw(&Rectangle::new(ends, color.filled()))?;
         let ratio = times(v / base);
-        let label = format!("{who}: {}, {ratio} x", value(row.unit, v));
-        text(area, &label, (RIGHT + 12, y + 6), 11, TEXT, HPos::Left)?;
+        let label = format!("{name}: {}, {ratio} x", value(row.unit, v));
+        let place = (RIGHT + 12, y + BAR / 2);
+        text(area, &label, place, 11, TEXT, HPos::Left)?;
     }
-    line(area, LEFT, top + ROW - 4, top + ROW - 4, LINE)?;
     Ok(())
 }
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
+use crate::table::{fraction, times, value};
+
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 
 /// Whose time it is.
@@ -151,35 +153,49 @@ impl Row {
     /// The targets in words.
     pub(crate) fn goal(&self) -> String {
         let goals = self.targets.iter().map(|target| {
-            let most = target.most;
-            let times =
-                if most < 0.5 && self.unit == Unit::Nanoseconds && (1.0 / most).fract() == 0.0 {
-                    format!("1/{} x", 1.0 / most)
-                } else {
-                    format!("{most} x")
-                };
+            let times = fraction(target.most);
             match target.of {
-                Of::Best => format!("{times} best"),
-                Of::BestPeer => format!("{times} peer"),
-                Of::Limit => format!("{times} limit"),
-                Of::Named(name) => format!("{times} {name}"),
-                Of::Nothing if self.unit == Unit::Bytes => format!("{most} B"),
-                Of::Nothing => crate::table::time(most),
+                Of::Best => format!("{times} x best"),
+                Of::BestPeer => format!("{times} x peer"),
+                Of::Limit => format!("{times} x limit"),
+                Of::Named(name) => format!("{times} x {name}"),
+                Of::Nothing => value(self.unit, target.most),
             }
         });
         goals.collect::<Vec<_>>().join(", ")
     }
 
+    /// How many times what the targets are measured against ours is; `None` if
+    /// something was not measured.
+    fn reached(&self) -> Option<Vec<f64>> {
+        let ours = self.ours()?;
+        let targets = self.targets.iter();
+        let reached = targets.map(|target| Some(ours / self.base(target.of)?));
+        reached.collect()
+    }
+
     /// Whether all targets are met; `None` without a target, or if something
     /// it needs was not measured.
     pub(crate) fn met(&self) -> Option<bool> {
-        let ours = self.ours()?;
-        let met = self.targets.iter().map(|target| {
-            let base = self.base(target.of)?;
-            Some(ours <= target.most * base)
-        });
-        let met = met.collect::<Option<Vec<bool>>>()?;
-        (!met.is_empty()).then(|| met.iter().all(|met| *met))
+        let reached = self.reached()?;
+        let mut both = self.targets.iter().zip(&reached);
+        (!reached.is_empty()).then(|| both.all(|(target, reached)| *reached <= target.most))
+    }
+
+    /// The same in words, with what was reached.
+    pub(crate) fn verdict(&self) -> String {
+        let verdict = match self.met() {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => return String::new(),
+        };
+        let relative = self.targets.iter().filter(|t| !matches!(t.of, Of::Nothing));
+        if relative.count() == 0 {
+            return verdict.to_owned(); // ours itself is beside it
+        }
+        let reached = self.reached().unwrap_or_default();
+        let reached: Vec<String> = reached.into_iter().map(times).collect();
+        format!("{verdict}: {}", reached.join(", "))
     }
 }
 

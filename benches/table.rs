@@ -35,6 +35,16 @@ pub(crate) fn time(ns: f64) -> String {
     format!("{} {name}", times(ns / unit))
 }
 
+/// A number, or what it is one part of.
+pub(crate) fn fraction(value: f64) -> String {
+    let whole = (1.0 / value).round();
+    if whole > 2.0 && (value * whole - 1.0).abs() < 1e-9 {
+        format!("1/{whole}")
+    } else {
+        value.to_string()
+    }
+}
+
 /// About three digits.
 pub(crate) fn times(value: f64) -> String {
     match value {
@@ -51,11 +61,6 @@ fn cells(row: &Row) -> [String; 10] {
         None => String::new(),
     };
     let ratio = |who| row.ratio(who).map(times).unwrap_or_default();
-    let verdict = match row.met() {
-        Some(true) => "met",
-        Some(false) => "MISSED",
-        None => "",
-    };
     [
         row.group.to_owned(),
         row.case.clone(),
@@ -66,7 +71,7 @@ fn cells(row: &Row) -> [String; 10] {
         ratio(Who::Peer),
         ratio(Who::Limit),
         row.goal(),
-        verdict.to_owned(),
+        row.verdict(),
     ]
 }
 
