@@ -245,7 +245,7 @@ impl Bench {
         }
         group.bench_function(BenchmarkId::new(name, row.size), run);
         group.finish();
-        if let Some(median) = median(&estimates) {
+        if let Some(median) = estimate(&estimates) {
             row.push(who, name, median / row.per as f64);
         }
     }
@@ -283,8 +283,15 @@ impl Bench {
     }
 }
 
+/// The median in nanoseconds.
+pub(crate) fn median(mut times: Vec<Duration>) -> Option<f64> {
+    times.sort();
+    let middle = times.get(times.len() / 2)?;
+    Some(middle.as_nanos() as f64)
+}
+
 /// The median of criterion's `estimates.json`, in nanoseconds.
-fn median(estimates: &Path) -> Option<f64> {
+fn estimate(estimates: &Path) -> Option<f64> {
     let text = fs::read_to_string(estimates).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     json["median"]["point_estimate"].as_f64()

@@ -5,6 +5,7 @@
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
+use std::time::{Duration, Instant};
 
 use dirty_core::host::*;
 use dirty_core::ioctl::Outcome;
@@ -19,11 +20,17 @@ const DEVICE: DeviceId = DeviceId(1);
 
 thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATING: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 /// Bytes that the core holds in this thread.
 pub(crate) fn live() -> usize {
     LIVE.get()
+}
+
+/// Time that allocations of more than a page have taken in this thread.
+pub(crate) fn allocating() -> Duration {
+    ALLOCATING.get()
 }
 
 /// The global allocator's memory, counted; and really there, as a kernel's is,
@@ -34,6 +41,8 @@ pub(crate) struct Heap;
 // SAFETY: the global allocator's memory, and nobody else frees it.
 unsafe impl Memory for Heap {
     fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let big = layout.size() > PAGE as usize;
+        let start = big.then(Instant::now);
         // SAFETY: the size is not 0, see `Memory::alloc_zeroed`.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         for at in (0..layout.size()).step_by(PAGE as usize) {
@@ -41,6 +50,9 @@ unsafe impl Memory for Heap {
             let byte = unsafe { ptr.add(at) };
             // SAFETY: allocated above, and nobody else has it yet.
             unsafe { byte.write_volatile(0) };
+        }
+        if let Some(start) = start {
+            ALLOCATING.set(ALLOCATING.get() + start.elapsed());
         }
         LIVE.set(LIVE.get() + layout.size());
         Some(ptr)

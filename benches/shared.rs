@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use crate::data::{check, naive, random, zeroed, GIB_64};
-use crate::harness::{Bench, Row, Who};
+use crate::harness::{median, Bench, Row, Who};
 use crate::sets::{Atomic, PageSet, Shared};
 
 const OURS: &str = Shared::NAME;
@@ -22,38 +22,38 @@ pub(crate) fn run(bench: &mut Bench) {
     let row = |case| Row::new("shared", case, GIB_64.name);
     let mut mark = row("one mark").of(ATOMIC, 1.0);
     let mut many = row("mark of 512 pages").of(ATOMIC, 1.0);
-    let mut median = row("snapshot, median").of(ATOMIC, 0.2);
+    let mut middle = row("snapshot, median").of(ATOMIC, 0.2);
     // No marker holds a snapshot up for as long as the next one takes to come.
     let mut longest = row("snapshot, longest").at_most(INTERVAL.as_nanos() as f64);
 
     let mut snapshots = Vec::new();
     measure::<Locked>(bench, &mut mark, Who::Ours, OURS, 1, &mut snapshots);
     measure::<Locked>(bench, &mut many, Who::Ours, OURS, 512, &mut Vec::new());
-    report(&mut median, &mut longest, Who::Ours, OURS, snapshots);
+    report(&mut middle, &mut longest, Who::Ours, OURS, snapshots);
 
     let mut snapshots = Vec::new();
     measure::<Atomic>(bench, &mut mark, Who::Peer, ATOMIC, 1, &mut snapshots);
     measure::<Atomic>(bench, &mut many, Who::Peer, ATOMIC, 512, &mut Vec::new());
-    report(&mut median, &mut longest, Who::Peer, ATOMIC, snapshots);
+    report(&mut middle, &mut longest, Who::Peer, ATOMIC, snapshots);
 
-    for row in [mark, many, median, longest] {
+    for row in [mark, many, middle, longest] {
         bench.add(row);
     }
 }
 
 /// Adds what snapshots took.
 fn report(
-    median: &mut Row,
-    longest: &mut Row,
+    median_row: &mut Row,
+    longest_row: &mut Row,
     who: Who,
     name: &'static str,
-    mut snapshots: Vec<Duration>,
+    snapshots: Vec<Duration>,
 ) {
-    snapshots.sort();
-    if let [.., last] = snapshots[..] {
-        let middle = snapshots[snapshots.len() / 2];
-        median.push(who, name, middle.as_nanos() as f64);
-        longest.push(who, name, last.as_nanos() as f64);
+    if let Some(last) = snapshots.iter().max() {
+        longest_row.push(who, name, last.as_nanos() as f64);
+    }
+    if let Some(middle) = median(snapshots) {
+        median_row.push(who, name, middle);
     }
 }
 
