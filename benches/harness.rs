@@ -113,6 +113,13 @@ impl Row {
         self.target(most, Of::Nothing)
     }
 
+    /// An iteration was `n` operations, as is known only now.
+    pub(crate) fn divide(&mut self, n: usize) {
+        for (_, _, value) in &mut self.values {
+            *value /= n as f64;
+        }
+    }
+
     /// Adds a value that criterion did not measure.
     pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
         self.values.push((who, name, value));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Walking over dirty pages and over runs of them, in the words of a report.
 
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::ops::Range;
 
@@ -9,7 +10,7 @@ use fixedbitset::FixedBitSet;
 use rand::Rng;
 use roaring::RoaringBitmap;
 
-use crate::data::{naive, random, scattered, Size, GIB_64, TIB_1};
+use crate::data::{bit, naive, random, scattered, Size, GIB_64, TIB_1};
 use crate::harness::{Bench, Row, Who};
 
 // To be those of dirty_core, as soon as it has them.
@@ -37,35 +38,41 @@ fn ours_runs(words: &[u64]) -> impl Iterator<Item = Range<u64>> + '_ {
 }
 
 pub(crate) fn run(bench: &mut Bench) {
-    let cases = [
-        ("0.01 %", GIB_64, scattered(GIB_64.pages, 0.0001)),
-        ("0.01 %", TIB_1, scattered(TIB_1.pages, 0.0001)),
-        ("1 %", GIB_64, scattered(GIB_64.pages, 0.01)),
-        ("10 %", GIB_64, scattered(GIB_64.pages, 0.1)),
-        ("50 %", GIB_64, scattered(GIB_64.pages, 0.5)),
-        ("dense runs", GIB_64, dense_runs(GIB_64.pages)),
-    ];
-    for (case, size, dirty) in cases {
-        let words = naive(size.pages, dirty.into_iter().flatten());
-        let few = matches!(case, "0.01 %" | "1 %");
-        let goal = |row: Row| {
-            if few {
-                row.of("roaring", 2.0)
-            } else {
-                row.of_peers(1.0)
-            }
-        };
-        pages(bench, case, size, &words, goal);
-        runs(bench, case, size, &words, goal);
-    }
+    let share = |share| move |size: Size| scattered(size.pages, share);
+    case(bench, "0.01 %", GIB_64, share(0.0001));
+    case(bench, "0.01 %", TIB_1, share(0.0001));
+    case(bench, "1 %", GIB_64, share(0.01));
+    case(bench, "10 %", GIB_64, share(0.1));
+    case(bench, "50 %", GIB_64, share(0.5));
+    case(bench, "dense runs", GIB_64, dense_runs);
+}
+
+fn case(
+    bench: &mut Bench,
+    case: &'static str,
+    size: Size,
+    dirty: impl Fn(Size) -> Vec<Range<u64>>,
+) {
+    let words = LazyCell::new(|| naive(size.pages, dirty(size).into_iter().flatten()));
+    let words = || words.as_slice();
+    let row = |what| {
+        let row = Row::new("iterate", format!("{what}, {case}"), size.name);
+        if matches!(case, "0.01 %" | "1 %") {
+            row.of("roaring", 2.0)
+        } else {
+            row.of_peers(1.0)
+        }
+    };
+    pages(bench, row("pages"), &words);
+    runs(bench, row("runs"), &words);
 }
 
 /// Runs of 64 to 1023 pages with gaps of the same lengths.
-fn dense_runs(pages: u64) -> Vec<Range<u64>> {
+fn dense_runs(size: Size) -> Vec<Range<u64>> {
     let mut rng = random(3);
     let mut runs = Vec::new();
     let mut at = 0;
-    while at + 1024 < pages {
+    while at + 1024 < size.pages {
         let n = rng.random_range(64..1024);
         runs.push(at..at + n);
         at += n + rng.random_range(64..1024);
@@ -75,6 +82,7 @@ fn dense_runs(pages: u64) -> Vec<Range<u64>> {
 
 /// The same pages, for each of the peers.
 struct Peers<'a> {
+    words: &'a [u64],
     bits: &'a BitSlice<u64>,
     fixed: FixedBitSet,
     roaring: RoaringBitmap,
@@ -87,6 +95,7 @@ impl<'a> Peers<'a> {
         let mut roaring = RoaringBitmap::from_sorted_iter(pages).expect("pages in order");
         roaring.optimize();
         Peers {
+            words,
             bits: BitSlice::from_slice(words),
             fixed: FixedBitSet::with_capacity_and_blocks(words.len() * 64, blocks),
             roaring,
@@ -96,34 +105,23 @@ impl<'a> Peers<'a> {
 
 fn naive_pages(words: &[u64]) -> impl Iterator<Item = u64> + '_ {
     let pages = 0..words.len() as u64 * 64;
-    pages.filter(|page| crate::data::bit(words, *page))
+    pages.filter(|page| bit(words, *page))
 }
 
-fn pages(
-    bench: &mut Bench,
-    case: &'static str,
-    size: Size,
-    words: &[u64],
-    goal: impl Fn(Row) -> Row,
-) {
-    let n: u32 = words.iter().map(|word| word.count_ones()).sum();
-    let row = Row::new("iterate", format!("pages, {case}"), size.name);
-    let mut row = goal(row.per(n as usize));
+fn pages<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
     let mut time = |who, name, sum: &dyn Fn(&Peers<'_>) -> u64| {
         let setup = || {
+            let words = words();
             let peers = Peers::new(words);
-            assert_eq!(
-                sum(&peers),
-                naive_pages(words).sum::<u64>(),
-                "{name}: pages"
-            );
+            let want: u64 = naive_pages(words).sum();
+            assert_eq!(sum(&peers), want, "{name}: pages");
             peers
         };
         bench.time_on(&mut row, who, name, setup, |peers, b| {
             b.iter(|| sum(black_box(peers)));
         });
     };
-    time(Who::Ours, "ours", &|_| ours_pages(black_box(words)).sum());
+    time(Who::Ours, "ours", &|peers| ours_pages(peers.words).sum());
     time(Who::Peer, "bitvec", &|peers| {
         let ones = peers.bits.iter_ones();
         ones.fold(0, |sum, page| sum + page as u64)
@@ -136,28 +134,24 @@ fn pages(
         let pages = peers.roaring.iter();
         pages.fold(0, |sum, page| sum + u64::from(page))
     });
+    if row.ours().is_some() {
+        row.divide(naive_pages(words()).count());
+    }
     bench.add(row);
 }
 
-fn runs(
-    bench: &mut Bench,
-    case: &'static str,
-    size: Size,
-    words: &[u64],
-    goal: impl Fn(Row) -> Row,
-) {
-    let n = ours_runs(words).count();
-    let row = Row::new("iterate", format!("runs, {case}"), size.name);
-    let mut row = goal(row.per(n));
+fn runs<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
     // Of starts and ends, in a way that tells one from the other.
     let add = |sum: u64, start: u64, end: u64| sum.wrapping_add(start ^ end << 32);
     let mut time = |who, name, sum: &dyn Fn(&Peers<'_>) -> u64| {
         let setup = || {
+            let words = words();
             let peers = Peers::new(words);
             let mut want = 0;
             let mut start = None;
-            for page in 0..=size.pages {
-                let dirty = page < size.pages && crate::data::bit(words, page);
+            let end = words.len() as u64 * 64;
+            for page in 0..=end {
+                let dirty = page < end && bit(words, page);
                 match (start, dirty) {
                     (None, true) => start = Some(page),
                     (Some(first), false) => {
@@ -174,8 +168,8 @@ fn runs(
             b.iter(|| sum(black_box(peers)));
         });
     };
-    time(Who::Ours, "ours", &|_| {
-        let runs = ours_runs(black_box(words));
+    time(Who::Ours, "ours", &|peers| {
+        let runs = ours_runs(peers.words);
         runs.fold(0, |sum, run| add(sum, run.start, run.end))
     });
     time(Who::Peer, "bitvec", &|peers| {
@@ -198,5 +192,8 @@ fn runs(
         }
         sum
     });
+    if row.ours().is_some() {
+        row.divide(ours_runs(words()).count());
+    }
     bench.add(row);
 }

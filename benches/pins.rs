@@ -2,6 +2,7 @@
 //! Pinned pages of a guest of 1 TiB: pin, lookup, unpin, their bytes, and a
 //! report while they are there.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -262,7 +263,8 @@ struct Rows {
 }
 
 fn random_pins(bench: &mut Bench, n: usize, name: &'static str) {
-    let pages = distinct(TIB_1.pages, n);
+    let pages = LazyCell::new(|| distinct(TIB_1.pages, n));
+    let pages = || pages.as_slice();
     let batch = BATCH.min(n / 16);
     // Against the tree: 3 times as fast among few, 10 times among many.
     let most = if n > 1_000_000 { 0.1 } else { 1.0 / 3.0 };
@@ -288,9 +290,15 @@ fn random_pins(bench: &mut Bench, n: usize, name: &'static str) {
 }
 
 /// All operations on the same pins, which are made once and only if needed.
-fn operations<P: Pins>(bench: &mut Bench, rows: &mut Rows, who: Who, pages: &[u64], batch: usize) {
+fn operations<'a, P: Pins>(
+    bench: &mut Bench,
+    rows: &mut Rows,
+    who: Who,
+    pages: &impl Fn() -> &'a [u64],
+    batch: usize,
+) {
     let mut pinned = None;
-    let new = || Pinned::<P>::new(pages, batch);
+    let new = || Pinned::<P>::new(pages(), batch);
     bench.time(&mut rows.pin, who, P::NAME, |b| {
         pinned.get_or_insert_with(new).time(b, |step| step.pin);
     });
