@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::harness::{Row, Who};
+use crate::row::{Row, Who};
 use crate::table::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);

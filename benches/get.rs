@@ -9,9 +9,10 @@ use dirty_core::Report;
 
 use crate::data::{check, huge_pages, naive, scattered, sizes, zeroed};
 use crate::data::{Size, GIB_64, TIB_1, TIB_8};
-use crate::harness::{after, Bench, Row, Who};
-use crate::host::Guest;
+use crate::guest::Guest;
+use crate::harness::{after, Bench};
 use crate::limits;
+use crate::row::{Row, Who};
 use crate::sets::*;
 
 /// Pages of a mapping in front of the one that is measured, so that its pages

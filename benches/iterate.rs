@@ -11,7 +11,8 @@ use rand::Rng;
 use roaring::RoaringBitmap;
 
 use crate::data::{bit, naive, random, scattered, Size, GIB_64, TIB_1};
-use crate::harness::{Bench, Row, Who};
+use crate::harness::Bench;
+use crate::row::{Row, Who};
 
 // To be those of dirty_core, as soon as it has them.
 fn ours_pages(words: &[u64]) -> impl Iterator<Item = u64> + '_ {

@@ -4,7 +4,8 @@
 use std::hint::black_box;
 
 use crate::data::{check, random_words, zeroed};
-use crate::harness::{Bench, Row, Who};
+use crate::harness::Bench;
+use crate::row::{Row, Who};
 
 /// For a dense snapshot: a copy, or one past the caches that also clears.
 pub(crate) fn snapshot(bench: &mut Bench, row: &mut Row, words: usize) {

@@ -8,8 +8,10 @@ use dirty_core::Report;
 use rand::Rng;
 
 use crate::data::{check, naive, random};
-use crate::harness::{Bench, Row, Who};
-use crate::host::{live, Guest};
+use crate::guest::Guest;
+use crate::harness::Bench;
+use crate::host::live;
+use crate::row::{Row, Who};
 
 /// Pages of a mapping, and of the gap behind it.
 const PAGES: u64 = 512;

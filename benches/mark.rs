@@ -6,7 +6,8 @@ use std::hint::black_box;
 use rand::Rng;
 
 use crate::data::{check, naive, random, sizes, zeroed, Size, GIB_64, TIB_1};
-use crate::harness::{Bench, Row, Who};
+use crate::harness::Bench;
+use crate::row::{Row, Who};
 use crate::sets::*;
 
 /// Pages marked in an iteration.

@@ -6,9 +6,10 @@ use std::hint::black_box;
 use bitvec::slice::BitSlice;
 use dirty_core::{normalise, Extent, PageSize};
 
-use crate::data::{bit, check, random_words, zeroed, Size, GIB_64, TIB_1};
-use crate::harness::{Bench, Row, Who};
+use crate::data::{bit, check, naive, random_words, zeroed, Size, GIB_64, TIB_1};
+use crate::harness::Bench;
 use crate::host::PAGE;
+use crate::row::{Row, Who};
 
 pub(crate) fn run(bench: &mut Bench) {
     for size in [GIB_64, TIB_1] {
@@ -31,118 +32,127 @@ fn extent(size: Size, ratio: usize) -> Extent {
     }
 }
 
-fn coarsen(bench: &mut Bench, size: Size, ratio: usize) {
-    let (from, to) = (extent(size, 1), extent(size, ratio));
-    // One page in 8, but none in half of the big pages or so.
-    let source = || {
-        let keep = random_words(size.words() / ratio, 1);
-        let mut words = random_words(size.words(), 3);
-        for (k, word) in words.iter_mut().enumerate() {
-            let page = k * 64 / ratio;
-            if ratio > 64 && !bit(&keep, page as u64) {
-                *word = 0;
-            }
-        }
-        (words, zeroed(size.words() / ratio))
-    };
-    let naive = |words: &[u64]| {
-        let mut coarse = vec![0; size.words() / ratio];
-        for page in (0..size.pages).filter(|page| bit(words, *page)) {
-            let page = page / ratio as u64;
-            coarse[page as usize / 64] |= 1 << (page % 64);
-        }
-        coarse
-    };
+/// From one page size to the other.
+struct Case<'a> {
+    from: Extent,
+    to: Extent,
+    words: &'a dyn Fn() -> Vec<u64>,
+    /// The result, bit by bit.
+    naive: &'a dyn Fn(&[u64]) -> Vec<u64>,
+    /// The same by bitvec's chunks.
+    chunks: &'a dyn Fn(&BitSlice<u64>, &mut BitSlice<u64>),
+}
 
-    let mut row = Row::new("rescale", format!("coarsen {ratio} to 1"), size.name).of_limit(2.0);
-    if size.pages == GIB_64.pages {
-        row = row.of("bitvec", 0.1);
+impl Case<'_> {
+    fn run(&self, bench: &mut Bench, row: &mut Row, size: Size) {
+        self.time(bench, row, Who::Ours, "ours", |words, out| {
+            let done = normalise(words, self.from, out, self.to);
+            done.expect("whole bitmaps");
+        });
+        if size.pages == GIB_64.pages {
+            self.time(bench, row, Who::Peer, "bitvec", |words, out| {
+                let out = BitSlice::from_slice_mut(out);
+                (self.chunks)(BitSlice::from_slice(words), out);
+            });
+        }
     }
-    let setup = || {
-        let (words, mut out) = source();
-        normalise(&words, from, &mut out, to).expect("whole bitmaps");
-        check("coarsened", &out, &naive(&words));
-        (words, zeroed(out.len()))
-    };
-    bench.time_on(&mut row, Who::Ours, "ours", setup, |(words, out), b| {
-        b.iter(|| normalise(black_box(words), from, black_box(out), to));
-    });
-    bench.time_on(&mut row, Who::Limit, "read", source, |(words, _), b| {
-        b.iter(|| black_box(&*words).iter().fold(0, |all, word| all | word));
-    });
+
+    fn time(
+        &self,
+        bench: &mut Bench,
+        row: &mut Row,
+        who: Who,
+        name: &'static str,
+        rescale: impl Fn(&[u64], &mut [u64]),
+    ) {
+        let setup = || {
+            let words = (self.words)();
+            let mut out = zeroed(self.to.npages as usize / 64);
+            rescale(&words, &mut out);
+            check(name, &out, &(self.naive)(&words));
+            out.fill(0);
+            (words, out)
+        };
+        bench.time_on(row, who, name, setup, |(words, out), b| {
+            b.iter(|| rescale(black_box(words), black_box(out)));
+        });
+    }
+}
+
+/// A row with its targets; bitvec runs, and is one, at 64 GiB only.
+fn row(what: String, size: Size, most: f64) -> Row {
+    let row = Row::new("rescale", what, size.name).of_limit(most);
     if size.pages == GIB_64.pages {
-        let chunks = |words: &[u64], out: &mut [u64]| {
-            let out = BitSlice::<u64>::from_slice_mut(out);
-            let chunks = BitSlice::<u64>::from_slice(words).chunks(ratio);
-            for (k, chunk) in chunks.enumerate() {
+        row.of("bitvec", 0.1)
+    } else {
+        row
+    }
+}
+
+fn coarsen(bench: &mut Bench, size: Size, ratio: usize) {
+    let case = Case {
+        from: extent(size, 1),
+        to: extent(size, ratio),
+        words: &|| fine_words(size, ratio),
+        naive: &|words| {
+            let dirty = (0..size.pages).filter(|page| bit(words, *page));
+            let ratio = ratio as u64;
+            naive(size.pages / ratio, dirty.map(|page| page / ratio))
+        },
+        chunks: &|words, out| {
+            for (k, chunk) in words.chunks(ratio).enumerate() {
                 if chunk.any() {
                     out.set(k, true);
                 }
             }
-        };
-        let setup = || {
-            let (words, mut out) = source();
-            chunks(&words, &mut out);
-            check("bitvec coarsened", &out, &naive(&words));
-            (words, zeroed(out.len()))
-        };
-        bench.time_on(&mut row, Who::Peer, "bitvec", setup, |(words, out), b| {
-            b.iter(|| chunks(black_box(words), black_box(out)));
-        });
-    }
+        },
+    };
+    let mut row = row(format!("coarsen {ratio} to 1"), size, 2.0);
+    case.run(bench, &mut row, size);
+    let setup = || fine_words(size, ratio);
+    bench.time_on(&mut row, Who::Limit, "read", setup, |words, b| {
+        b.iter(|| black_box(&**words).iter().fold(0, |all, word| all | word));
+    });
     bench.add(row);
 }
 
-fn refine(bench: &mut Bench, size: Size, ratio: usize) {
-    let (from, to) = (extent(size, ratio), extent(size, 1));
-    let source = || {
-        let words = random_words(size.words() / ratio, 2);
-        (words, zeroed(size.words()))
-    };
-    let naive = |words: &[u64]| {
-        let mut fine = vec![0; size.words()];
-        for page in (0..size.pages).filter(|page| bit(words, page / ratio as u64)) {
-            fine[page as usize / 64] |= 1 << (page % 64);
+/// One page in 8; but for big pages, none in half of them.
+fn fine_words(size: Size, ratio: usize) -> Vec<u64> {
+    let mut words = random_words(size.words(), 3);
+    if ratio > 64 {
+        let keep = random_words(size.words() / ratio, 1);
+        for (big, words) in (0..).zip(words.chunks_mut(ratio / 64)) {
+            if !bit(&keep, big) {
+                words.fill(0);
+            }
         }
-        fine
-    };
-
-    let most = if ratio == 16 { 4.0 } else { 2.0 };
-    let mut row = Row::new("rescale", format!("refine 1 to {ratio}"), size.name).of_limit(most);
-    if size.pages == GIB_64.pages {
-        row = row.of("bitvec", 0.1);
     }
-    let setup = || {
-        let (words, mut out) = source();
-        normalise(&words, from, &mut out, to).expect("whole bitmaps");
-        check("refined", &out, &naive(&words));
-        (words, zeroed(out.len()))
-    };
-    bench.time_on(&mut row, Who::Ours, "ours", setup, |(words, out), b| {
-        b.iter(|| normalise(black_box(words), from, black_box(out), to));
-    });
-    bench.time_on(&mut row, Who::Limit, "memset", source, |(_, out), b| {
-        b.iter(|| black_box(&mut *out).fill(!0));
-    });
-    if size.pages == GIB_64.pages {
-        let chunks = |words: &[u64], out: &mut [u64]| {
-            let chunks = BitSlice::<u64>::from_slice_mut(out).chunks_mut(ratio);
-            let pages = BitSlice::<u64>::from_slice(words).iter();
-            for (chunk, page) in chunks.zip(pages.by_vals()) {
+    words
+}
+
+fn refine(bench: &mut Bench, size: Size, ratio: usize) {
+    let case = Case {
+        from: extent(size, ratio),
+        to: extent(size, 1),
+        words: &|| random_words(size.words() / ratio, 2),
+        naive: &|words| {
+            let dirty = |page: &u64| bit(words, page / ratio as u64);
+            naive(size.pages, (0..size.pages).filter(dirty))
+        },
+        chunks: &|words, out| {
+            for (chunk, page) in out.chunks_mut(ratio).zip(words.iter().by_vals()) {
                 if page {
                     chunk.fill(true);
                 }
             }
-        };
-        let setup = || {
-            let (words, mut out) = source();
-            chunks(&words, &mut out);
-            check("bitvec refined", &out, &naive(&words));
-            (words, zeroed(out.len()))
-        };
-        bench.time_on(&mut row, Who::Peer, "bitvec", setup, |(words, out), b| {
-            b.iter(|| chunks(black_box(words), black_box(out)));
-        });
-    }
+        },
+    };
+    let most = if ratio == 16 { 4.0 } else { 2.0 };
+    let mut row = row(format!("refine 1 to {ratio}"), size, most);
+    case.run(bench, &mut row, size);
+    let setup = || zeroed(size.words());
+    bench.time_on(&mut row, Who::Limit, "memset", setup, |out, b| {
+        b.iter(|| black_box(&mut **out).fill(!0));
+    });
     bench.add(row);
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use crate::data::{check, naive, random, zeroed, GIB_64};
-use crate::harness::{median, Bench, Row, Who};
+use crate::harness::{median, Bench};
+use crate::row::{Row, Who};
 use crate::sets::{Atomic, PageSet, Shared};
 
 const OURS: &str = Shared::NAME;

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use dirty_core::Report;
 
 use crate::data::{check, distinct, naive, zeroed, TIB_1};
-use crate::harness::{median, Bench, Row, Who};
-use crate::host::{allocating, live, Guest};
+use crate::guest::Guest;
+use crate::harness::{median, Bench};
+use crate::host::{allocating, live};
+use crate::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 const MAPPINGS: usize = 64;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::harness::{Row, Unit, Who};
+use crate::row::{Row, Unit, Who};
 
 const HEAD: [&str; 10] = [
     "group",

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A row of the table: what was measured, and the targets.
+
+use crate::table::{fraction, times, value};
+
+/// Whose time it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Ours,
+    Peer,
+    /// What the machine allows.
+    Limit,
+}
+
+/// What a row's values are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Nanoseconds,
+    Bytes,
+}
+
+/// A value of ours over that of something else, and how big it may be.
+pub(crate) struct Target {
+    most: f64,
+    of: Of,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    /// The best of the peers and limits.
+    Best,
+    BestPeer,
+    Limit,
+    Named(&'static str),
+    /// A number of the row's unit.
+    Nothing,
+}
+
+/// A row of the table.
+pub(crate) struct Row {
+    pub(crate) group: &'static str,
+    pub(crate) case: String,
+    pub(crate) size: &'static str,
+    pub(crate) unit: Unit,
+    /// Operations in an iteration.
+    pub(crate) per: u64,
+    values: Vec<(Who, &'static str, f64)>,
+    targets: Vec<Target>,
+}
+
+impl Row {
+    pub(crate) fn new(group: &'static str, case: impl Into<String>, size: &'static str) -> Row {
+        Row {
+            group,
+            case: case.into(),
+            size,
+            unit: Unit::Nanoseconds,
+            per: 1,
+            values: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
+
+    /// A row of bytes.
+    pub(crate) fn bytes(case: &'static str, size: &'static str) -> Row {
+        let unit = Unit::Bytes;
+        let row = Row::new("memory", case, size);
+        Row { unit, ..row }
+    }
+
+    /// An iteration is so many operations.
+    pub(crate) fn per(self, per: usize) -> Row {
+        let per = per as u64;
+        Row { per, ..self }
+    }
+
+    fn target(mut self, most: f64, of: Of) -> Row {
+        self.targets.push(Target { most, of });
+        self
+    }
+
+    /// At most so many times the best limit.
+    pub(crate) fn of_limit(self, most: f64) -> Row {
+        self.target(most, Of::Limit)
+    }
+
+    /// At most so many times the best peer.
+    pub(crate) fn of_peers(self, most: f64) -> Row {
+        self.target(most, Of::BestPeer)
+    }
+
+    /// At most so many times the best of limits and peers.
+    pub(crate) fn of_best(self, most: f64) -> Row {
+        self.target(most, Of::Best)
+    }
+
+    /// At most so many times this one.
+    pub(crate) fn of(self, name: &'static str, most: f64) -> Row {
+        self.target(most, Of::Named(name))
+    }
+
+    /// At most so many nanoseconds or bytes.
+    pub(crate) fn at_most(self, most: f64) -> Row {
+        self.target(most, Of::Nothing)
+    }
+
+    /// An iteration was `n` operations, as is known only now.
+    pub(crate) fn divide(&mut self, n: usize) {
+        for (_, _, value) in &mut self.values {
+            *value /= n as f64;
+        }
+    }
+
+    /// Adds a value that criterion did not measure.
+    pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
+        self.values.push((who, name, value));
+    }
+
+    /// The best value of one kind, and whose it is.
+    pub(crate) fn best(&self, who: Who) -> Option<(&'static str, f64)> {
+        let values = self.values.iter().filter(|(w, _, _)| *w == who);
+        let best = values.min_by(|a, b| a.2.total_cmp(&b.2));
+        best.map(|(_, name, value)| (*name, *value))
+    }
+
+    pub(crate) fn ours(&self) -> Option<f64> {
+        self.best(Who::Ours).map(|(_, value)| value)
+    }
+
+    /// Ours over the best of one kind.
+    pub(crate) fn ratio(&self, who: Who) -> Option<f64> {
+        Some(self.ours()? / self.best(who)?.1)
+    }
+
+    /// What a target is measured against.
+    fn base(&self, of: Of) -> Option<f64> {
+        let peer = self.best(Who::Peer).map(|(_, value)| value);
+        let limit = self.best(Who::Limit).map(|(_, value)| value);
+        match of {
+            Of::Best => Some(peer?.min(limit?)),
+            Of::BestPeer => peer,
+            Of::Limit => limit,
+            Of::Named(name) => {
+                let named = self.values.iter().find(|(_, n, _)| *n == name);
+                named.map(|(_, _, value)| *value)
+            }
+            Of::Nothing => Some(1.0),
+        }
+    }
+
+    /// The targets in words.
+    pub(crate) fn goal(&self) -> String {
+        let goals = self.targets.iter().map(|target| {
+            let times = fraction(target.most);
+            match target.of {
+                Of::Best => format!("{times} x best"),
+                Of::BestPeer => format!("{times} x peer"),
+                Of::Limit => format!("{times} x limit"),
+                Of::Named(name) => format!("{times} x {name}"),
+                Of::Nothing => value(self.unit, target.most),
+            }
+        });
+        goals.collect::<Vec<_>>().join(", ")
+    }
+
+    /// How many times what the targets are measured against ours is; `None` if
+    /// something was not measured.
+    fn reached(&self) -> Option<Vec<f64>> {
+        let ours = self.ours()?;
+        let targets = self.targets.iter();
+        let reached = targets.map(|target| Some(ours / self.base(target.of)?));
+        reached.collect()
+    }
+
+    /// Whether all targets are met; `None` without a target, or if something
+    /// it needs was not measured.
+    pub(crate) fn met(&self) -> Option<bool> {
+        let reached = self.reached()?;
+        let mut both = self.targets.iter().zip(&reached);
+        (!reached.is_empty()).then(|| both.all(|(target, reached)| *reached <= target.most))
+    }
+
+    /// The same in words, with what was reached.
+    pub(crate) fn verdict(&self) -> String {
+        let verdict = match self.met() {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => return String::new(),
+        };
+        let relative = self.targets.iter().filter(|t| !matches!(t.of, Of::Nothing));
+        if relative.count() == 0 {
+            return verdict.to_owned(); // ours itself is beside it
+        }
+        let reached = self.reached().unwrap_or_default();
+        let reached: Vec<String> = reached.into_iter().map(times).collect();
+        format!("{verdict}: {}", reached.join(", "))
+    }
+}
