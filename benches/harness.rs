@@ -17,7 +17,7 @@ pub(crate) struct Bench {
     criterion: Criterion,
     /// Where criterion's files go.
     files: PathBuf,
-    pub(crate) rows: Vec<Row>,
+    rows: Vec<Row>,
 }
 
 impl Bench {
@@ -59,7 +59,7 @@ impl Bench {
         group.bench_function(BenchmarkId::new(name, row.size), run);
         group.finish();
         if let Some(median) = estimate(&estimates) {
-            row.push(who, name, median / row.per as f64);
+            row.push(who, name, median);
         }
     }
 
@@ -130,7 +130,7 @@ pub(crate) fn after<S>(
 }
 
 /// `total` of `n` timings without what the clock itself took.
-pub(crate) fn without_clock(total: Duration, n: u64) -> Duration {
+fn without_clock(total: Duration, n: u64) -> Duration {
     let clock = (0..1000).map(|_| Instant::now().elapsed()).min();
     let clocks = clock.unwrap_or_default() * u32::try_from(n).unwrap_or(u32::MAX);
     total.saturating_sub(clocks).max(Duration::from_nanos(1))

@@ -136,7 +136,7 @@ fn pages<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
         pages.fold(0, |sum, page| sum + u64::from(page))
     });
     if row.ours().is_some() {
-        row.divide(naive_pages(words()).count());
+        row = row.per(naive_pages(words()).count());
     }
     bench.add(row);
 }
@@ -194,7 +194,7 @@ fn runs<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
         sum
     });
     if row.ours().is_some() {
-        row.divide(ours_runs(words()).count());
+        row = row.per(ours_runs(words()).count());
     }
     bench.add(row);
 }

@@ -44,6 +44,7 @@ pub(crate) struct Row {
     pub(crate) unit: Unit,
     /// Operations in an iteration.
     pub(crate) per: u64,
+    /// Of iterations.
     values: Vec<(Who, &'static str, f64)>,
     targets: Vec<Target>,
 }
@@ -68,7 +69,7 @@ impl Row {
         Row { unit, ..row }
     }
 
-    /// An iteration is so many operations.
+    /// An iteration is so many operations; 1 if nothing is said.
     pub(crate) fn per(self, per: usize) -> Row {
         let per = per as u64;
         Row { per, ..self }
@@ -104,14 +105,7 @@ impl Row {
         self.target(most, Of::Nothing)
     }
 
-    /// An iteration was `n` operations, as is known only now.
-    pub(crate) fn divide(&mut self, n: usize) {
-        for (_, _, value) in &mut self.values {
-            *value /= n as f64;
-        }
-    }
-
-    /// Adds a value that criterion did not measure.
+    /// Adds a value of an iteration.
     pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
         self.values.push((who, name, value));
     }
@@ -120,7 +114,7 @@ impl Row {
     pub(crate) fn best(&self, who: Who) -> Option<(&'static str, f64)> {
         let values = self.values.iter().filter(|(w, _, _)| *w == who);
         let best = values.min_by(|a, b| a.2.total_cmp(&b.2));
-        best.map(|(_, name, value)| (*name, *value))
+        best.map(|(_, name, value)| (*name, value / self.per as f64))
     }
 
     pub(crate) fn ours(&self) -> Option<f64> {
@@ -142,7 +136,7 @@ impl Row {
             Of::Limit => limit,
             Of::Named(name) => {
                 let named = self.values.iter().find(|(_, n, _)| *n == name);
-                named.map(|(_, _, value)| *value)
+                named.map(|(_, _, value)| value / self.per as f64)
             }
             Of::Nothing => Some(1.0),
         }
