@@ -3,7 +3,8 @@
 //!
 //! `cargo bench -p dirty-benches` measures all; a name behind `--` (`mark`,
 //! say) only what matches it. At the end comes a table of what ran, also in
-//! `target/bench/table.md`, and as bars in `target/bench/bars.svg`.
+//! `target/bench/table.md`, and as bars in `target/bench/bars.svg`. For a
+//! profiler, `-- --profile-time 5 NAME` runs one thing for five seconds.
 
 use std::error::Error;
 use std::fs;
