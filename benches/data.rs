@@ -37,7 +37,7 @@ impl Size {
         let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
         let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<usize>().ok());
-        kib.is_none_or(|kib| kib / 1024 * (1 << 20) > self.words() * 8 * 12)
+        kib.is_none_or(|kib| kib / 1024 * (1 << 20) > self.words() * 8 * 8)
     }
 }
 

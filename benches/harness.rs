@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use crate::row::{Row, Who};
+use crate::row::{Row, Unit, Who};
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 
@@ -90,8 +90,10 @@ impl Bench {
         }
     }
 
-    pub(crate) fn finish(self) -> Vec<Row> {
+    /// The rows, those of memory last.
+    pub(crate) fn finish(mut self) -> Vec<Row> {
         self.criterion.final_summary();
+        self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
         self.rows
     }
 }
