@@ -78,7 +78,9 @@ impl Unreported {
         written: u64,
         actions: bool,
     ) -> Result<(), String> {
-        if !is_plain(op) {
+        // A callback may stop and start in the middle: what was dirty is gone.
+        let unmap = matches!(op, Op::Unmap(_) | Op::Harvest(_));
+        if !is_plain(op) || unmap && actions {
             *self = Self::default();
         }
         if let Some(shown) = shown(op, reply) {
@@ -107,7 +109,6 @@ impl Unreported {
                 }
             }
             // Pins may be gone, and are dirty once more then.
-            Op::Unmap(_) | Op::Harvest(_) if actions => *self = Self::default(),
             Op::Unmap(_) | Op::Harvest(_) | Op::CloseDevice(_) | Op::Detach(_) | Op::New(_) => {
                 let pins = std::mem::take(&mut self.pins);
                 self.pages.extend(pins.keys().map(|pin| pin / PAGE * PAGE));
