@@ -17,7 +17,7 @@ use crate::Naive;
 
 /// Both systems, and what they were told.
 #[derive(Default)]
-pub struct Pair {
+struct Pair {
     sim: Sim,
     model: Naive,
     unreported: Unreported,
@@ -74,7 +74,7 @@ impl Pair {
     /// # Errors
     ///
     /// How they disagree.
-    pub fn step(&mut self, op: &Op) -> Result<(), String> {
+    fn step(&mut self, op: &Op) -> Result<(), String> {
         self.script.push(op.clone());
         if let Op::Fault { .. } = op {
             if !self.sim.has_callback_actions() {
@@ -130,13 +130,8 @@ impl Pair {
             }
             // What was written before the fault is written, and marked.
             Op::Rw {
-                device,
-                iova,
-                write: true,
-                ..
-            } => self
-                .model
-                .rw_partial(*device, *iova, self.sim.bytes_written()),
+                iova, write: true, ..
+            } => self.model.rw_partial(*iova, self.sim.bytes_written()),
             // Devices have dropped their pins.
             Op::Unmap(_) | Op::Harvest(_) => self.model.unmap_callbacks_only(op),
             // Pages that were pinned for a moment may be dirty.

@@ -8,7 +8,7 @@ mod naive;
 mod raw;
 mod unreported;
 
-pub use compare::{compare, Pair};
+pub use compare::compare;
 pub use gen::Script;
 pub use naive::Naive;
 pub use raw::RawScript;

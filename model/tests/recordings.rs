@@ -27,7 +27,7 @@ fn unpacked(name: &str) -> String {
 /// Runs a script, each case on a new model, and calls back with each line.
 fn transcript(script: &str, entry_limit: &mut u32, take: &mut dyn FnMut(String)) {
     for case in parse(script, entry_limit).expect("script") {
-        let mut naive = Naive::new();
+        let mut naive = Naive::default();
         naive.set_entry_limit(case.entry_limit);
         if let Some(title) = case.title {
             take(title);

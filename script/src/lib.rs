@@ -19,4 +19,4 @@ pub use driver::Driver;
 pub use parse::{parse, BadLine, Case, Line};
 pub use reply::{Reply, Words};
 pub use runner::run;
-pub use system::{Answer, AttachError, Stat, System};
+pub use system::{returned, Answer, AttachError, Stat, System};

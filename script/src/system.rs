@@ -20,6 +20,11 @@ pub struct Stat {
     pub pinned: usize,
 }
 
+/// What a call inside the kernel returns: `value`, or minus the errno.
+pub fn returned<T>(result: Result<T, Errno>, value: i32) -> i32 {
+    result.map_or_else(|e| -e.0, |_| value)
+}
+
 /// A step of attaching a group that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachError {
@@ -128,10 +133,12 @@ pub trait System {
     /// # Errors
     ///
     /// EOPNOTSUPP where nothing can be made to fail.
-    fn fault(&mut self, kind: FaultKind, n: u64) -> Answer;
+    fn fault(&mut self, _kind: FaultKind, _n: u64) -> Answer {
+        Err(Errno::EOPNOTSUPP)
+    }
 
     /// The next operation is over: what has not failed will not.
-    fn end_faults(&mut self);
+    fn end_faults(&mut self) {}
 
     /// What a device's driver has counted.
     fn stat(&self, device: DeviceIndex) -> Stat;

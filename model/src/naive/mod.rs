@@ -12,10 +12,10 @@ mod unmap;
 
 use dirty_core::Errno;
 use dirty_script::op::*;
-use dirty_script::{Answer, AttachError, Driver, Stat, System};
+use dirty_script::sim::User;
+use dirty_script::{returned, Answer, AttachError, Driver, Stat, System};
 
 use backend::{Backend, Options};
-use dirty_script::sim::User;
 use process::Process;
 
 /// A container with its groups, devices and process, as plain as can be.
@@ -58,12 +58,6 @@ impl Default for Naive {
 }
 
 impl Naive {
-    /// No container yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Naive::default()
-    }
-
     /// Pages the host has pinned: each as often as it is pinned.
     #[must_use]
     pub fn pinned_pages(&self) -> u64 {
@@ -97,7 +91,7 @@ impl Naive {
     }
 
     /// As if [`rw`](System::rw) had written `bytes_done` bytes and then failed.
-    pub fn rw_partial(&mut self, _device: DeviceIndex, iova: u64, bytes_done: u64) {
+    pub fn rw_partial(&mut self, iova: u64, bytes_done: u64) {
         let process = &mut self.process;
         let backend = self.container.as_mut().and_then(|c| c.backend.as_mut());
         let Some(backend) = backend else { return };
@@ -174,11 +168,6 @@ impl Naive {
         container.backend = Some(backend);
         Ok(0)
     }
-}
-
-/// What a call inside the kernel returns.
-fn returned(result: Result<(), Errno>, value: i32) -> i32 {
-    result.map_or_else(|e| -e.0, |()| value)
 }
 
 impl System for Naive {
@@ -304,12 +293,6 @@ impl System for Naive {
         self.drivers[device].actions = actions.to_vec();
         Ok(0)
     }
-
-    fn fault(&mut self, _kind: FaultKind, _n: u64) -> Answer {
-        Ok(0)
-    }
-
-    fn end_faults(&mut self) {}
 
     fn stat(&self, device: DeviceIndex) -> Stat {
         self.drivers[device].stat()

@@ -11,7 +11,7 @@ use dirty_core::ioctl::Outcome;
 use dirty_core::{Container, Errno, Error, Options, PageSize, Progress, Report, Target, Unmap};
 
 use crate::op::*;
-use crate::{Answer, AttachError, Driver, Stat, System};
+use crate::{returned, Answer, AttachError, Driver, Stat, System};
 use host::{CountingMemory, SimHost};
 
 pub use user::User;
@@ -151,11 +151,6 @@ impl Sim {
     }
 }
 
-/// What a call inside the kernel returns.
-fn returned<T>(result: Result<T, Error>, value: i32) -> i32 {
-    result.map_or_else(|e| -e.errno().0, |_| value)
-}
-
 impl System for Sim {
     fn open(&mut self, new: &New) {
         self.close();
@@ -274,7 +269,7 @@ impl System for Sim {
         if pinned.is_ok() {
             self.slots[index].driver.pinned(iova, n);
         }
-        Ok(returned(pinned, n))
+        Ok(returned(pinned.map_err(Error::errno), n))
     }
 
     fn unpin(&mut self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
@@ -302,7 +297,7 @@ impl System for Sim {
             false => container.read(host, device, iova, &mut data),
         };
         self.host.caller = Caller::Process;
-        Ok(returned(done, 0))
+        Ok(returned(done.map_err(Error::errno), 0))
     }
 
     fn mark(&mut self, iova: u64, len: u64) -> Answer {

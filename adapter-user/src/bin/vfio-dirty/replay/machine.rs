@@ -8,9 +8,9 @@ use adapter_user::{
     charged_pages, Container, Device, Errno, Error, Group, GroupId, IommuSpec, Options, Prot,
 };
 use dirty_script::op::{
-    Action, Caller, DeviceIndex, DeviceSpec, FaultKind, New, ReportArg, APERTURE, DEVICES, MSI,
+    Action, Caller, DeviceIndex, DeviceSpec, New, ReportArg, APERTURE, DEVICES, MSI,
 };
-use dirty_script::{Answer, AttachError, Driver, Stat, System};
+use dirty_script::{returned, Answer, AttachError, Driver, Stat, System};
 use nix::sys::mman::ProtFlags;
 use nix::sys::resource::{setrlimit, Resource};
 
@@ -88,11 +88,6 @@ fn group(index: DeviceIndex, spec: &DeviceSpec) -> Group {
         isolated_msi: true,
     };
     Group::iommu(id, spec)
-}
-
-/// What a call inside the kernel returns.
-fn returned<T>(result: Result<T, Error>, value: i32) -> i32 {
-    result.map_or_else(|e| -e.errno().0, |_| value)
 }
 
 /// The dma_unmap callback of a device. No lock is held while it calls back.
@@ -212,7 +207,7 @@ impl System for Machine {
         if pinned.is_ok() {
             slot.driver().pinned(iova, n);
         }
-        Ok(returned(pinned, n))
+        Ok(returned(pinned.map_err(Error::errno), n))
     }
 
     fn unpin(&mut self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
@@ -232,14 +227,17 @@ impl System for Machine {
     ) -> Result<i32, Errno> {
         let (device, _) = self.device(index)?;
         let mut data = vec![0x5a; len as usize];
-        let mut work = || match (write, caller) {
-            (false, _) => device.read(iova, &mut data),
-            (true, Caller::KernelThread) => device.write_as_kernel_thread(iova, &data),
-            (true, _) => device.write(iova, &data),
+        let mut work = || {
+            let done = match (write, caller) {
+                (false, _) => device.read(iova, &mut data),
+                (true, Caller::KernelThread) => device.write_as_kernel_thread(iova, &data),
+                (true, _) => device.write(iova, &data),
+            };
+            returned(done.map_err(Error::errno), 0)
         };
         match caller {
-            Caller::Child => process::in_child(|| returned(work(), 0)),
-            _ => Ok(returned(work(), 0)),
+            Caller::Child => process::in_child(work),
+            _ => Ok(work()),
         }
     }
 
@@ -253,12 +251,6 @@ impl System for Machine {
         slot.driver().actions = actions.to_vec();
         Ok(0)
     }
-
-    fn fault(&mut self, _kind: FaultKind, _n: u64) -> Answer {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    fn end_faults(&mut self) {}
 
     fn stat(&self, index: DeviceIndex) -> Stat {
         self.slots[index].driver().stat()
