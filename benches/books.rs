@@ -130,6 +130,15 @@ impl<'a> KeyAdapter<'a> for NodeAdapter {
     }
 }
 
+/// A report as Linux makes it: copy, clear, and pinned pages are dirty again.
+fn take(dirty: &mut [u64], out: &mut [u64], pinned: impl Iterator<Item = u64>) {
+    out.copy_from_slice(dirty);
+    dirty.fill(0);
+    for page in pinned {
+        dirty[page as usize / 64] |= 1 << (page % 64);
+    }
+}
+
 /// One node a page, as in Linux.
 pub(crate) struct Tree {
     tree: RBTree<NodeAdapter>,
@@ -176,11 +185,7 @@ impl Pins for Tree {
     }
 
     fn get(&mut self, out: &mut [u64]) {
-        out.copy_from_slice(&self.dirty);
-        self.dirty.fill(0);
-        for node in &self.tree {
-            self.dirty[node.page as usize / 64] |= 1 << (node.page % 64);
-        }
+        take(&mut self.dirty, out, self.tree.iter().map(|node| node.page));
     }
 
     fn bytes(&self, n: usize) -> Option<usize> {
@@ -228,11 +233,7 @@ impl Pins for Map {
     }
 
     fn get(&mut self, out: &mut [u64]) {
-        out.copy_from_slice(&self.dirty);
-        self.dirty.fill(0);
-        for page in self.map.keys() {
-            self.dirty[*page as usize / 64] |= 1 << (page % 64);
-        }
+        take(&mut self.dirty, out, self.map.keys().copied());
     }
 
     fn bytes(&self, _: usize) -> Option<usize> {

@@ -3,25 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use flate2::read::GzDecoder;
+#[path = "support/recorded.rs"]
+mod recorded;
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
-}
-
-fn unpacked(name: &str) -> String {
-    let file = fs::File::open(data(name)).expect("test data");
-    let mut text = String::new();
-    let read = GzDecoder::new(file).read_to_string(&mut text);
-    read.expect("gzip");
-    text
-}
+use recorded::{data, table_scripts, unpacked, TRACES};
 
 fn replay() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"));
@@ -79,13 +67,7 @@ fn random_traces_equal_an_ideal_driver_on_the_simulated_host() {
 fn equal_traces(mut command: Command) {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut lines = 0;
-    for name in [
-        "p1-emu-new",
-        "p2-emu-reuse",
-        "p3-pci-new",
-        "p4-pci-reuse",
-        "p5-mixed-reuse",
-    ] {
+    for name in TRACES {
         let script = dir.path().join(format!("{name}.vt"));
         let ideal = dir.path().join(format!("{name}.ideal"));
         fs::write(&script, unpacked(&format!("traces/{name}.vt.gz"))).expect("write");
@@ -115,18 +97,6 @@ fn cases(transcript: &str) -> BTreeMap<&str, Vec<&str>> {
         }
     }
     cases
-}
-
-/// The table scripts in the order they were recorded in, but for the last,
-/// which crashed the recorded kernel.
-fn table_scripts() -> Vec<PathBuf> {
-    let mut scripts: Vec<PathBuf> = fs::read_dir(data("scripts"))
-        .expect("scripts")
-        .map(|entry| entry.expect("entry").path())
-        .filter(|path| !path.ends_with("t9b-nounpin.vt"))
-        .collect();
-    scripts.sort();
-    scripts
 }
 
 /// Linux was recorded as root. One case keeps the right to lock any memory;

@@ -29,8 +29,13 @@ impl<'a> Arbitrary<'a> for Script {
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|op| writeln!(f, "{op}"))
+        print(&self.0, f)
     }
+}
+
+/// As a `.vt` script.
+pub(crate) fn print(ops: &[Op], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    ops.iter().try_for_each(|op| writeln!(f, "{op}"))
 }
 
 /// One in `n`.

@@ -7,6 +7,8 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use dirty_core::uapi::*;
 use dirty_script::op::*;
 
+use crate::gen::print;
+
 /// One ioctl: bytes are written to where arguments go, then the call is made.
 struct Call {
     nr: u32,
@@ -69,7 +71,7 @@ impl<'a> Arbitrary<'a> for RawScript {
 
 impl fmt::Debug for RawScript {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|op| writeln!(f, "{op}"))
+        print(&self.0, f)
     }
 }
 

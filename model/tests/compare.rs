@@ -3,11 +3,14 @@
 
 use std::{fmt, fs};
 
+mod support;
+
 use arbitrary::{Arbitrary, Unstructured};
 use dirty_model::{compare, RawScript, Script};
 use dirty_script::op::Op;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use support::ops;
 
 /// Optimised builds look further.
 const CASES: u32 = if cfg!(debug_assertions) {
@@ -44,42 +47,31 @@ proptest! {
     /// What a failure prints is the script that failed.
     #[test]
     fn scripts_print_as_what_they_are(typed in scripts::<Script>(700), raw in scripts::<RawScript>(700)) {
-        prop_assert_eq!(parsed(&format!("{typed:?}")), typed.0);
-        prop_assert_eq!(parsed(&format!("{raw:?}")), raw.0);
+        prop_assert_eq!(ops(&format!("{typed:?}")), typed.0);
+        prop_assert_eq!(ops(&format!("{raw:?}")), raw.0);
     }
 }
 
-fn parsed(text: &str) -> Vec<Op> {
-    let cases = dirty_script::parse(text, &mut 65535).expect("a script");
-    let lines = cases.into_iter().flat_map(|case| case.lines);
-    lines.map(|line| line.op).collect()
-}
-
-/// The bytes of every seed of a fuzz target, which is also where findings go.
-fn seeds(target: &str) -> Vec<Vec<u8>> {
+/// Core and model agree on the seeds of a fuzz target, among which findings are.
+fn agree_on_seeds<T: for<'a> Arbitrary<'a>>(target: &str, ops: fn(T) -> Vec<Op>) {
     let dir = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-    let entries = fs::read_dir(dir).expect("seeds");
-    let seeds: Vec<_> = entries
-        .map(|entry| fs::read(entry.expect("entry").path()).expect("a seed"))
-        .collect();
-    assert!(seeds.len() >= 40, "only {} seeds", seeds.len());
-    seeds
+    let mut seeds = 0;
+    for entry in fs::read_dir(dir).expect("seeds") {
+        let bytes = fs::read(entry.expect("entry").path()).expect("a seed");
+        let script = T::arbitrary_take_rest(Unstructured::new(&bytes));
+        let compared = compare(&ops(script.expect("any bytes do")));
+        compared.unwrap_or_else(|difference| panic!("{difference}"));
+        seeds += 1;
+    }
+    assert!(seeds >= 40, "only {seeds} seeds");
 }
 
 #[test]
 fn seeds_of_ioctl_ops() {
-    for bytes in seeds("ioctl_ops") {
-        let script = Script::arbitrary_take_rest(Unstructured::new(&bytes));
-        let compared = compare(&script.expect("any bytes do").0);
-        compared.unwrap_or_else(|difference| panic!("{difference}"));
-    }
+    agree_on_seeds("ioctl_ops", |script: Script| script.0);
 }
 
 #[test]
 fn seeds_of_ioctl_bytes() {
-    for bytes in seeds("ioctl_bytes") {
-        let script = RawScript::arbitrary_take_rest(Unstructured::new(&bytes));
-        let compared = compare(&script.expect("any bytes do").0);
-        compared.unwrap_or_else(|difference| panic!("{difference}"));
-    }
+    agree_on_seeds("ioctl_bytes", |script: RawScript| script.0);
 }

@@ -4,16 +4,10 @@
 
 use std::{env, thread};
 
-use dirty_model::compare;
-use dirty_script::op::Op;
-use dirty_script::parse;
+mod support;
 
-/// Operations of a script, one a line.
-fn ops(script: &str) -> Vec<Op> {
-    let cases = parse(script, &mut 65535).expect("a script");
-    let lines = cases.into_iter().flat_map(|case| case.lines);
-    lines.map(|line| line.op).collect()
-}
+use dirty_model::compare;
+use support::ops;
 
 /// Every sequence of `depth` operations of `alphabet` after `prefix`; how many.
 fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {

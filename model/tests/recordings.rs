@@ -3,26 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 
 use dirty_model::Naive;
 use dirty_script::{parse, run, System};
-use flate2::read::GzDecoder;
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../adapter-user/tests/data")
-        .join(name)
-}
+#[path = "../../adapter-user/tests/support/recorded.rs"]
+mod recorded;
 
-fn unpacked(name: &str) -> String {
-    let file = fs::File::open(data(name)).expect("test data");
-    let mut text = String::new();
-    let read = GzDecoder::new(file).read_to_string(&mut text);
-    read.expect("gzip");
-    text
-}
+use recorded::{data, table_scripts, unpacked, TRACES};
 
 /// Runs a script, each case on a new model, and calls back with each line.
 fn transcript(script: &str, entry_limit: &mut u32, take: &mut dyn FnMut(String)) {
@@ -42,13 +30,7 @@ fn transcript(script: &str, entry_limit: &mut u32, take: &mut dyn FnMut(String))
 #[test]
 fn random_traces_equal_an_ideal_driver() {
     let mut lines = 0;
-    for name in [
-        "p1-emu-new",
-        "p2-emu-reuse",
-        "p3-pci-new",
-        "p4-pci-reuse",
-        "p5-mixed-reuse",
-    ] {
+    for name in TRACES {
         let script = unpacked(&format!("traces/{name}.vt.gz"));
         let ideal = unpacked(&format!("traces/{name}.ideal.gz"));
         let mut ideal = ideal.lines();
@@ -99,18 +81,12 @@ fn expected() -> Vec<String> {
 
 #[test]
 fn tables_equal_linux_but_for_the_listed_differences() {
-    let mut scripts: Vec<PathBuf> = fs::read_dir(data("scripts"))
-        .expect("scripts")
-        .map(|entry| entry.expect("entry").path())
-        .filter(|path| !path.ends_with("t9b-nounpin.vt"))
-        .collect();
-    scripts.sort();
     let expected = expected();
     let mut lines = expected.iter();
     let mut entry_limit = 65535;
     let mut case = String::new();
     let mut wrong = Vec::new();
-    for path in scripts {
+    for path in table_scripts() {
         let script = fs::read_to_string(path).expect("script");
         transcript(&script, &mut entry_limit, &mut |line| {
             if line.starts_with("case ") {

@@ -2,6 +2,8 @@
 //! The memory of a script's process, simulated.
 
 use std::collections::HashMap;
+use std::iter;
+use std::ops::Range;
 
 use crate::op::*;
 
@@ -57,17 +59,12 @@ impl User {
     /// Reads what can be read; returns how many bytes.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> usize {
         let n = self.accessible(addr, buf.len(), false);
-        let mut done = 0;
-        while done < n {
-            let at = addr + done as u64;
-            let offset = (at % PAGE) as usize;
-            let len = (n - done).min(PAGE as usize - offset);
-            let out = &mut buf[done..done + len];
-            match self.pages.get(&(at / PAGE)) {
-                Some(page) => out.copy_from_slice(&page[offset..offset + len]),
+        for (page, offset, piece) in pieces(addr, n) {
+            let out = &mut buf[piece];
+            match self.pages.get(&page) {
+                Some(bytes) => out.copy_from_slice(&bytes[offset..][..out.len()]),
                 None => out.fill(0),
             }
-            done += len;
         }
         n
     }
@@ -75,16 +72,25 @@ impl User {
     /// Writes what can be written; returns how many bytes.
     pub fn write(&mut self, addr: u64, buf: &[u8]) -> usize {
         let n = self.accessible(addr, buf.len(), true);
-        let mut done = 0;
-        while done < n {
-            let at = addr + done as u64;
-            let offset = (at % PAGE) as usize;
-            let len = (n - done).min(PAGE as usize - offset);
-            let page = self.pages.entry(at / PAGE);
-            let page = page.or_insert_with(|| vec![0; PAGE as usize]);
-            page[offset..offset + len].copy_from_slice(&buf[done..done + len]);
-            done += len;
+        for (page, offset, piece) in pieces(addr, n) {
+            let bytes = self.pages.entry(page);
+            let bytes = bytes.or_insert_with(|| vec![0; PAGE as usize]);
+            bytes[offset..][..piece.len()].copy_from_slice(&buf[piece]);
         }
         n
     }
+}
+
+/// `n` bytes from `addr` on, page by page: the page, where in it, and which of
+/// the bytes.
+fn pieces(addr: u64, n: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
+    let mut done = 0;
+    iter::from_fn(move || {
+        let at = addr + done as u64;
+        let offset = (at % PAGE) as usize;
+        let end = n.min(done + PAGE as usize - offset);
+        let piece = (done < n).then_some((at / PAGE, offset, done..end));
+        done = end;
+        piece
+    })
 }
