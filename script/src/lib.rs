@@ -10,6 +10,7 @@
 mod driver;
 pub mod op;
 mod parse;
+mod print;
 mod reply;
 mod runner;
 pub mod sim;
