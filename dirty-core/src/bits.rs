@@ -22,21 +22,74 @@ pub(crate) const fn up_to_bit(bit: u64) -> u64 {
     !0 >> (63 - (bit & 63))
 }
 
-/// Sets `n` bits from `first` on.
-pub(crate) fn set(words: &mut [u64], first: u64, n: u64) {
-    if n == 0 {
-        return;
-    }
-    let last = first + n - 1;
+/// The bits of one word from `first` to `last`, which are both in it.
+pub(crate) const fn between(first: u64, last: u64) -> u64 {
+    (!0 >> (63 - (last - first))) << (first & 63)
+}
+
+/// Sets bits `first..=last`.
+#[inline]
+pub(crate) fn set(words: &mut [u64], first: u64, last: u64) {
     debug_assert!(word(last) < words.len(), "a dirty bit has no place");
-    match words.get_mut(word(first)..=word(last)) {
-        Some([only]) => *only |= from_bit(first) & up_to_bit(last),
+    match words.get_mut(word(first)..word(last) + 1) {
+        Some([only]) => *only |= between(first, last),
         Some([head, middle @ .., tail]) => {
             *head |= from_bit(first);
             middle.fill(!0);
             *tail |= up_to_bit(last);
         }
         _ => {}
+    }
+}
+
+/// Likewise, if they are in few words (as 512 are), the first and the last of
+/// which have one of them already. Says whether that is so. (Then there is
+/// nothing else to do; and two stores that may overlap are faster than memset.)
+#[inline]
+pub(crate) fn set_near(words: &mut [u64], first: u64, last: u64) -> bool {
+    match words.get_mut(word(first)..word(last) + 1) {
+        Some([only]) => {
+            let bits = between(first, last);
+            let known = *only & bits != 0;
+            if known {
+                *only |= bits;
+            }
+            known
+        }
+        Some([head, middle @ .., tail]) if middle.len() <= 8 => {
+            let (from, up_to) = (from_bit(first), up_to_bit(last));
+            let known = *head & from != 0 && *tail & up_to != 0;
+            if known {
+                *head |= from;
+                match middle.len() {
+                    0 => {}
+                    1 => fill_ends::<1>(middle),
+                    2..=4 => fill_ends::<2>(middle),
+                    _ => fill_ends::<4>(middle),
+                }
+                *tail |= up_to;
+            }
+            known
+        }
+        _ => false,
+    }
+}
+
+/// Sets the bits of the first and the last `N` words.
+#[inline]
+fn fill_ends<const N: usize>(words: &mut [u64]) {
+    if let Some(first) = words.first_chunk_mut::<N>() {
+        *first = [!0; N];
+    }
+    if let Some(last) = words.last_chunk_mut::<N>() {
+        *last = [!0; N];
+    }
+}
+
+/// Clears one bit.
+pub(crate) fn clear(words: &mut [u64], bit: u64) {
+    if let Some(w) = words.get_mut(word(bit)) {
+        *w &= !(1 << (bit & 63));
     }
 }
 

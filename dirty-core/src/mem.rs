@@ -37,10 +37,11 @@ fn alloc_array<T, M: Memory>(
 /// A fixed number of 64-bit words, zero at birth: plain words for whoever
 /// holds it exclusively, atomics for whoever shares it.
 pub(crate) struct Words<M: Memory> {
-    /// INVARIANT: `None`, and `len` is 0; or `len` words allocated from `mem`
-    /// with the layout kept here.
-    array: Option<(NonNull<u64>, Layout)>,
+    /// INVARIANT: `len` initialised words, allocated from `mem` with `layout`;
+    /// or dangling, and `len` is 0.
+    array: NonNull<u64>,
     len: usize,
+    layout: Layout,
     mem: M,
 }
 
@@ -51,38 +52,37 @@ unsafe impl<M: Memory + Sync> Sync for Words<M> {}
 
 impl<M: Memory> Words<M> {
     pub(crate) fn new(mem: &M, len: usize) -> Result<Self, NoMemory> {
+        let array = alloc_array(mem, len, LINE)?;
+        let (array, layout) = array.unwrap_or((NonNull::dangling(), Layout::new::<()>()));
         Ok(Words {
-            array: alloc_array(mem, len, LINE)?,
+            array,
             len,
+            layout,
             mem: mem.clone(),
         })
     }
 
+    #[inline]
     pub(crate) fn shared(&self) -> &[AtomicU64] {
-        let Some((ptr, _)) = self.array else {
-            return &[];
-        };
         // SAFETY: `len` initialised words, alive as long as `self`; AtomicU64
         // has the layout of u64 (alignment is LINE), and plain access needs
         // `&mut self`, which cannot exist beside this borrow.
-        unsafe { slice::from_raw_parts(ptr.as_ptr().cast::<AtomicU64>(), self.len) }
+        unsafe { slice::from_raw_parts(self.array.as_ptr().cast::<AtomicU64>(), self.len) }
     }
 
+    #[inline]
     pub(crate) fn exclusive(&mut self) -> &mut [u64] {
-        let Some((ptr, _)) = self.array else {
-            return &mut [];
-        };
         // SAFETY: `len` initialised words, alive as long as `self`, and
         // `&mut self` keeps every other access out.
-        unsafe { slice::from_raw_parts_mut(ptr.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.array.as_ptr(), self.len) }
     }
 }
 
 impl<M: Memory> Drop for Words<M> {
     fn drop(&mut self) {
-        if let Some((ptr, layout)) = self.array {
+        if self.len != 0 {
             // SAFETY: allocated from `mem` with this layout, and dropped once.
-            unsafe { self.mem.free(ptr.cast(), layout) };
+            unsafe { self.mem.free(self.array.cast(), self.layout) };
         }
     }
 }

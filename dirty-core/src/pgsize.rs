@@ -138,8 +138,8 @@ pub fn normalise(src: &[u64], from: Extent, dst: &mut [u64], to: Extent) -> Resu
         // Both lie in `to`, whose bits are in `dst`.
         let first_page = to.pgsize.pages(first.max(to.iova).wrapping_sub(to.iova));
         let last_page = to.pgsize.pages(last.min(to_last).wrapping_sub(to.iova));
-        let n = last_page.wrapping_sub(first_page).wrapping_add(1);
-        bits::set(dst, to.bit.wrapping_add(first_page), n);
+        let (first, last) = (first_page, last_page);
+        bits::set(dst, to.bit.wrapping_add(first), to.bit.wrapping_add(last));
     }
     Ok(())
 }

@@ -6,11 +6,11 @@
 //! clears nothing, so that a retry tells the same (D2). One to a caller of the
 //! core cannot fail, and clears what it takes in the same pass.
 
-use crate::bitmap::full_image;
 use crate::bits;
 use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
+use crate::image::full_image;
 use crate::mem::as_bytes;
 use crate::pgsize::{normalise, Extent, PageSize};
 use crate::type1::{may_be_written, Type1};

@@ -4,7 +4,7 @@
 
 use std::vec;
 
-use crate::bitmap::{words_of, Bitmap};
+use crate::bitmap::Bitmap;
 
 /// The memory of the integration tests.
 #[path = "../tests/support/memory.rs"]
@@ -27,12 +27,6 @@ const PAGES: [u64; 9] = [
     128 * 512,
     NPAGES - 1,
 ];
-
-#[test]
-fn a_line_is_eight_words() {
-    assert_eq!(words_of(3..5, 100), 24..40);
-    assert_eq!(words_of(3..5, 39), 24..39, "the last is not whole");
-}
 
 #[test]
 fn the_summary_has_the_lines_that_are_dirty_or_pinned() {

@@ -9,7 +9,7 @@ use crate::bitmap::Bitmap;
 use crate::mem::Or;
 
 /// A report of every page, for the whole copy after START.
-pub(crate) const ALL: [u64; 24] = [!0; 24];
+pub(crate) const ALL: [u64; 512] = [!0; 512];
 
 pub(crate) struct Guest {
     npages: u64,

@@ -13,7 +13,12 @@ mod bitmap;
 #[path = "../../src/bits.rs"]
 #[allow(dead_code)]
 mod bits;
+#[path = "../../src/image.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod image;
 mod mem;
+#[path = "../../src/stream.rs"]
+mod stream;
 mod error {
     pub(crate) use dirty_core::Error;
 }
@@ -33,9 +38,10 @@ use std::sync::Arc;
 use guest::{Guest, ALL};
 use mem::Or;
 
-/// Pages of the bitmaps: three words, and three lines.
+/// Pages of the bitmaps: three words, and a block of lines: of no less than a
+/// block a report visits single lines.
 const THREE_WORDS: u64 = 192;
-const THREE_LINES: u64 = 3 * 512;
+const BLOCK: u64 = 64 * 512;
 
 /// Runs a model of a guest whose `watched` pages are written by two threads,
 /// while a third makes a report.
@@ -97,18 +103,18 @@ fn two_runs_that_overlap() {
 /// Their summary bits share a word, which is only changed when a load says so.
 #[test]
 fn pages_of_different_lines() {
-    two_writers(THREE_LINES, &[0, 1030], Or::Atomic, [(0, 1), (1030, 1)]);
+    two_writers(BLOCK, &[0, 1030], Or::Atomic, [(0, 1), (1030, 1)]);
 }
 
 #[test]
 fn pages_of_one_line() {
-    two_writers(THREE_LINES, &[512, 600], Or::Atomic, [(512, 1), (600, 1)]);
+    two_writers(BLOCK, &[512, 600], Or::Atomic, [(512, 1), (600, 1)]);
 }
 
 #[test]
 fn a_run_across_lines_and_a_page_of_one() {
     two_writers(
-        THREE_LINES,
+        BLOCK,
         &[511, 512, 513],
         Or::Atomic,
         [(511, 2), (513, 1)],
@@ -124,7 +130,7 @@ fn words_without_an_atomic_or_lose_writes() {
 #[test]
 #[should_panic(expected = "a write is lost")]
 fn a_summary_without_an_atomic_or_loses_writes() {
-    two_writers(THREE_LINES, &[0, 1030], Or::Torn, [(0, 1), (1030, 1)]);
+    two_writers(BLOCK, &[0, 1030], Or::Torn, [(0, 1), (1030, 1)]);
 }
 
 /// Runs a model of one thread that writes page 3, and this one that reports.

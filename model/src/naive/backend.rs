@@ -42,7 +42,7 @@ pub(super) struct Backend {
 /// Bytes of a mapping's bitmap.
 fn bitmap_bytes(pages: u64) -> u64 {
     let words = pages.div_ceil(64);
-    8 * (2 * words + words.div_ceil(8).div_ceil(64))
+    16 * (words + words.div_ceil(8).div_ceil(64))
 }
 
 impl Backend {

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Stores that leave the caches alone, where the target has them.
+#![allow(unsafe_code)]
+
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+
+/// Copies `words` to as many of `out`, to be seen by other threads after
+/// [`fence`] only.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+#[inline]
+pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
+    // SAFETY: a pair of u64 may be used as an __m128i.
+    let (head, pairs, tail) = unsafe { out.align_to_mut::<__m128i>() };
+    let (before, words) = words.split_at_checked(head.len()).unwrap_or_default();
+    let chunks = words.chunks_exact(2);
+    let ends = head.iter_mut().zip(before);
+    let ends = ends.chain(tail.iter_mut().zip(chunks.remainder()));
+    ends.for_each(|(out, word)| *out = *word);
+    for (out, pair) in pairs.iter_mut().zip(chunks) {
+        // SAFETY: 16 bytes are there to be read.
+        let pair = unsafe { _mm_loadu_si128(pair.as_ptr().cast()) };
+        // SAFETY: an aligned place, borrowed exclusively.
+        unsafe { _mm_stream_si128(out, pair) };
+    }
+}
+
+/// Orders what [`copy`] stored before whatever comes next.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+#[inline]
+pub(crate) fn fence() {
+    // SAFETY: SSE2 is there.
+    unsafe { _mm_sfence() };
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
+    out.iter_mut()
+        .zip(words)
+        .for_each(|(out, word)| *out = *word);
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+pub(crate) fn fence() {}
