@@ -119,16 +119,19 @@ impl<M: Memory> Bitmap<M> {
         let Some((first, last)) = self.clip(first, n) else {
             return;
         };
-        if !bits::set_near(self.words.exclusive(), first, last) {
+        if !bits::set_again(self.words.exclusive(), first, last) {
             self.set_run(first, last);
         }
     }
 
+    /// Likewise where that may not be all of one word, and none may be dirty.
     fn set_run(&mut self, first: u64, last: u64) {
         let (first_line, last_line) = (self.line(first), self.line(last));
         let words = self.words.exclusive();
-        bits::set(words, first, last);
-        bits::set(words, first_line, last_line);
+        if !bits::set_short(words, first, last) {
+            bits::set(words, first, last);
+            bits::set(words, first_line, last_line);
+        }
     }
 
     /// The bit, of all words, of the line that a page is in.

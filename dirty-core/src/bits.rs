@@ -31,45 +31,57 @@ pub(crate) const fn between(first: u64, last: u64) -> u64 {
 #[inline]
 pub(crate) fn set(words: &mut [u64], first: u64, last: u64) {
     debug_assert!(word(last) < words.len(), "a dirty bit has no place");
-    match words.get_mut(word(first)..word(last) + 1) {
-        Some([only]) => *only |= between(first, last),
-        Some([head, middle @ .., tail]) => {
-            *head |= from_bit(first);
-            middle.fill(!0);
-            *tail |= up_to_bit(last);
+    if word(first) == word(last) {
+        if let Some(only) = words.get_mut(word(first)) {
+            *only |= between(first, last);
         }
-        _ => {}
+    } else if let Some([head, middle @ .., tail]) = words.get_mut(word(first)..word(last) + 1) {
+        *head |= from_bit(first);
+        middle.fill(!0);
+        *tail |= up_to_bit(last);
     }
 }
 
-/// Likewise, if they are in few words (as 512 are), the first and the last of
-/// which have one of them already. Says whether that is so. (Then there is
-/// nothing else to do; and two stores that may overlap are faster than memset.)
+/// Likewise, if they are in one word, which has one of them already: there is
+/// nothing else to do then. Says whether that is so.
 #[inline]
-pub(crate) fn set_near(words: &mut [u64], first: u64, last: u64) -> bool {
+pub(crate) fn set_again(words: &mut [u64], first: u64, last: u64) -> bool {
+    if word(first) != word(last) {
+        return false;
+    }
+    let Some(only) = words.get_mut(word(first)) else {
+        return true; // a bit without a place
+    };
+    let bits = between(first, last);
+    let again = *only & bits != 0;
+    if again {
+        *only |= bits;
+    }
+    again
+}
+
+/// Likewise, if they are in two to ten words, as 512 are, of which the first
+/// and the last have one of them already. (Two stores that may overlap: memset
+/// takes longer than all the rest.)
+#[inline]
+pub(crate) fn set_short(words: &mut [u64], first: u64, last: u64) -> bool {
+    if word(first) == word(last) {
+        return false;
+    }
+    let (from, up_to) = (from_bit(first), up_to_bit(last));
     match words.get_mut(word(first)..word(last) + 1) {
-        Some([only]) => {
-            let bits = between(first, last);
-            let known = *only & bits != 0;
-            if known {
-                *only |= bits;
+        Some([head, middle @ .., tail])
+            if middle.len() <= 8 && *head & from != 0 && *tail & up_to != 0 =>
+        {
+            *head |= from;
+            match middle.len() {
+                0 => {}
+                1 => fill_ends::<1>(middle),
+                2..=4 => fill_ends::<2>(middle),
+                _ => fill_ends::<4>(middle),
             }
-            known
-        }
-        Some([head, middle @ .., tail]) if middle.len() <= 8 => {
-            let (from, up_to) = (from_bit(first), up_to_bit(last));
-            let known = *head & from != 0 && *tail & up_to != 0;
-            if known {
-                *head |= from;
-                match middle.len() {
-                    0 => {}
-                    1 => fill_ends::<1>(middle),
-                    2..=4 => fill_ends::<2>(middle),
-                    _ => fill_ends::<4>(middle),
-                }
-                *tail |= up_to;
-            }
-            known
+            *tail |= up_to;
+            true
         }
         _ => false,
     }

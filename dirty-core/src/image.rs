@@ -76,7 +76,7 @@ impl<M: Memory> Bitmap<M> {
     }
 
     fn take_all(&mut self, shift: u32, out: &mut [u64], zeroed: bool) -> Result<(), Error> {
-        let words = (self.npages() + u64::from(shift)).div_ceil(64);
+        let words = image_words(self.npages(), shift);
         if shift >= 64 || words > out.len() as u64 {
             return Err(Error::BitmapSize);
         }
@@ -92,6 +92,7 @@ impl<M: Memory> Bitmap<M> {
 
     /// Copies words `first..` of the image to `out`.
     fn copy(&mut self, copy: Copy, first: usize, out: &mut [u64]) {
+        let npages = self.npages();
         let parts = self.parts();
         let end = first.saturating_add(out.len()).min(parts.dirty.len());
         let before = first.checked_sub(1);
@@ -136,11 +137,11 @@ impl<M: Memory> Bitmap<M> {
         if copy.stream {
             stream::fence();
         }
-        if let Some(out) = out
-            .get_mut(end.saturating_sub(first))
-            .filter(|_| carry != 0 || !copy.zeroed)
-        {
-            *out = carry;
+        let words = image_words(npages, copy.shift);
+        if end == parts.dirty.len() && words > end as u64 {
+            if let Some(out) = out.get_mut(end - first) {
+                *out = carry;
+            }
         }
     }
 
@@ -166,6 +167,11 @@ impl<M: Memory> Bitmap<M> {
             *lines = *pinned_lines;
         }
     }
+}
+
+/// Words of the image of `npages` pages.
+fn image_words(npages: u64, shift: u32) -> u64 {
+    (npages + u64::from(shift)).div_ceil(64)
 }
 
 /// The bits that are set in a word.

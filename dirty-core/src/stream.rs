@@ -5,11 +5,14 @@
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
 
-/// Copies `words` to as many of `out`, to be seen by other threads after
+/// Copies as many words as both have, to be seen by other threads after
 /// [`fence`] only.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[inline]
 pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
+    let len = words.len().min(out.len());
+    let words = words.get(..len).unwrap_or_default();
+    let out = out.get_mut(..len).unwrap_or_default();
     // SAFETY: a pair of u64 may be used as an __m128i.
     let (head, pairs, tail) = unsafe { out.align_to_mut::<__m128i>() };
     let (before, words) = words.split_at_checked(head.len()).unwrap_or_default();

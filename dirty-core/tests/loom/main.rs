@@ -113,12 +113,7 @@ fn pages_of_one_line() {
 
 #[test]
 fn a_run_across_lines_and_a_page_of_one() {
-    two_writers(
-        BLOCK,
-        &[511, 512, 513],
-        Or::Atomic,
-        [(511, 2), (513, 1)],
-    );
+    two_writers(BLOCK, &[511, 512, 513], Or::Atomic, [(511, 2), (513, 1)]);
 }
 
 #[test]

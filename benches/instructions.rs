@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What `.ci/instructions` counts under callgrind: instructions are the same in
+//! every run, where times are not. Without an argument, the names of the cases.
+
+use std::hint::black_box;
+
+use dirty_core::{normalise, Extent, PageSize, Report};
+
+#[allow(dead_code)]
+mod data;
+#[allow(dead_code)]
+mod guest;
+#[allow(dead_code)]
+mod host;
+
+use data::{distinct, random_words, scattered, zeroed, Size, GIB_1, GIB_64};
+use guest::Guest;
+use host::{Heap, PAGE};
+
+type Bitmap = dirty_core::Bitmap<Heap>;
+
+/// What is counted: callgrind looks for the name of this function.
+#[inline(never)]
+fn counted(work: impl FnOnce()) {
+    work();
+}
+
+/// A name, the unit it is counted per, and what does it: returns how many.
+type Case = (&'static str, &'static str, fn() -> usize);
+
+const CASES: &[Case] = &[
+    ("mark one dirty page", "mark", || {
+        marks(1, true, |b, p| b.set(p, 1))
+    }),
+    ("mark one clean page", "mark", || {
+        marks(1, false, |b, p| b.set(p, 1))
+    }),
+    ("mark one dirty page, shared", "mark", || {
+        marks(1, true, |b, p| b.mark(p, 1))
+    }),
+    ("mark one clean page, shared", "mark", || {
+        marks(1, false, |b, p| b.mark(p, 1))
+    }),
+    ("mark 512 pages", "mark", || {
+        marks(512, true, |b, p| b.set(p, 512))
+    }),
+    ("mark 512 pages, shared", "mark", || {
+        marks(512, true, |b, p| b.mark(p, 512))
+    }),
+    ("snapshot", "word", || snapshot(0)),
+    ("shifted snapshot", "word", || snapshot(13)),
+    ("snapshot of 0.01 %, zeroed", "dirty page", sparse),
+    ("coarsen 16 to 1", "word of 4K pages", || rescale(1, 16)),
+    ("coarsen 512 to 1", "word of 4K pages", || rescale(1, 512)),
+    ("refine 1 to 16", "word of 4K pages", || rescale(16, 1)),
+    ("refine 1 to 512", "word of 4K pages", || rescale(512, 1)),
+    //    ("pages, 10 %", "page", || iterate(|words| dirty_core::pages(words).count())),
+    //    ("runs, 10 %", "run", || iterate(|words| dirty_core::runs(words).count())),
+    ("pin a page of 1e5", "pin", || {
+        pins(|guest, page| guest.pin(page, &mut [0]))
+    }),
+    ("unpin a page of 1e5", "unpin", || {
+        pins(|guest, page| guest.unpin(page, 1))
+    }),
+];
+
+fn main() {
+    let Some(name) = std::env::args().nth(1) else {
+        CASES.iter().for_each(|(name, ..)| println!("{name}"));
+        return;
+    };
+    let case = CASES.iter().find(|(n, ..)| *n == name);
+    let (_, unit, run) = case.expect("a name of a case");
+    println!("{} {unit}", run());
+}
+
+fn marks(n: u64, dirty: bool, mark: fn(&mut Bitmap, u64)) -> usize {
+    let mut bitmap = bitmap(GIB_1);
+    let pages = distinct(GIB_1.pages - n, 10_000);
+    if dirty {
+        pages.iter().for_each(|page| mark(&mut bitmap, *page));
+    }
+    counted(|| {
+        for page in &pages {
+            mark(black_box(&mut bitmap), *page);
+        }
+    });
+    pages.len()
+}
+
+fn bitmap(size: Size) -> Bitmap {
+    Bitmap::new(&Heap, size.pages).expect("memory for a bitmap")
+}
+
+fn snapshot(shift: u32) -> usize {
+    let mut bitmap = bitmap(GIB_64);
+    bitmap.set_all();
+    let mut out = zeroed(GIB_64.words() + 1);
+    counted(|| bitmap.take(shift, &mut out).expect("enough words"));
+    GIB_64.words()
+}
+
+fn sparse() -> usize {
+    let mut bitmap = bitmap(GIB_64);
+    let pages = scattered(GIB_64.pages, 0.0001);
+    pages.iter().for_each(|page| bitmap.set(page.start, 1));
+    let mut out = zeroed(GIB_64.words());
+    counted(|| bitmap.take_sparse(0, &mut out).expect("enough words"));
+    pages.len()
+}
+
+/// From pages of `from` times 4K to pages of `to` times 4K.
+fn rescale(from: u64, to: u64) -> usize {
+    let extent = |times: u64| Extent {
+        bit: 0,
+        iova: 0,
+        npages: GIB_64.pages / times,
+        pgsize: PageSize::new(PAGE * times).expect("a power of two"),
+    };
+    let words = random_words(GIB_64.words() / from as usize, 2);
+    let mut out = zeroed(GIB_64.words() / to as usize);
+    counted(|| normalise(&words, extent(from), &mut out, extent(to)).expect("whole bitmaps"));
+    GIB_64.words()
+}
+
+fn iterate(count: fn(&[u64]) -> usize) -> usize {
+    let mut words = zeroed(GIB_1.words());
+    for page in scattered(GIB_1.pages, 0.1) {
+        words[page.start as usize / 64] |= 1 << (page.start % 64);
+    }
+    let mut n = 0;
+    counted(|| n = count(black_box(&words)));
+    n
+}
+
+/// One operation on each of 1e5 pages: those of the second half of 2e5 for a
+/// pin, those of the first for an unpin.
+fn pins(op: fn(&mut Guest, u64)) -> usize {
+    let mut guest = Guest::tracking(&[GIB_64.pages]);
+    let pages = distinct(GIB_64.pages, 100_000);
+    pages.iter().for_each(|page| guest.pin(*page, &mut [0]));
+    let pages = &pages[..10_000];
+    counted(|| pages.iter().for_each(|page| op(&mut guest, *page)));
+    let mut out = zeroed(GIB_64.words());
+    guest.get(0, GIB_64.pages, Report::Words(&mut out));
+    pages.len()
+}
