@@ -39,11 +39,15 @@ pub mod host;
 mod image;
 pub mod ioctl;
 mod iova;
+mod lanes;
 mod map;
 mod mem;
 mod pfn;
 mod pgsize;
 mod report;
+mod rescale;
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+mod sse2;
 mod stream;
 mod tree;
 mod type1;

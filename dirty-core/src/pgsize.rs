@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Page sizes, and bitmaps taken from one page size to another.
 
-use crate::bits;
 use crate::error::Error;
+use crate::rescale::{self, Overlap};
 
 /// A page size: a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,19 +127,30 @@ impl Extent {
 pub fn normalise(src: &[u64], from: Extent, dst: &mut [u64], to: Extent) -> Result<(), Error> {
     from.check(src)?;
     to.check(dst)?;
-    let Some(to_last) = to.last()? else {
-        return Ok(());
+    let (Some(from_last), Some(to_last)) = (from.last()?, to.last()?) else {
+        return Ok(()); // one has no pages
     };
-    for run in bits::runs(src, from.bit, from.npages) {
-        let (first, last) = from.addresses(&run);
-        if last < to.iova || first > to_last {
-            continue;
-        }
-        // Both lie in `to`, whose bits are in `dst`.
-        let first_page = to.pgsize.pages(first.max(to.iova).wrapping_sub(to.iova));
-        let last_page = to.pgsize.pages(last.min(to_last).wrapping_sub(to.iova));
-        let (first, last) = (first_page, last_page);
-        bits::set(dst, to.bit.wrapping_add(first), to.bit.wrapping_add(last));
+    let both = (from.iova.max(to.iova), from_last.min(to_last));
+    if both.0 > both.1 {
+        return Ok(());
+    }
+    if from.pgsize <= to.pgsize {
+        rescale::coarsen(src, dst, overlap(both, from, to));
+    } else {
+        rescale::refine(src, dst, overlap(both, to, from));
     }
     Ok(())
+}
+
+/// Where both extents have the addresses from `first` to `last`.
+fn overlap((first, last): (u64, u64), fine: Extent, coarse: Extent) -> Overlap {
+    let pages = |extent: Extent| extent.pgsize.pages(first.wrapping_sub(extent.iova));
+    Overlap {
+        fine: fine.bit.wrapping_add(pages(fine)),
+        coarse: coarse.bit.wrapping_add(pages(coarse)),
+        // At most as many as `fine` has.
+        n: fine.pgsize.pages(last.wrapping_sub(first)).wrapping_add(1),
+        skip: fine.pgsize.pages(first & coarse.pgsize.mask()),
+        shift: coarse.pgsize.shift().wrapping_sub(fine.pgsize.shift()),
+    }
 }

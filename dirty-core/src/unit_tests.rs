@@ -5,6 +5,7 @@
 use std::vec;
 
 use crate::bitmap::Bitmap;
+use crate::lanes::{collapse, collapse_any, spread, spread_any};
 
 /// The memory of the integration tests.
 #[path = "../tests/support/memory.rs"]
@@ -56,5 +57,20 @@ fn the_summary_has_the_lines_that_are_dirty_or_pinned() {
                 assert!(bitmap.is_summarised());
             }
         }
+    }
+}
+
+/// 64K pages have a way of their own, in both directions.
+#[test]
+fn both_ways_at_16_to_1_agree() {
+    for bits in (0..1 << 16).map(|k: u64| k << 40 ^ k << 17 ^ k) {
+        let (mut words, mut others) = ([0; 16], [0; 16]);
+        spread(bits, &mut words);
+        spread_any(bits, &mut others);
+        assert_eq!(words, others);
+        // Any bit of a lane will do.
+        let thin = others.map(|w: u64| w & (bits | 0x8000_0001_0010_0400));
+        assert_eq!(collapse(&thin), collapse_any(&thin));
+        assert_eq!(collapse(&words), bits);
     }
 }

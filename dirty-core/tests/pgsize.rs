@@ -86,6 +86,63 @@ fn extents() -> impl Strategy<Value = (Extent, Extent)> {
     focus.prop_flat_map(|focus| (extent(focus), extent(focus)))
 }
 
+/// `n` words, in some of which some bits are set.
+fn sparse_words(n: usize, seed: u64) -> Vec<u64> {
+    let mut x = seed | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    let word = |k: u64| match k % 5 {
+        0 => 1u64 << (k / 5 % 64),
+        1 => !0,
+        2 => k & k >> 7,
+        _ => 0,
+    };
+    (0..n).map(|_| word(next() >> 8)).collect()
+}
+
+proptest! {
+    /// More than a block of words, at any ratio and any offset, both ways.
+    #[test]
+    fn normalise_by_every_ratio(
+        shift in 0..13u32,
+        npages in 0..3 * 64 * 512u64,
+        skip in 0..5000u64,
+        at in prop_oneof![Just((0u64, 0u64)), (0..70u64, 0..70u64)],
+        cut in 0..200u64,
+        seed in any::<u64>(),
+    ) {
+        let fine = Extent { bit: at.0, iova: skip, npages, pgsize: size(0) };
+        let pages = ((skip + npages).div_ceil(1 << shift) - (skip >> shift)).saturating_sub(cut);
+        let coarse = Extent {
+            bit: at.1,
+            iova: skip >> shift << shift,
+            npages: pages,
+            pgsize: size(shift),
+        };
+        let words = |extent: Extent| (extent.bit + extent.npages).div_ceil(64) as usize;
+        let page = |k: u64| ((skip + k) >> shift) - (skip >> shift);
+        for (from, to, coarsen) in [(fine, coarse, true), (coarse, fine, false)] {
+            let src = sparse_words(words(from), seed);
+            let mut got = garbage(words(to));
+            got.iter_mut().for_each(|w| *w &= 0x1111);
+            let mut expected = got.clone();
+            for k in (0..npages).filter(|k| page(*k) < pages) {
+                let (fine, coarse) = (fine.bit + k, coarse.bit + page(k));
+                let (from, to) = if coarsen { (fine, coarse) } else { (coarse, fine) };
+                if get(&src, from) {
+                    set(&mut expected, to);
+                }
+            }
+            prop_assert_eq!(normalise(&src, from, &mut got, to), Ok(()));
+            prop_assert!(got == expected, "{:?} {:?}", from, to);
+        }
+    }
+}
+
 /// Words with few or many bits.
 fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![
