@@ -5,13 +5,14 @@ use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
 use crate::map::last_of;
-use crate::pfn::Unpinned;
 use crate::pgsize::PageSize;
 use crate::type1::Type1;
+use crate::window::{Again, Unpinned};
 
 impl<M: Memory> Type1<M> {
     /// pin_pages of a device of `group`: one page at `iova` and at each
     /// following page, as many as `pfns` has room for.
+    #[inline]
     pub(crate) fn pin_pages(
         &mut self,
         host: &mut dyn Host,
@@ -23,82 +24,71 @@ impl<M: Memory> Type1<M> {
         if self.vaddr_invalid != 0 {
             return Err(Error::VaddrInvalid);
         }
-        let page = self.options.page_size;
-        let iovas = (0..).map(|k: u64| iova.wrapping_add(k << page.shift()));
-        let mut result = Ok(());
-        let mut pinned: usize = 0;
-        for (iova, pfn) in iovas.clone().zip(pfns) {
-            match self.pin_page(host, iova, prot) {
-                Ok(p) => *pfn = p,
-                Err(e) => {
-                    result = Err(e);
-                    break;
-                }
+        match self.pin_each(host, iova, prot, pfns) {
+            Ok(()) => {
+                self.set_pinned_scope(group);
+                Ok(())
             }
-            pinned = pinned.saturating_add(1);
-        }
-        if result.is_err() {
-            for iova in iovas.take(pinned) {
-                self.unpin_page(host, iova);
+            Err((pinned, e)) => {
+                self.unpin_pages(host, iova, pinned);
+                Err(e)
             }
-            return result;
         }
-        self.set_pinned_scope(group);
-        Ok(())
     }
 
-    fn pin_page(&mut self, host: &mut dyn Host, iova: u64, prot: Prot) -> Result<u64, Error> {
+    /// Pins pages until one cannot be: after how many, and why.
+    #[inline]
+    fn pin_each(
+        &mut self,
+        host: &mut dyn Host,
+        mut iova: u64,
+        prot: Prot,
+        pfns: &mut [u64],
+    ) -> Result<(), (u64, Error)> {
         let pays = self.domains.is_empty(); // else a domain's pin has paid
-        let dirty_page = self.dirty_page();
-        let dma = self.dmas.find_mut(iova).ok_or(Error::Unmapped)?;
-        if !dma.prot.contains(prot) {
-            return Err(Error::Denied);
+        let pgsize = self.dirty_page();
+        let page = self.options.page_size;
+        let mut here: Option<&mut Dma<M>> = None;
+        for (pinned, pfn) in (0..).zip(pfns) {
+            let dma = match here {
+                Some(dma) if iova <= dma.last => dma,
+                _ => {
+                    let dma = self.dmas.find_mut(iova);
+                    let dma = dma.ok_or((pinned, Error::Unmapped))?;
+                    if !dma.prot.contains(prot) {
+                        return Err((pinned, Error::Denied));
+                    }
+                    dma
+                }
+            };
+            *pfn = match dma.pins.again(iova) {
+                Ok(pfn) => pfn,
+                Err(Again::Full) => return Err((pinned, Error::PinCount)),
+                Err(Again::Not) => {
+                    let pfn = dma.pin_page(host, iova, pays, pgsize);
+                    pfn.map_err(|e| (pinned, e))?
+                }
+            };
+            iova = iova.wrapping_add(page.bytes());
+            here = Some(dma);
         }
-        if let Some(again) = dma.pins.again(iova) {
-            return again;
-        }
-        let pfn = first_pin(host, dma, iova, pays)?;
-        let bit = dma.bit(iova, dirty_page);
-        if let Some(bitmap) = &mut dma.bitmap {
-            bitmap.pin(bit);
-        }
-        Ok(pfn)
+        Ok(())
     }
 
     /// unpin_pages: stops at the first page that is not mapped.
     pub(crate) fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) {
+        let pays = self.domains.is_empty();
+        let pgsize = self.dirty_page();
         let page = self.options.page_size;
         for k in 0..npages {
             let Some(iova) = (k << page.shift()).checked_add(iova) else {
                 break;
             };
-            let last = iova.saturating_add(page.mask());
-            if !self.dmas.overlaps(iova, last) {
+            if let Some(dma) = self.dmas.find_mut(iova) {
+                dma.unpin_page(host, iova, pays, pgsize);
+            } else if !self.dmas.overlaps(iova, iova.saturating_add(page.mask())) {
                 break;
             }
-            self.unpin_page(host, iova);
-        }
-    }
-
-    fn unpin_page(&mut self, host: &mut dyn Host, iova: u64) {
-        let pays = self.domains.is_empty();
-        let pgsize = self.dirty_page();
-        let Some(dma) = self.dmas.find_mut(iova) else {
-            return;
-        };
-        let Some(Unpinned::Last(pfn)) = dma.pins.remove(iova) else {
-            return;
-        };
-        host.unpin(pfn, 1, dma.prot);
-        if pays && host.page_kind(pfn) == PageKind::Normal {
-            dma.uncharge(host, 1);
-        }
-        // A granule stays pinned as long as any page in it is.
-        let bit = dma.bit(iova, pgsize);
-        let start = dma.iova.wrapping_add(bit << pgsize.shift());
-        let still = dma.pins.any_in(start, start | pgsize.mask());
-        if let Some(bitmap) = dma.bitmap.as_mut().filter(|_| !still) {
-            bitmap.unpin(bit);
         }
     }
 
@@ -200,6 +190,39 @@ impl<M: Memory> Type1<M> {
 }
 
 impl<M: Memory> Dma<M> {
+    fn pin_page(
+        &mut self,
+        host: &mut dyn Host,
+        iova: u64,
+        pays: bool,
+        pgsize: PageSize,
+    ) -> Result<u64, Error> {
+        let pfn = first_pin(host, self, iova, pays)?;
+        let bit = self.bit(iova, pgsize);
+        if let Some(bitmap) = &mut self.bitmap {
+            bitmap.pin(bit);
+        }
+        Ok(pfn)
+    }
+
+    fn unpin_page(&mut self, host: &mut dyn Host, iova: u64, pays: bool, pgsize: PageSize) {
+        let Unpinned::Last(pfn) = self.pins.remove(iova) else {
+            return;
+        };
+        host.unpin(pfn, 1, self.prot);
+        if pays && host.page_kind(pfn) == PageKind::Normal {
+            self.uncharge(host, 1);
+        }
+        // A granule stays pinned as long as any page in it is.
+        let bit = self.bit(iova, pgsize);
+        let start = self.iova.wrapping_add(bit << pgsize.shift());
+        if let Some(bitmap) = &mut self.bitmap {
+            if !self.pins.any_beside(iova, start, start | pgsize.mask()) {
+                bitmap.unpin(bit);
+            }
+        }
+    }
+
     /// Marks the pages that `n` bytes at `iova`, inside the mapping, touch.
     fn mark(&self, iova: u64, n: u64, pgsize: PageSize) {
         if let (Some(bitmap), Ok(last)) = (&self.bitmap, last_of(iova, n)) {
@@ -228,7 +251,7 @@ fn first_pin<M: Memory>(
             let inserted = if kind == PageKind::NoPage {
                 Err(Error::NoStructPage)
             } else {
-                dma.pins.insert(iova, pfn)
+                dma.pins.insert(iova, pfn).map_err(Error::from)
             };
             if inserted.is_err() {
                 dma.uncharge(host, cost);

@@ -49,10 +49,12 @@ mod rescale;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod sse2;
 mod stream;
+mod table;
 mod tree;
 mod type1;
 pub mod uapi;
 mod unmap;
+mod window;
 
 #[cfg(test)]
 extern crate self as dirty_core;

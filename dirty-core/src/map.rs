@@ -68,7 +68,7 @@ impl<M: Memory> Type1<M> {
             mm,
             locked: 0,
             iommu_mapped: false,
-            pins: Pins::new(&self.mem, self.options.page_size),
+            pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
         if let Err(e) = self.dmas.insert(dma) {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use core::alloc::Layout;
+use core::mem;
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
 use core::slice;
@@ -87,11 +88,11 @@ impl<M: Memory> Drop for Words<M> {
     }
 }
 
-/// A growable array of plain values, for the few short lists of a container.
-pub(crate) struct List<T: Copy, M: Memory> {
-    /// INVARIANT: `None`, and `capacity` is 0; or room for `capacity` values,
-    /// allocated from `mem` with the layout kept here.
-    array: Option<(NonNull<T>, Layout)>,
+/// A growable array: the lists of a container, and slots for pins.
+pub(crate) struct List<T, M: Memory> {
+    /// INVARIANT: room for `capacity` values, allocated from `mem` with the
+    /// layout of such an array; or dangling, and `capacity` is 0.
+    array: NonNull<T>,
     capacity: usize,
     /// INVARIANT: at most `capacity`; so many values are initialised.
     len: usize,
@@ -99,36 +100,44 @@ pub(crate) struct List<T: Copy, M: Memory> {
 }
 
 // SAFETY: owned like a Vec<T>; `T` and `mem` must be Send themselves.
-unsafe impl<T: Copy + Send, M: Memory + Send> Send for List<T, M> {}
+unsafe impl<T: Send, M: Memory + Send> Send for List<T, M> {}
 // SAFETY: `&List` gives out `&T` only; `T` and `mem` must be Sync themselves.
-unsafe impl<T: Copy + Sync, M: Memory + Sync> Sync for List<T, M> {}
+unsafe impl<T: Sync, M: Memory + Sync> Sync for List<T, M> {}
 
-impl<T: Copy, M: Memory> List<T, M> {
+impl<T, M: Memory> List<T, M> {
     pub(crate) fn new(mem: &M) -> Self {
         List {
-            array: None,
+            array: NonNull::dangling(),
             capacity: 0,
             len: 0,
             mem: mem.clone(),
         }
     }
 
+    /// No values, and room for `capacity`.
+    fn with_capacity(mem: &M, capacity: usize) -> Result<Self, NoMemory> {
+        let mut list = List::new(mem);
+        if let Some((array, _)) = alloc_array(mem, capacity, align_of::<T>())? {
+            list.array = array;
+            list.capacity = capacity;
+        }
+        Ok(list)
+    }
+
     /// Makes sure that the next `push` cannot fail.
     pub(crate) fn reserve(&mut self) -> Result<(), NoMemory> {
+        const { assert!(size_of::<T>() != 0) };
         if self.len < self.capacity {
             return Ok(());
         }
         let capacity = self.capacity.saturating_mul(2).max(4);
-        let array = alloc_array::<T, M>(&self.mem, capacity, align_of::<T>())?;
-        if let (Some((new, _)), Some((old, layout))) = (array, self.array) {
-            // SAFETY: both hold at least `len` values, and a new allocation
-            // does not overlap an old one.
-            unsafe { ptr::copy_nonoverlapping(old.as_ptr(), new.as_ptr(), self.len) };
-            // SAFETY: allocated from `mem` with this layout; replaced below.
-            unsafe { self.mem.free(old.cast(), layout) };
-        }
-        self.array = array;
-        self.capacity = capacity;
+        let mut more = List::with_capacity(&self.mem, capacity)?;
+        // SAFETY: both have room for `len` values, and a new allocation does
+        // not overlap an old one.
+        unsafe { ptr::copy_nonoverlapping(self.array.as_ptr(), more.array.as_ptr(), self.len) };
+        // The values are moved: `self` has none any more.
+        more.len = mem::take(&mut self.len);
+        *self = more;
         Ok(())
     }
 
@@ -140,11 +149,8 @@ impl<T: Copy, M: Memory> List<T, M> {
     /// value goes to the end.
     pub(crate) fn insert(&mut self, index: usize, value: T) -> Result<(), NoMemory> {
         self.reserve()?;
-        let Some((array, _)) = self.array else {
-            return Ok(()); // a type of size 0: nothing to keep
-        };
         // SAFETY: `reserve` made room for one more value, so `len` is in bounds.
-        let end = unsafe { array.add(self.len) };
+        let end = unsafe { self.array.add(self.len) };
         // SAFETY: in bounds of one allocation, see above.
         unsafe { end.write(value) };
         self.len = self.len.saturating_add(1);
@@ -156,42 +162,63 @@ impl<T: Copy, M: Memory> List<T, M> {
 
     /// Removes the value at `index`, keeping the order; no-op beyond the end.
     pub(crate) fn remove(&mut self, index: usize) {
-        if let Some(tail @ [_, ..]) = self.as_mut_slice().get_mut(index..) {
-            tail.rotate_left(1);
-            self.len = self.len.saturating_sub(1);
-        }
+        let Some(tail @ [_, ..]) = self.as_mut_slice().get_mut(index..) else {
+            return;
+        };
+        tail.rotate_left(1);
+        self.len = self.len.saturating_sub(1);
+        // SAFETY: the value behind the last was initialised, and is no longer
+        // one of the list's.
+        let end = unsafe { self.array.add(self.len) };
+        // SAFETY: as above; nobody reads it again.
+        unsafe { end.drop_in_place() };
     }
 
     pub(crate) fn clear(&mut self) {
+        let values = ptr::from_mut(self.as_mut_slice());
         self.len = 0;
+        // SAFETY: they were initialised, and are no longer the list's.
+        unsafe { values.drop_in_place() };
+    }
+
+    /// Removes every value, and gives the memory back.
+    pub(crate) fn reset(&mut self) {
+        *self = List::new(&self.mem);
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
-        let Some((array, _)) = self.array else {
-            return &mut [];
-        };
         // SAFETY: `len` values are initialised, and `&mut self` is exclusive.
-        unsafe { slice::from_raw_parts_mut(array.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.array.as_ptr(), self.len) }
     }
 }
 
-impl<T: Copy, M: Memory> Deref for List<T, M> {
+impl<T: Copy, M: Memory> List<T, M> {
+    /// `len` times `value`.
+    pub(crate) fn filled(mem: &M, len: usize, value: T) -> Result<Self, NoMemory> {
+        let mut list = List::with_capacity(mem, len)?;
+        while list.len < len {
+            list.push(value)?;
+        }
+        Ok(list)
+    }
+}
+
+impl<T, M: Memory> Deref for List<T, M> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let Some((array, _)) = self.array else {
-            return &[];
-        };
         // SAFETY: `len` values are initialised, and no `&mut self` exists.
-        unsafe { slice::from_raw_parts(array.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts(self.array.as_ptr(), self.len) }
     }
 }
 
-impl<T: Copy, M: Memory> Drop for List<T, M> {
+impl<T, M: Memory> Drop for List<T, M> {
     fn drop(&mut self) {
-        if let Some((array, layout)) = self.array {
+        self.clear();
+        let layout = Layout::array::<T>(self.capacity);
+        if let (Ok(layout), true) = (layout, self.capacity != 0) {
             // SAFETY: allocated from `mem` with this layout, and dropped once.
-            unsafe { self.mem.free(array.cast(), layout) };
+            unsafe { self.mem.free(self.array.cast(), layout) };
         }
     }
 }

@@ -1,172 +1,190 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pinned pages of one mapping.
 //!
-//! Pins are kept by the iova they were made at, 64 neighbouring pages to a
-//! chunk, so that pinning a run touches few nodes. An iova need not be
-//! page-aligned; pins at different offsets inside a page are different pins,
-//! and have chunks of their own.
-#![allow(clippy::arithmetic_side_effects)] // masks and shifts of an iova
+//! Pins are kept by the iova they were made at, in windows of neighbouring
+//! pages. An iova need not be page-aligned: pins at different offsets inside a
+//! page are different pins. Those off the start of a page are rare; a tree has
+//! them, and what windows refuse.
+#![allow(clippy::arithmetic_side_effects)] // lengths, and offsets in a mapping
 
-use crate::error::Error;
+use crate::error::NoMemory;
 use crate::host::Memory;
 use crate::mem::List;
 use crate::pgsize::PageSize;
 use crate::tree::Tree;
+use crate::window::{self, Again, Unpinned, Window};
 
-#[derive(Clone, Copy)]
+/// Pages from here on are in no window.
+const PAGES: u64 = 1 << 31;
+
+/// A pin in the tree.
 struct Pin {
+    iova: u64,
     pfn: u64,
     refs: u32,
 }
 
-struct Chunk<M: Memory> {
-    key: u64,
-    /// Bit k: the k-th page of the chunk is pinned.
-    mask: u64,
-    /// One for each bit of `mask`, in order.
-    pins: List<Pin, M>,
-}
-
-/// What an unpin did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unpinned {
-    /// The page has other pins.
-    Shared,
-    /// It was the last pin, of this pfn.
-    Last(u64),
-}
-
 pub(crate) struct Pins<M: Memory> {
-    chunks: Tree<Chunk<M>, M>,
-    mem: M,
+    /// Where the mapping starts.
+    base: u64,
     page: PageSize,
+    /// One for each 2^[`window::SHIFT`] pages, up to the last that had a pin.
+    windows: List<Window<M>, M>,
+    /// Pins in windows. INVARIANT: if there are none, there are no windows.
+    len: usize,
+    others: Tree<Pin, M>,
+    mem: M,
 }
 
 impl<M: Memory> Pins<M> {
-    pub(crate) fn new(mem: &M, page: PageSize) -> Self {
+    /// Of a mapping that starts at `base`.
+    pub(crate) fn new(mem: &M, base: u64, page: PageSize) -> Self {
         Pins {
-            chunks: Tree::new(mem),
-            mem: mem.clone(),
+            base,
             page,
+            windows: List::new(mem),
+            len: 0,
+            others: Tree::new(mem),
+            mem: mem.clone(),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.len == 0 && self.others.is_empty()
     }
 
-    /// The chunk that holds the pin at `iova`, and the pin's bit there. The
-    /// key keeps the offset inside the page.
-    fn locate(&self, iova: u64) -> (u64, u64) {
-        let shift = self.page.shift();
-        let page_in_chunk = iova >> shift & 63;
-        (iova & !(63 << shift), 1 << page_in_chunk)
+    /// The number of the page that starts at `iova`, if one does, and it is not
+    /// beyond what windows hold.
+    #[inline]
+    fn page(&self, iova: u64) -> Option<u32> {
+        // An offset inside a page becomes a number that is too large.
+        let page = iova.wrapping_sub(self.base).rotate_right(self.page.shift());
+        (page < PAGES).then_some(page as u32)
+    }
+
+    #[inline]
+    fn window(&self, page: u32) -> Option<&Window<M>> {
+        self.windows.get((page >> window::SHIFT) as usize)
+    }
+
+    #[inline]
+    fn window_mut(&mut self, page: u32) -> Option<&mut Window<M>> {
+        let windows = self.windows.as_mut_slice();
+        windows.get_mut((page >> window::SHIFT) as usize)
     }
 
     /// The pfn pinned at `iova`.
     pub(crate) fn get(&self, iova: u64) -> Option<u64> {
-        let (key, bit) = self.locate(iova);
-        let chunk = self.chunks.get(key)?;
-        let pin = chunk.pins.get(chunk.rank(bit)?)?;
-        Some(pin.pfn)
+        let page = self.page(iova);
+        let pfn = page.and_then(|page| self.window(page)?.get(page));
+        pfn.or_else(|| Some(self.others.get(iova)?.pfn))
     }
 
     /// Takes one more pin of a page that is pinned at `iova`, and returns its
-    /// pfn; `None` if it is not.
-    pub(crate) fn again(&mut self, iova: u64) -> Option<Result<u64, Error>> {
-        let (key, bit) = self.locate(iova);
-        let chunk = self.chunks.get_mut(key)?;
-        let rank = chunk.rank(bit)?;
-        let pin = chunk.pins.as_mut_slice().get_mut(rank)?;
-        let Some(refs) = pin.refs.checked_add(1) else {
-            return Some(Err(Error::PinCount));
-        };
-        pin.refs = refs;
-        Some(Ok(pin.pfn))
+    /// pfn.
+    #[inline]
+    pub(crate) fn again(&mut self, iova: u64) -> Result<u64, Again> {
+        if let Some(page) = self.page(iova) {
+            if let Some(window) = self.window_mut(page) {
+                let again = window.again(page);
+                if again != Err(Again::Not) {
+                    return again;
+                }
+            }
+        }
+        let pin = self.others.get_mut(iova).ok_or(Again::Not)?;
+        pin.refs = pin.refs.checked_add(1).ok_or(Again::Full)?;
+        Ok(pin.pfn)
     }
 
     /// Keeps the first pin at `iova`.
-    pub(crate) fn insert(&mut self, iova: u64, pfn: u64) -> Result<(), Error> {
-        let (key, bit) = self.locate(iova);
-        let fresh = self.chunks.get(key).is_none();
-        let chunk = if fresh {
-            let pins = List::new(&self.mem);
-            let mask = 0;
-            self.chunks.insert(key, Chunk { key, mask, pins })?
-        } else {
-            self.chunks.get_mut(key).ok_or(Error::NoMemory)?
-        };
-        let rank = (chunk.mask & (bit - 1)).count_ones() as usize;
-        match chunk.pins.insert(rank, Pin { pfn, refs: 1 }) {
-            Ok(()) => {
-                chunk.mask |= bit;
-                Ok(())
+    #[inline]
+    pub(crate) fn insert(&mut self, iova: u64, pfn: u64) -> Result<(), NoMemory> {
+        if let Some(page) = self.page(iova) {
+            let inserted = self.insert_page(page, pfn);
+            if self.len == 0 {
+                self.windows.reset();
             }
-            Err(e) => {
-                if fresh {
-                    self.chunks.remove(key);
-                }
-                Err(e.into())
+            if inserted? {
+                return Ok(());
             }
         }
+        let refs = 1;
+        self.others.insert(iova, Pin { iova, pfn, refs })?;
+        Ok(())
     }
 
-    /// Drops one pin of the page at `iova`; `None` if it has none.
-    pub(crate) fn remove(&mut self, iova: u64) -> Option<Unpinned> {
-        let (key, bit) = self.locate(iova);
-        let chunk = self.chunks.get_mut(key)?;
-        let rank = chunk.rank(bit)?;
-        let pin = chunk.pins.as_mut_slice().get_mut(rank)?;
-        pin.refs = pin.refs.saturating_sub(1);
-        if pin.refs != 0 {
-            return Some(Unpinned::Shared);
+    /// Likewise in its window; false if that refuses it.
+    #[inline]
+    fn insert_page(&mut self, page: u32, pfn: u64) -> Result<bool, NoMemory> {
+        while self.window(page).is_none() {
+            self.windows.push(Window::new(&self.mem))?;
+        }
+        let windows = self.windows.as_mut_slice();
+        let window = windows.get_mut((page >> window::SHIFT) as usize);
+        let Some(window) = window else {
+            return Ok(false); // there is one
+        };
+        let kept = window.insert(&self.mem, page, pfn)?;
+        self.len += usize::from(kept);
+        Ok(kept)
+    }
+
+    /// Drops one pin of the page at `iova`.
+    #[inline]
+    pub(crate) fn remove(&mut self, iova: u64) -> Unpinned {
+        if let Some(page) = self.page(iova) {
+            if let Some(window) = self.window_mut(page) {
+                let unpinned = window.remove(page);
+                if matches!(unpinned, Unpinned::Last(_)) {
+                    self.len -= 1;
+                    if self.len == 0 {
+                        self.windows.reset();
+                    }
+                }
+                if unpinned != Unpinned::Not {
+                    return unpinned;
+                }
+            }
+        }
+        let Some(pin) = self.others.get_mut(iova) else {
+            return Unpinned::Not;
+        };
+        if pin.refs > 1 {
+            pin.refs -= 1;
+            return Unpinned::Shared;
         }
         let pfn = pin.pfn;
-        chunk.pins.remove(rank);
-        chunk.mask &= !bit;
-        if chunk.mask == 0 {
-            self.chunks.remove(key);
+        self.others.remove(iova);
+        Unpinned::Last(pfn)
+    }
+
+    /// Whether a page is pinned at an iova from `first`, where a page starts,
+    /// to `last`. None is at `iova` any more.
+    #[inline]
+    pub(crate) fn any_beside(&self, iova: u64, first: u64, last: u64) -> bool {
+        let mut others = self.others.iter_from(first);
+        if others.next().is_some_and(|pin| pin.iova <= last) {
+            return true;
         }
-        Some(Unpinned::Last(pfn))
+        if last == first | self.page.mask() && iova == first {
+            return false; // it had the page for itself
+        }
+        let Some(first) = self.page(first) else {
+            return false;
+        };
+        let last = self.page.pages(last.wrapping_sub(self.base)).min(PAGES - 1) as u32;
+        let numbers = first >> window::SHIFT..=last >> window::SHIFT;
+        let mut windows = numbers.map_while(|number| self.windows.get(number as usize));
+        windows.any(|window| window.any_in(first, last))
     }
 
-    /// Whether a page is pinned at an iova from `first` to `last`.
-    pub(crate) fn any_in(&self, first: u64, last: u64) -> bool {
-        let shift = self.page.shift();
-        let start = first & !((64u64 << shift) - 1);
-        self.chunks
-            .iter_from(start)
-            .take_while(|chunk| chunk.key <= last)
-            .any(|chunk| {
-                chunk
-                    .iter(shift)
-                    .any(|(iova, _)| iova >= first && iova <= last)
-            })
-    }
-
-    /// Every pinned page: where, and its pfn.
+    /// Every pinned page: where, and its pfn. In no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let shift = self.page.shift();
-        self.chunks.iter_from(0).flat_map(move |c| c.iter(shift))
-    }
-}
-
-impl<M: Memory> Chunk<M> {
-    /// Where the pin of `bit` is among the pins, if it is.
-    fn rank(&self, bit: u64) -> Option<usize> {
-        if self.mask & bit == 0 {
-            return None;
-        }
-        Some((self.mask & (bit - 1)).count_ones() as usize)
-    }
-
-    fn iter(&self, shift: u32) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut mask = self.mask;
-        let key = self.key;
-        self.pins.iter().map(move |pin| {
-            let page = u64::from(mask.trailing_zeros());
-            mask &= mask.wrapping_sub(1);
-            (key | page << shift, pin.pfn)
-        })
+        let pages = self.windows.iter().flat_map(Window::iter);
+        let iova = |page| self.base.wrapping_add(u64::from(page) << self.page.shift());
+        let pages = pages.map(move |(page, pfn)| (iova(page), pfn));
+        let others = self.others.iter_from(0);
+        pages.chain(others.map(|pin| (pin.iova, pin.pfn)))
     }
 }

@@ -113,7 +113,7 @@ impl<M: Memory> Type1<M> {
     /// Page size of the dirty bitmaps.
     pub(crate) fn dirty_page(&self) -> PageSize {
         let latched = self.tracking.as_ref().map(|t| t.pgsize);
-        latched.unwrap_or(self.min_page())
+        latched.unwrap_or_else(|| self.min_page())
     }
 
     pub(crate) fn has_emulated_group(&self) -> bool {

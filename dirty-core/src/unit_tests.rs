@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rules that cannot be seen from outside, only in how long a report takes.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::vec;
 
@@ -11,6 +11,7 @@ use crate::lanes::{collapse, collapse_any, spread, spread_any};
 #[path = "../tests/support/memory.rs"]
 #[allow(dead_code, unsafe_code)]
 mod memory;
+mod pins;
 
 use memory::TestMemory;
 
