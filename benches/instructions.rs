@@ -54,8 +54,12 @@ const CASES: &[Case] = &[
     ("coarsen 512 to 1", "word of 4K pages", || rescale(1, 512)),
     ("refine 1 to 16", "word of 4K pages", || rescale(16, 1)),
     ("refine 1 to 512", "word of 4K pages", || rescale(512, 1)),
-    //    ("pages, 10 %", "page", || iterate(|words| dirty_core::pages(words).count())),
-    //    ("runs, 10 %", "run", || iterate(|words| dirty_core::runs(words).count())),
+    ("pages, 10 %", "page", || {
+        iterate(|words| dirty_core::pages(words).count())
+    }),
+    ("runs, 10 %", "run", || {
+        iterate(|words| dirty_core::runs(words).count())
+    }),
     ("pin a page of 1e5", "pin", || {
         pins(|guest, page| guest.pin(page, &mut [0]))
     }),

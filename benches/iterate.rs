@@ -1,42 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Walking over dirty pages and over runs of them, in the words of a report.
 
-use std::cell::LazyCell;
+use std::cell::{LazyCell, RefCell};
 use std::hint::black_box;
 use std::ops::Range;
 
 use bitvec::slice::BitSlice;
+use dirty_core::Bitmap;
 use fixedbitset::FixedBitSet;
 use rand::Rng;
 use roaring::RoaringBitmap;
 
 use crate::data::{bit, naive, random, scattered, Size, GIB_64, TIB_1};
 use crate::harness::Bench;
+use crate::host::Heap;
 use crate::row::{Row, Who};
-
-// To be those of dirty_core, as soon as it has them.
-fn ours_pages(words: &[u64]) -> impl Iterator<Item = u64> + '_ {
-    (0..).step_by(64).zip(words).flat_map(|(first, word)| {
-        let mut rest = *word;
-        std::iter::from_fn(move || {
-            let bit = (rest != 0).then(|| u64::from(rest.trailing_zeros()))?;
-            rest &= rest - 1;
-            Some(first + bit)
-        })
-    })
-}
-
-fn ours_runs(words: &[u64]) -> impl Iterator<Item = Range<u64>> + '_ {
-    let mut pages = ours_pages(words).peekable();
-    std::iter::from_fn(move || {
-        let start = pages.next()?;
-        let mut end = start + 1;
-        while pages.next_if_eq(&end).is_some() {
-            end += 1;
-        }
-        Some(start..end)
-    })
-}
 
 pub(crate) fn run(bench: &mut Bench) {
     let share = |share| move |size: Size| scattered(size.pages, share);
@@ -81,9 +59,11 @@ fn dense_runs(size: Size) -> Vec<Range<u64>> {
     runs
 }
 
-/// The same pages, for each of the peers.
+/// The same pages, for each of the peers; ours both as the words of a report
+/// and as a bitmap, which is faster where few are dirty.
 struct Peers<'a> {
     words: &'a [u64],
+    bitmap: Option<RefCell<Bitmap<Heap>>>,
     bits: &'a BitSlice<u64>,
     fixed: FixedBitSet,
     roaring: RoaringBitmap,
@@ -95,8 +75,16 @@ impl<'a> Peers<'a> {
         let pages = naive_pages(words).map(|page| page as u32);
         let mut roaring = RoaringBitmap::from_sorted_iter(pages).expect("pages in order");
         roaring.optimize();
+        let pages = words.len() as u64 * 64;
+        let few = naive_pages(words).take(pages as usize / 50).count() < pages as usize / 50;
+        let bitmap = few.then(|| {
+            let mut bitmap = Bitmap::new(&Heap, pages).expect("memory for a bitmap");
+            naive_pages(words).for_each(|page| bitmap.set(page, 1));
+            RefCell::new(bitmap)
+        });
         Peers {
             words,
+            bitmap,
             bits: BitSlice::from_slice(words),
             fixed: FixedBitSet::with_capacity_and_blocks(words.len() * 64, blocks),
             roaring,
@@ -122,7 +110,10 @@ fn pages<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
             b.iter(|| sum(black_box(peers)));
         });
     };
-    time(Who::Ours, "ours", &|peers| ours_pages(peers.words).sum());
+    time(Who::Ours, "ours", &|peers| match &peers.bitmap {
+        Some(bitmap) => bitmap.borrow_mut().pages().sum(),
+        None => dirty_core::pages(peers.words).sum(),
+    });
     time(Who::Peer, "bitvec", &|peers| {
         let ones = peers.bits.iter_ones();
         ones.fold(0, |sum, page| sum + page as u64)
@@ -170,8 +161,11 @@ fn runs<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
         });
     };
     time(Who::Ours, "ours", &|peers| {
-        let runs = ours_runs(peers.words);
-        runs.fold(0, |sum, run| add(sum, run.start, run.end))
+        let add = |sum, run: Range<u64>| add(sum, run.start, run.end);
+        match &peers.bitmap {
+            Some(bitmap) => bitmap.borrow_mut().runs().fold(0, add),
+            None => dirty_core::runs(peers.words).fold(0, add),
+        }
     });
     time(Who::Peer, "bitvec", &|peers| {
         let (mut sum, mut at, mut rest) = (0, 0, peers.bits);
@@ -194,7 +188,7 @@ fn runs<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
         sum
     });
     if row.ours().is_some() {
-        row = row.per(ours_runs(words()).count());
+        row = row.per(dirty_core::runs(words()).count());
     }
     bench.add(row);
 }

@@ -19,7 +19,7 @@ mod memory;
 pub use container::{Container, Group, IommuType, OnUnmap, WeakContainer};
 pub use device::Device;
 pub use dirty_core::host::{GroupId, Prot};
-pub use dirty_core::{normalise, uapi, Errno, Error, Extent, Options, PageSize};
+pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};
 pub use heap::Heap;
 pub use iommu::IommuSpec;
 pub use locked::charged_pages;

@@ -5,9 +5,9 @@
 //! with `&mut` and its own `&mut dyn Host`. Typed calls are here; the ioctl
 //! interface is in [`ioctl`](crate::ioctl).
 
-use crate::bits;
 use crate::error::Error;
 use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
+use crate::iterate::runs_among;
 use crate::map::{last_of, Map};
 use crate::mem::List;
 use crate::pgsize::{Extent, PageSize};
@@ -408,7 +408,8 @@ impl<M: Memory> Container<M> {
         let backend = self.backend()?;
         extent.check(words)?;
         let mut result = Ok(());
-        for run in bits::runs(words, extent.bit, extent.npages) {
+        let bits = extent.bit..extent.bit.saturating_add(extent.npages);
+        for run in runs_among(words, bits) {
             let (first, last) = extent.addresses(&run);
             let size = last.wrapping_sub(first).wrapping_add(1);
             result = result.and(backend.mark(first, size));

@@ -47,25 +47,13 @@ impl PageSet {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        bits(&self.words).take_while(|page| *page < self.pages)
+        adapter_user::pages(&self.words).take_while(|page| *page < self.pages)
     }
 
     /// The words as a bitmap that a container fills in.
     pub(super) fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
     }
-}
-
-/// The numbers of the bits that are set, ascending, the least significant bit of a word first.
-pub(super) fn bits(words: &[u64]) -> impl Iterator<Item = u64> + '_ {
-    words.iter().zip(0_u64..).flat_map(|(word, index)| {
-        let mut rest = *word;
-        std::iter::from_fn(move || {
-            let bit = u64::from(rest.trailing_zeros());
-            rest &= rest.checked_sub(1)?;
-            Some(index * 64 + bit)
-        })
-    })
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use adapter_user::{Container, Device, Prot};
+use adapter_user::{pages, Container, Device, Prot};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use super::devices;
 use super::guest::{Guest, Writer, BLOCK, PAGE};
-use super::page_set::{bits, PageSet};
+use super::page_set::PageSet;
 use super::writers::Work;
 use crate::failure::{cannot, Failure};
 
@@ -85,7 +85,7 @@ impl Viommu {
         self.container
             .dirty_bitmap(self.base, size, PAGE, &mut bitmap)
             .map_err(cannot("get the dirty pages of the windows"))?;
-        for bit in bits(&bitmap) {
+        for bit in pages(&bitmap) {
             let window = state.slots.get((bit / BLOCK) as usize).copied().flatten();
             insert(window, bit % BLOCK, dirty)?;
         }
@@ -159,7 +159,7 @@ impl Viommu {
                 "an unmap left a part of its window".into(),
             ));
         }
-        for bit in bits(&bitmap) {
+        for bit in pages(&bitmap) {
             insert(Some(window), bit, &mut state.harvested)?;
         }
         Ok(())

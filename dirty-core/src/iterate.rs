@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Walks over dirty pages, and over runs of them: in the words of a report, or
+//! in a bitmap, whose summary leads past clean lines.
+#![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
+
+use core::ops::Range;
+
+use crate::bitmap::{Bitmap, LINE_WORDS};
+use crate::bits;
+use crate::host::Memory;
+
+/// The numbers of the bits that are set in `words`, ascending: bit k is bit
+/// k % 64 of word k / 64.
+///
+/// ```
+/// let report = [0b110, 1 << 63];
+/// assert!(dirty_core::pages(&report).eq([1, 2, 127]));
+/// ```
+pub fn pages(words: &[u64]) -> impl Iterator<Item = u64> + '_ {
+    Pages::new(numbered(words))
+}
+
+/// The runs of bits that are set in `words`, ascending; none ends where the next
+/// starts.
+///
+/// ```
+/// let report = [1 << 63 | 0b110, 1];
+/// assert!(dirty_core::runs(&report).eq([1..3, 63..65]));
+/// ```
+pub fn runs(words: &[u64]) -> impl Iterator<Item = Range<u64>> + '_ {
+    Runs::new(numbered(words))
+}
+
+/// The parts of these runs that lie in `among`.
+pub(crate) fn runs_among(
+    words: &[u64],
+    among: Range<u64>,
+) -> impl Iterator<Item = Range<u64>> + '_ {
+    let start = bits::word(among.start).min(words.len());
+    let end = bits::word(among.end.saturating_add(63)).min(words.len());
+    let skipped = start as u64 * 64;
+    runs(words.get(start..end).unwrap_or_default())
+        .map(move |run| run.start + skipped..run.end + skipped)
+        .map(move |run| run.start.max(among.start)..run.end.min(among.end))
+        .filter(|run| !run.is_empty())
+}
+
+/// Words with the number of their first bit.
+fn numbered(words: &[u64]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    (0..).step_by(64).zip(words.iter().copied())
+}
+
+impl<M: Memory> Bitmap<M> {
+    /// The pages that a report would tell of, ascending; they stay dirty.
+    pub fn pages(&mut self) -> impl Iterator<Item = u64> + '_ {
+        Pages::new(self.told())
+    }
+
+    /// Runs of these pages, ascending; none ends where the next starts.
+    pub fn runs(&mut self) -> impl Iterator<Item = Range<u64>> + '_ {
+        Runs::new(self.told())
+    }
+
+    /// The words of lines that have something to tell.
+    fn told(&mut self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let parts = self.parts();
+        let (dirty, pinned): (&[u64], &[u64]) = (parts.dirty, parts.pinned);
+        Pages::new(numbered(parts.lines)).flat_map(move |line| {
+            let first = line as usize * LINE_WORDS;
+            let dirty = dirty.get(first..).unwrap_or_default();
+            let pinned = pinned.get(first..).unwrap_or_default();
+            let words = dirty
+                .iter()
+                .zip(pinned)
+                .take(LINE_WORDS)
+                .map(|(d, p)| d | p);
+            (first as u64 * 64..).step_by(64).zip(words)
+        })
+    }
+}
+
+struct Pages<I> {
+    words: I,
+    first: u64,
+    /// Bits left of the word whose first bit is `first`.
+    left: u64,
+}
+
+impl<I: Iterator<Item = (u64, u64)>> Pages<I> {
+    fn new(words: I) -> Self {
+        Pages {
+            words,
+            first: 0,
+            left: 0,
+        }
+    }
+}
+
+impl<I: Iterator<Item = (u64, u64)>> Iterator for Pages<I> {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        while self.left == 0 {
+            (self.first, self.left) = self.words.next()?;
+        }
+        let bit = u64::from(self.left.trailing_zeros());
+        self.left &= self.left - 1;
+        Some(self.first + bit)
+    }
+
+    /// Twice as fast as `next` again and again.
+    #[inline]
+    fn fold<B, F: FnMut(B, u64) -> B>(self, init: B, mut f: F) -> B {
+        let rest = core::iter::once((self.first, self.left));
+        rest.chain(self.words)
+            .fold(init, |mut all, (first, mut left)| {
+                while left != 0 {
+                    all = f(all, first + u64::from(left.trailing_zeros()));
+                    left &= left - 1;
+                }
+                all
+            })
+    }
+}
+
+struct Runs<I> {
+    words: I,
+    first: u64,
+    /// Bits left of the word whose first bit is `first`.
+    left: u64,
+}
+
+impl<I: Iterator<Item = (u64, u64)>> Runs<I> {
+    fn new(words: I) -> Self {
+        Runs {
+            words,
+            first: 0,
+            left: 0,
+        }
+    }
+}
+
+impl<I: Iterator<Item = (u64, u64)>> Iterator for Runs<I> {
+    type Item = Range<u64>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Range<u64>> {
+        while self.left == 0 {
+            (self.first, self.left) = self.words.next()?;
+        }
+        let start = self.first + u64::from(self.left.trailing_zeros());
+        // Ones up to the end of the run.
+        let mut ones = self.left | (self.left - 1);
+        while ones == !0 {
+            let end = self.first + 64;
+            (self.first, self.left) = self.words.next().unwrap_or((end, 0));
+            if self.first != end {
+                return Some(start..end);
+            }
+            ones = self.left;
+        }
+        self.left &= ones.wrapping_add(1);
+        Some(start..self.first + u64::from(ones.trailing_ones()))
+    }
+}

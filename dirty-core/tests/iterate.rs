@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Walks over pages and over runs, against a look at every bit.
+
+mod support;
+
+use std::ops::Range;
+
+use dirty_core::{pages, runs, Bitmap};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use support::words::bits;
+use support::TestMemory;
+
+fn naive_runs(pages: &[u64]) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(run) if run.end == *page => run.end += 1,
+            _ => runs.push(*page..page + 1),
+        }
+    }
+    runs
+}
+
+fn words() -> impl Strategy<Value = Vec<u64>> {
+    let word = prop_oneof![
+        3 => Just(0),
+        3 => Just(!0),
+        1 => any::<u64>(),
+        1 => (0..64u32).prop_map(|k| 1 << k),
+        1 => (0..64u32).prop_map(|k| !0 << k),
+        1 => (0..64u32).prop_map(|k| !0 >> k),
+    ];
+    vec(word, 0..40)
+}
+
+proptest! {
+    #[test]
+    fn of_words(words in words(), skip in 0..100usize) {
+        let all = bits(&words);
+        prop_assert!(pages(&words).eq(all.iter().copied()));
+        prop_assert!(runs(&words).eq(naive_runs(&all)));
+        // The rest of a walk that has begun, all at once.
+        let mut rest = pages(&words);
+        rest.by_ref().take(skip).for_each(drop);
+        let mut found = Vec::new();
+        rest.for_each(|page| found.push(page));
+        prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+    }
+
+    #[test]
+    fn of_a_bitmap(
+        npages in prop_oneof![0..3000u64, 32_700..33_300u64],
+        dirty in vec((0..33_300u64, prop_oneof![Just(1u64), 0..1200u64]), 0..8),
+        pinned in vec(0..33_300u64, 0..8),
+    ) {
+        let mut bitmap = Bitmap::new(&TestMemory::default(), npages).expect("memory");
+        dirty.into_iter().for_each(|(first, n)| bitmap.set(first, n));
+        pinned.into_iter().for_each(|page| bitmap.pin(page));
+        let mut words = vec![0; npages.div_ceil(64) as usize];
+        for _ in 0..2 {
+            bitmap.image(0, 0, &mut words);
+            let all = bits(&words);
+            prop_assert!(bitmap.pages().eq(all.iter().copied()));
+            prop_assert!(bitmap.runs().eq(naive_runs(&all)));
+            bitmap.clear(); // what is pinned stays
+        }
+    }
+}
