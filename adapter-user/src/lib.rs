@@ -13,6 +13,7 @@ mod atomic {
 }
 mod container;
 mod device;
+pub mod device_log;
 mod dirty_bits;
 mod error;
 pub mod guest;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use dirty_core::Error;
 
 pub use self::report::{Range, Report};
+pub(crate) use self::view::covered;
 pub use self::view::{Harvest, IovaView, Mapping};
 
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};

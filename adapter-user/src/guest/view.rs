@@ -53,11 +53,19 @@ pub struct Mapping {
     iova: u64,
     gpa: u64,
     size: u64,
-    /// The slots behind, in order and without a hole: where each starts in the
-    /// mapping, its bits, and where the mapping starts in them.
-    parts: Arc<[(u64, DirtyBits, u64)]>,
+    /// The slots behind, in order and without a hole.
+    parts: Arc<[Part]>,
     /// Where this mapping starts in `parts`, of which an unmap may have cut.
     skip: u64,
+}
+
+/// A slot behind a mapping.
+struct Part {
+    /// Where it starts in the mapping.
+    start: u64,
+    bits: DirtyBits,
+    /// Where the mapping starts in its memory.
+    at: u64,
 }
 
 impl Mapping {
@@ -111,7 +119,7 @@ impl Mapping {
 
     fn mark_parts(&self, first: u64, last: u64) -> Result<(), TrackError> {
         let mut result = Ok(());
-        for (start, bits, at) in self.parts.iter() {
+        for Part { start, bits, at } in self.parts.iter() {
             let end = start + (bits.len() - at); // where the next part starts
             let (first, stop) = (first.max(*start), end.min(last + 1));
             if first < stop {
@@ -311,7 +319,7 @@ impl fmt::Debug for IovaView {
 
 impl Shared {
     /// The slots behind a range of guest memory that does not wrap.
-    fn parts(&self, gpa: u64, size: u64) -> Result<Arc<[(u64, DirtyBits, u64)]>, TrackError> {
+    fn parts(&self, gpa: u64, size: u64) -> Result<Arc<[Part]>, TrackError> {
         let mut parts = Vec::new();
         let mut done = 0;
         for slot in self.slots().iter() {
@@ -320,7 +328,11 @@ impl Shared {
                 continue;
             }
             let at = addr - slot.gpa;
-            parts.push((done, slot.bits.clone(), at));
+            parts.push(Part {
+                start: done,
+                bits: slot.bits.clone(),
+                at,
+            });
             done += slot.bits.len() - at;
             if done >= size {
                 return Ok(parts.into());
@@ -399,7 +411,7 @@ impl Harvest<'_> {
                     seen.push((part.iova & !inside, part.last() | inside));
                 }
             }
-            result = result.and(covered(&mut seen, first, last));
+            result = result.and(covered(seen, first, last));
         }
         result
     }
@@ -415,12 +427,16 @@ impl Harvest<'_> {
     }
 }
 
-/// Whether ranges cover a whole one.
-fn covered(ranges: &mut [(u64, u64)], first: u64, last: u64) -> Result<(), TrackError> {
+/// Whether ranges (first and last addresses) cover a whole one.
+pub(crate) fn covered(
+    mut ranges: Vec<(u64, u64)>,
+    first: u64,
+    last: u64,
+) -> Result<(), TrackError> {
     ranges.sort_unstable();
     let mut addr = first;
-    for (start, end) in ranges.iter() {
-        if *start > addr {
+    for (start, end) in ranges {
+        if start > addr {
             break;
         }
         match end.checked_add(1) {
