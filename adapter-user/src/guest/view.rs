@@ -39,6 +39,8 @@ struct Maps {
     /// By first IOVA, first guest address and size: the unmap that it went in
     /// last, and its bits.
     gone: BTreeMap<(u64, u64, u64), (u64, Mapping)>,
+    /// No mapping that is gone is larger.
+    largest_gone: u64,
     /// Counts unmaps.
     unmaps: u64,
 }
@@ -165,8 +167,16 @@ impl Maps {
         before.into_iter().chain(inside)
     }
 
+    /// Likewise gone ones, and some more.
+    fn gone(&self, first: u64, last: u64) -> impl Iterator<Item = &Mapping> {
+        let first = first.saturating_sub(self.largest_gone);
+        let range = (first, 0, 0)..=(last, u64::MAX, u64::MAX);
+        self.gone.range(range).map(|(_, (_, mapping))| mapping)
+    }
+
     fn remember(&mut self, mapping: Mapping) {
         let key = (mapping.iova, mapping.gpa, mapping.size);
+        self.largest_gone = self.largest_gone.max(mapping.size);
         if self.gone.len() < MAX_GONE || self.gone.contains_key(&key) {
             self.gone.insert(key, (self.unmaps, mapping));
         } else {
@@ -403,9 +413,7 @@ impl Harvest<'_> {
             let last = (extent.iova + ((run.end - 1 - extent.bit) << shift)) | inside;
             // Pages of the log that each mapping has a byte of.
             let mut seen = Vec::new();
-            let gone = maps.gone.range(..=(last, u64::MAX, u64::MAX));
-            let gone = gone.map(|(_, (_, mapping))| mapping);
-            for mapping in maps.overlapping(first, last).chain(gone) {
+            for mapping in maps.overlapping(first, last).chain(maps.gone(first, last)) {
                 if let Some(part) = mapping.cut(first, last) {
                     part.mark_all();
                     seen.push((part.iova & !inside, part.last() | inside));
