@@ -179,8 +179,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, nr: c_ulong, arg: *mut u32) -> c_int {
         Some(file) => unsafe { group_or_device(fd, &file, nr32 - 0x3b64, arg) },
     };
     answer.unwrap_or_else(|errno| {
-        // SAFETY: the place of this thread's errno.
-        unsafe { *libc::__errno_location() = errno };
+        nix::errno::Errno::set_raw(errno);
         -1
     })
 }
@@ -199,8 +198,8 @@ unsafe fn group_or_device(
     let mut world = world();
     match (file, offset) {
         (File::Group(_), 3) => {
-            // SAFETY: GROUP_GET_STATUS: argsz, flags. It is viable.
-            unsafe { arg.add(1).write(1) };
+            // SAFETY: GROUP_GET_STATUS has two numbers: argsz, flags.
+            unsafe { arg.cast::<[u32; 2]>().write([8, 1]) }; // viable
             Ok(0)
         }
         (File::Group(None), 4) => {
@@ -228,9 +227,9 @@ unsafe fn group_or_device(
             Ok(device)
         }
         (File::Device(_), 7) => {
-            // SAFETY: DEVICE_GET_INFO: argsz, flags, num_regions, num_irqs. A
-            // platform device.
-            unsafe { arg.add(1).write(4) };
+            let platform = 4;
+            // SAFETY: DEVICE_GET_INFO has argsz, flags and more.
+            unsafe { arg.cast::<[u32; 2]>().write([24, platform]) };
             Ok(0)
         }
         _ => Err(libc::ENOTTY),

@@ -3,6 +3,8 @@
 
 use dirty_core::{Error, PageSize};
 
+#[cfg(doc)]
+use super::DeviceLog;
 use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
 
@@ -11,7 +13,8 @@ use crate::error::TrackError;
 ///
 /// A mark that says `Ok` is in a report that is made later; one that comes when
 /// no report will come any more (after STOP, or after the report that took the
-/// rest of a removed range) is refused.
+/// rest of a removed range) is refused. Mark by [`DeviceLog::mark`] then: the log
+/// may have been started again meanwhile.
 #[derive(Clone, Debug)]
 pub struct LogRange {
     first: u64,

@@ -25,7 +25,10 @@ const MAX_GONE: usize = 1 << 16;
 ///
 /// Keep it in step with the real IOMMU, if there is one: [`map`](IovaView::map)
 /// before the mapping there, [`unmap`](IovaView::unmap) after the unmapping
-/// there, when the device can write no more. Clones are handles to one view.
+/// there, when the device can write no more. Finish a [`harvest`](IovaView::harvest)
+/// with every report, an empty one if all devices mark: it forgets the mappings
+/// that are gone, of which 65536 are remembered; what one more led to counts as
+/// dirty. Clones are handles to one view.
 #[derive(Clone)]
 pub struct IovaView {
     shared: Arc<Shared>,
