@@ -127,33 +127,33 @@ impl DirtyBits {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
         };
-        let end = self.len();
+        let (end, pgsize) = (self.len(), self.pgsize());
         let last = offset.saturating_add(more);
         if offset < end {
-            let pgsize = self.pgsize();
             self.set(pgsize.pages(offset), pgsize.pages(last.min(end - 1)));
         }
         // After the bits are set, see `close`.
         if self.inner.closed.load(Ordering::SeqCst) {
             return Err(Error::NotTracking);
         }
-        if last >= end || offset.checked_add(more).is_none() {
-            return Err(Error::Unmapped);
+        match last < end {
+            true => Ok(()),
+            false => Err(Error::Unmapped),
         }
-        Ok(())
     }
 
     fn set(&self, first: u64, last: u64) {
-        let (head, tail) = ((first / 64) as usize, (last / 64) as usize);
-        for (at, word) in (head..).zip(&self.inner.words[head..=tail]) {
-            let mut mask = !0;
-            if at == head {
-                mask &= !0 << (first % 64);
+        let (from, to) = (!0 << (first % 64), !0 >> (63 - last % 64));
+        match &self.inner.words[(first / 64) as usize..=(last / 64) as usize] {
+            [only] => drop(only.fetch_or(from & to, Ordering::SeqCst)),
+            [head, middle @ .., tail] => {
+                head.fetch_or(from, Ordering::SeqCst);
+                for word in middle {
+                    word.fetch_or(!0, Ordering::SeqCst);
+                }
+                tail.fetch_or(to, Ordering::SeqCst);
             }
-            if at == tail {
-                mask &= !0 >> (63 - last % 64);
-            }
-            word.fetch_or(mask, Ordering::SeqCst);
+            [] => {}
         }
     }
 

@@ -108,18 +108,16 @@ impl Mapping {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
         };
-        let last = iova.saturating_add(more);
-        let mut result = match iova < self.iova || last > self.last() || last - iova != more {
-            true => Err(TrackError::Unmapped { addr: iova }),
-            false => Ok(()),
-        };
-        let (first, last) = (iova.max(self.iova), last.min(self.last()));
-        if first <= last {
-            let first = self.skip + (first - self.iova);
-            let last = self.skip + (last - self.iova);
-            result = result.and(self.mark_parts(first, last));
+        let offset = iova.wrapping_sub(self.iova);
+        if offset < self.size && more < self.size - offset {
+            let first = self.skip + offset;
+            return self.mark_parts(first, first + more);
         }
-        result
+        let last = iova.saturating_add(more);
+        if let Some(part) = self.cut(iova, last) {
+            part.mark(part.iova, part.size)?;
+        }
+        Err(TrackError::Unmapped { addr: iova })
     }
 
     fn mark_parts(&self, first: u64, last: u64) -> Result<(), TrackError> {
