@@ -307,8 +307,11 @@ fn a_mapping_marks_the_guest_s_pages_also_when_it_is_gone() {
         Err(TrackError::Unmapped { addr: 0 })
     );
     assert_eq!(take(&tracker), [MIB + 3 * PAGE, MIB + 4 * PAGE]);
-    // Without the memory there is nothing to report.
+    // Without the memory there is nothing to report, and a log is told so.
+    view.map(0, MIB, PAGE).unwrap();
     tracker.remove_slot(5).unwrap();
+    let log = view.harvest().or(&[1], extent(0, 1, PAGE));
+    assert_eq!(log, Err(Error::NotTracking.into()));
     assert_eq!(mapping.mark(0x8000, 1), Err(Error::NotTracking.into()));
 }
 

@@ -157,7 +157,9 @@ impl Tracker {
     }
 
     /// Removes a slot and gives it back. Marks of it are refused from now on;
-    /// those made before are still in its bits.
+    /// those made before are still in its bits. Unmap it from every
+    /// [`IovaView`] too: a mapping that stays leads to the memory that is gone,
+    /// also when a slot comes to the same address.
     ///
     /// # Errors
     ///
@@ -183,7 +185,8 @@ impl Tracker {
     }
 
     /// Adds a source that has a log of its own: each [`take`](Tracker::take)
-    /// calls it, and it ORs what it knows into the report.
+    /// calls it, and it ORs what it knows into the report. It must not call the
+    /// tracker's `take` or `add_source` itself.
     ///
     /// ```
     /// # use adapter_user::guest::{Report, Tracker};

@@ -396,8 +396,9 @@ impl Harvest<'_> {
     /// # Errors
     ///
     /// `BitmapSize`, `Misaligned` or `Wraps` if the extent is none; nothing is
-    /// marked then. [`TrackError::Unmapped`] if a dirty page was in no mapping:
-    /// the others are marked.
+    /// marked then. [`TrackError::Unmapped`] if a dirty page was in no mapping,
+    /// `NotTracking` if its memory's slot was removed under its mapping: the
+    /// others are marked.
     pub fn or(&self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
         let nothing = Extent {
             bit: 0,
@@ -414,11 +415,16 @@ impl Harvest<'_> {
             let last = (extent.iova + ((run.end - 1 - extent.bit) << shift)) | inside;
             // Pages of the log that each mapping has a byte of.
             let mut seen = Vec::new();
-            for mapping in maps.overlapping(first, last).chain(maps.gone(first, last)) {
-                if let Some(part) = mapping.cut(first, last) {
-                    part.mark_all();
-                    seen.push((part.iova & !inside, part.last() | inside));
-                }
+            for part in maps
+                .overlapping(first, last)
+                .filter_map(|m| m.cut(first, last))
+            {
+                result = result.and(part.mark(part.iova, part.size));
+                seen.push((part.iova & !inside, part.last() | inside));
+            }
+            for part in maps.gone(first, last).filter_map(|m| m.cut(first, last)) {
+                part.mark_all();
+                seen.push((part.iova & !inside, part.last() | inside));
             }
             result = result.and(covered(seen, first, last));
         }
