@@ -28,6 +28,7 @@ mod sets;
 mod shared;
 mod start;
 mod table;
+mod vmm;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo gives target/tmp.
@@ -41,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     mappings::run(&mut bench);
     shared::run(&mut bench);
     start::run(&mut bench);
+    vmm::run(&mut bench);
 
     let rows = bench.finish();
     if rows.is_empty() {

@@ -4,6 +4,9 @@
 
 mod failure;
 mod info;
+#[cfg(feature = "kvm")]
+#[path = "../../../examples/kvm_vmm/kvm/mod.rs"]
+mod kvm;
 mod migrate;
 mod replay;
 
@@ -31,6 +34,13 @@ enum Command {
     /// The receiving process of a migration.
     #[command(hide = true, name = migrate::DESTINATION)]
     Destination,
+    /// The receiving process of a migration of a KVM guest.
+    #[cfg(feature = "kvm")]
+    #[command(hide = true, name = migrate::KVM_DESTINATION)]
+    KvmDestination {
+        #[arg(long)]
+        kvm: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -39,6 +49,8 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Destination => migrate::destination(),
+        #[cfg(feature = "kvm")]
+        Command::KvmDestination { kvm } => Ok(kvm::receive(&kvm)),
     };
     result.unwrap_or_else(|failure| {
         // Nobody may be there to read it.

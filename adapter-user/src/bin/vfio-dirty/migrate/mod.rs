@@ -5,6 +5,7 @@ mod cpu_tracker;
 mod destination;
 mod devices;
 mod guest;
+mod kvm_guest;
 mod link;
 mod page_set;
 mod plot;
@@ -28,6 +29,8 @@ use std::time::Duration;
 use adapter_user::{Container, Error, Group, GuestMemory, IommuType, Options, Prot};
 use clap::ValueEnum;
 
+#[cfg(feature = "kvm")]
+pub(crate) use self::kvm_guest::KVM_DESTINATION;
 pub(crate) use self::source::DESTINATION;
 
 use self::cpu_tracker::CpuTracker;
@@ -63,8 +66,10 @@ Examples:
   vfio-dirty migrate
   vfio-dirty migrate --memory 4G --downtime 100 --plot rounds.svg
   vfio-dirty migrate --lose unmap        # shows what the harvest at unmap saves
+  vfio-dirty migrate --guest kvm         # a virtual machine, which checks itself
 
-Exit status: 0 the memories are equal, 1 they differ or the migration failed, 2 bad usage.")]
+Exit status: 0 the memories are equal, 1 they differ or the migration failed, 2 bad usage, or
+no /dev/kvm for --guest kvm.")]
 pub(crate) struct Args {
     /// Memory of the guest, in bytes or with K, M or G
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
@@ -98,6 +103,26 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TRACKER")]
     lose: Option<Lose>,
 
+    /// Migrate another guest: `kvm` is a small virtual machine with two emulated devices, whose
+    /// own program verifies its memory at the destination
+    #[arg(long, value_name = "GUEST", conflicts_with_all = [
+        "memory", "downtime", "max_rounds", "cpu_threads", "no_cpu", "rate", "json", "plot"])]
+    guest: Option<OtherGuest>,
+
+    /// Go on for so long with the virtual machine, beside four devices that map and unmap as fast
+    /// as they can
+    #[arg(long, value_name = "SECONDS", requires = "guest")]
+    stress: Option<u64>,
+
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "guest",
+        hide = true,
+        default_value = "/dev/kvm"
+    )]
+    kvm: String,
+
     /// Print one JSON document instead of text
     #[arg(long)]
     json: bool,
@@ -113,8 +138,17 @@ enum Lose {
     Device,
     /// The bitmaps harvested when windows are unmapped
     Unmap,
-    /// PAGEMAP_SCAN
+    /// PAGEMAP_SCAN, or KVM's log
     Cpu,
+    /// What the VMM itself writes; only with --guest kvm
+    Vmm,
+}
+
+/// A guest that is not made of this program's threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OtherGuest {
+    /// A virtual machine
+    Kvm,
 }
 
 impl Lose {
@@ -123,12 +157,16 @@ impl Lose {
             Self::Device => "device",
             Self::Unmap => "unmap",
             Self::Cpu => "cpu",
+            Self::Vmm => "vmm",
         }
     }
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if args.guest.is_some() {
+        return kvm_guest::run(args);
+    }
     check(args)?;
     let destination = Starting::new(args.memory)?; // both get their memory at the same time
     let guest = Guest::boot(args.memory).map_err(cannot("set up the guest's memory"))?;
@@ -209,6 +247,11 @@ fn check(args: &Args) -> Result<(), Failure> {
     if args.no_cpu && args.lose == Some(Lose::Cpu) {
         return Err(Failure::Usage(
             "there is no CPU tracker to lose with --no-cpu: leave one of the two out".into(),
+        ));
+    }
+    if args.lose == Some(Lose::Vmm) {
+        return Err(Failure::Usage(
+            "only a virtual machine has a VMM to lose: add --guest kvm".into(),
         ));
     }
     if let Some(free) = free_memory() {

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The same by ioctls, with their structures in this process's memory.
+
+use std::mem::size_of;
+
+use dirty_core::Error;
+
+use super::uapi::{
+    iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking, vfio_device_feature,
+    vfio_device_feature_dma_logging_control, vfio_device_feature_dma_logging_range,
+    vfio_device_feature_dma_logging_report, IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
+    IOMMU_HWPT_GET_DIRTY_BITMAP, IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
+    IOMMU_HWPT_SET_DIRTY_TRACKING, VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
+    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP,
+    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_PROBE,
+    VFIO_DEVICE_FEATURE_SET,
+};
+use super::{Ask, DeviceLog, MAX_RANGES};
+use crate::error::TrackError;
+use crate::host::{read_process, write_process};
+
+impl DeviceLog {
+    /// An ioctl on the file of the device (VFIO_DEVICE_FEATURE) or of its
+    /// iommufd (HWPT_SET_DIRTY_TRACKING, HWPT_GET_DIRTY_BITMAP): the number, and
+    /// the address of the argument in this process. A bad address is EFAULT; a
+    /// report that meets one clears nothing. The number of the page table is not
+    /// looked at: which log it means is the caller's knowledge.
+    ///
+    /// # Errors
+    ///
+    /// As Linux, but an error inside a report is told and never swallowed.
+    pub fn ioctl(&self, nr: u32, arg: u64) -> Result<(), TrackError> {
+        match nr {
+            VFIO_DEVICE_FEATURE => self.feature(arg),
+            IOMMU_HWPT_SET_DIRTY_TRACKING => self.hwpt_set(arg),
+            IOMMU_HWPT_GET_DIRTY_BITMAP => self.hwpt_get(arg),
+            _ => Err(Error::UnknownIoctl.into()),
+        }
+    }
+
+    fn feature(&self, arg: u64) -> Result<(), TrackError> {
+        const HEAD: usize = size_of::<vfio_device_feature>();
+        let head = vfio_device_feature::from_bytes(&get(arg)?);
+        if (head.argsz as usize) < HEAD {
+            return Err(Error::ShortArgsz.into());
+        }
+        let known = VFIO_DEVICE_FEATURE_MASK
+            | VFIO_DEVICE_FEATURE_GET
+            | VFIO_DEVICE_FEATURE_SET
+            | VFIO_DEVICE_FEATURE_PROBE;
+        let (get, set, probe) = (
+            head.flags & VFIO_DEVICE_FEATURE_GET != 0,
+            head.flags & VFIO_DEVICE_FEATURE_SET != 0,
+            head.flags & VFIO_DEVICE_FEATURE_PROBE != 0,
+        );
+        // GET and SET go together only to probe.
+        if head.flags & !known != 0 || (!probe && get && set) {
+            return Err(Error::UnknownFlags.into());
+        }
+        let feature = head.flags & VFIO_DEVICE_FEATURE_MASK;
+        let (may_get, need) = match feature {
+            VFIO_DEVICE_FEATURE_DMA_LOGGING_START => {
+                (false, size_of::<vfio_device_feature_dma_logging_control>())
+            }
+            VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP => (false, 0),
+            VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT => {
+                (true, size_of::<vfio_device_feature_dma_logging_report>())
+            }
+            _ => return Err(TrackError::UnknownFeature),
+        };
+        if (get && !may_get) || (set && may_get) {
+            return Err(Error::FlagCombination.into());
+        }
+        if probe {
+            return Ok(());
+        }
+        if !get && !set {
+            return Err(Error::FlagCombination.into());
+        }
+        if (head.argsz as usize) < HEAD + need {
+            return Err(Error::ShortArgsz.into());
+        }
+        let data = arg.checked_add(HEAD as u64).ok_or(Error::BadAddress)?;
+        match feature {
+            VFIO_DEVICE_FEATURE_DMA_LOGGING_START => self.logging_start(data),
+            VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT => self.logging_report(data),
+            _ => {
+                self.stop();
+                Ok(())
+            }
+        }
+    }
+
+    fn logging_start(&self, arg: u64) -> Result<(), TrackError> {
+        let mut control = vfio_device_feature_dma_logging_control::from_bytes(&get(arg)?);
+        let count = control.num_ranges as usize;
+        if count == 0 {
+            return Err(TrackError::NoRanges);
+        }
+        if count > MAX_RANGES {
+            return Err(TrackError::TooManyRanges);
+        }
+        let mut ranges = Vec::new();
+        for at in 0..count as u64 {
+            let size = size_of::<vfio_device_feature_dma_logging_range>() as u64;
+            let at = control.ranges.checked_add(at * size);
+            let range = get(at.ok_or(Error::BadAddress)?)?;
+            let range = vfio_device_feature_dma_logging_range::from_bytes(&range);
+            ranges.push((range.iova, range.length));
+        }
+        control.page_size = self.start(&ranges, control.page_size)?.bytes();
+        put(arg, &control.page_size.to_ne_bytes()).inspect_err(|_| self.stop())
+    }
+
+    fn logging_report(&self, arg: u64) -> Result<(), TrackError> {
+        let report = vfio_device_feature_dma_logging_report::from_bytes(&get(arg)?);
+        let ask = Ask::logging(report.iova, report.length, report.page_size)?;
+        self.answer_user(ask, true, report.bitmap)
+    }
+
+    fn hwpt_set(&self, arg: u64) -> Result<(), TrackError> {
+        let set = iommu_hwpt_set_dirty_tracking::from_bytes(&get(arg)?);
+        if (set.size as usize) < size_of::<iommu_hwpt_set_dirty_tracking>() {
+            return Err(Error::ShortArgsz.into());
+        }
+        if set.flags & !IOMMU_HWPT_DIRTY_TRACKING_ENABLE != 0 || set.__reserved != 0 {
+            return Err(TrackError::NotSupported);
+        }
+        self.set_tracking(set.flags & IOMMU_HWPT_DIRTY_TRACKING_ENABLE != 0)
+    }
+
+    fn hwpt_get(&self, arg: u64) -> Result<(), TrackError> {
+        let get = iommu_hwpt_get_dirty_bitmap::from_bytes(&get(arg)?);
+        if (get.size as usize) < size_of::<iommu_hwpt_get_dirty_bitmap>() {
+            return Err(Error::ShortArgsz.into());
+        }
+        if get.flags & !IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR != 0 || get.__reserved != 0 {
+            return Err(TrackError::NotSupported);
+        }
+        let ask = Ask::iommufd(get.iova, get.length, get.page_size)?;
+        let clear = get.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
+        self.answer_user(ask, clear, get.data)
+    }
+
+    /// ORs a report into the bitmap at `data`: the bytes that hold its bits,
+    /// at any alignment.
+    fn answer_user(&self, ask: Ask, clear: bool, data: u64) -> Result<(), TrackError> {
+        let end = ask.npages().div_ceil(8);
+        self.answer(ask, clear, |at, words| {
+            let offset = at as u64 * 8;
+            let len = (end - offset).min(words.len() as u64 * 8);
+            let mut bytes = vec![0; len as usize];
+            let addr = data.checked_add(offset).ok_or(Error::BadAddress)?;
+            read_process(addr, &mut bytes).map_err(|_| Error::BadAddress)?;
+            let told = words.iter().flat_map(|word| word.to_le_bytes());
+            bytes.iter_mut().zip(told).for_each(|(a, b)| *a |= b);
+            put(addr, &bytes)
+        })
+    }
+}
+
+fn get<const N: usize>(addr: u64) -> Result<[u8; N], TrackError> {
+    let mut bytes = [0; N];
+    read_process(addr, &mut bytes).map_err(|_| Error::BadAddress)?;
+    Ok(bytes)
+}
+
+fn put(addr: u64, bytes: &[u8]) -> Result<(), TrackError> {
+    Ok(write_process(addr, bytes).map_err(|_| Error::BadAddress)?)
+}
+
+/// Reads structures field by field, as they lie in memory.
+macro_rules! from_bytes {
+    ($($name:ident { $($field:ident),* })*) => {$(
+        impl $name {
+            fn from_bytes(bytes: &[u8; size_of::<$name>()]) -> Self {
+                let mut rest = &bytes[..];
+                let mut value = Self::default();
+                $(value.$field = {
+                    let (field, tail) = rest.split_at(std::mem::size_of_val(&value.$field));
+                    rest = tail;
+                    let mut wide = [0; 8];
+                    wide[..field.len()].copy_from_slice(field);
+                    u64::from_le_bytes(wide) as _
+                };)*
+                debug_assert!(rest.is_empty());
+                value
+            }
+        }
+    )*};
+}
+
+from_bytes! {
+    vfio_device_feature { argsz, flags }
+    vfio_device_feature_dma_logging_control { page_size, num_ranges, __reserved, ranges }
+    vfio_device_feature_dma_logging_range { iova, length }
+    vfio_device_feature_dma_logging_report { iova, length, page_size, bitmap }
+    iommu_hwpt_set_dirty_tracking { size, flags, hwpt_id, __reserved }
+    iommu_hwpt_get_dirty_bitmap { size, hwpt_id, flags, __reserved, iova, length, page_size, data }
+}
