@@ -69,6 +69,12 @@ fn slots_do_not_overlap_and_have_numbers_of_their_own() {
         add(9, 0u64.wrapping_sub(PAGE), 2 * PAGE),
         Err(Error::Wraps.into())
     );
+    // Nor where this process has it.
+    let host = Some(0u64.wrapping_sub(PAGE));
+    assert_eq!(
+        tracker.add_slot(9, 0x40 << 40, host, 2 * PAGE).err(),
+        Some(Error::Wraps.into())
+    );
     assert_eq!(add(9, 0u64.wrapping_sub(PAGE), PAGE), Ok(()));
     assert_eq!(add(10, MIB - PAGE, PAGE), Ok(()));
     assert_eq!(add(11, MIB + 100 * PAGE, 1), Ok(()));

@@ -124,7 +124,7 @@ impl Tracker {
     ) -> Result<DirtyBits, TrackError> {
         let mut slots = self.shared.slots_mut();
         let bytes = DirtyBits::bytes(size, BASE_PAGE);
-        let at = self.shared.check(&slots, id, gpa, size, bytes)?;
+        let at = self.shared.check(&slots, id, gpa, host, size, bytes)?;
         let bits = DirtyBits::new(size, BASE_PAGE)?;
         let slot = Slot {
             id,
@@ -151,7 +151,9 @@ impl Tracker {
             return Err(Error::Misaligned.into());
         }
         let bytes = DirtyBits::bytes(size, pgsize);
-        let at = self.shared.check(&slots, slot.id, slot.gpa, size, bytes)?;
+        let at = self
+            .shared
+            .check(&slots, slot.id, slot.gpa, slot.host, size, bytes)?;
         slots.insert(at, slot);
         Ok(())
     }
@@ -263,6 +265,7 @@ impl Shared {
         slots: &[Slot],
         id: u32,
         gpa: u64,
+        host: Option<u64>,
         size: u64,
         bytes: u64,
     ) -> Result<usize, TrackError> {
@@ -271,6 +274,8 @@ impl Shared {
         }
         let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
         let last = gpa.checked_add(more).ok_or(Error::Wraps)?;
+        let host = host.unwrap_or(0);
+        host.checked_add(more).ok_or(Error::Wraps)?;
         if slots.iter().any(|slot| slot.id == id) {
             return Err(TrackError::DuplicateSlot { id });
         }
