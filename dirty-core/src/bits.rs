@@ -58,9 +58,10 @@ pub(crate) fn set_again(words: &mut [u64], first: u64, last: u64) -> bool {
     again
 }
 
-/// Likewise, if they are in two to ten words, as 512 are, of which the first
-/// and the last have one of them already. (Two stores that may overlap: memset
-/// takes longer than all the rest.)
+/// Likewise, if they are in two to nine words, as 512 are, of which the first
+/// and the last have one of them already. Nine, because then each word is in the
+/// line of the first or of the last. (Two stores that may overlap: memset takes
+/// longer than all the rest.)
 #[inline]
 pub(crate) fn set_short(words: &mut [u64], first: u64, last: u64) -> bool {
     if word(first) == word(last) {
@@ -69,7 +70,7 @@ pub(crate) fn set_short(words: &mut [u64], first: u64, last: u64) -> bool {
     let (from, up_to) = (from_bit(first), up_to_bit(last));
     match words.get_mut(word(first)..word(last) + 1) {
         Some([head, middle @ .., tail])
-            if middle.len() <= 8 && *head & from != 0 && *tail & up_to != 0 =>
+            if middle.len() <= 7 && *head & from != 0 && *tail & up_to != 0 =>
         {
             *head |= from;
             match middle.len() {

@@ -61,6 +61,22 @@ fn the_summary_has_the_lines_that_are_dirty_or_pinned() {
     }
 }
 
+/// Marks whose first and last page are dirty already take a short way, which
+/// must leave no line out that lies between.
+#[test]
+fn marks_between_dirty_pages_leave_no_line_out() {
+    let mut bitmap = Bitmap::new(&TestMemory::default(), NPAGES).expect("memory");
+    for first in 440..520 {
+        for n in 1..1200 {
+            bitmap.set(first, 1);
+            bitmap.set(first + n - 1, 1);
+            bitmap.set(first, n);
+            assert!(bitmap.is_summarised(), "{n} pages from {first} on");
+            bitmap.clear();
+        }
+    }
+}
+
 /// 64K pages have a way of their own, in both directions.
 #[test]
 fn both_ways_at_16_to_1_agree() {
