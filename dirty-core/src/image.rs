@@ -139,7 +139,8 @@ impl<M: Memory> Bitmap<M> {
         }
         let words = image_words(npages, copy.shift);
         if end == parts.dirty.len() && words > end as u64 {
-            if let Some(out) = out.get_mut(end - first) {
+            // None if the words begin behind the image.
+            if let Some(out) = end.checked_sub(first).and_then(|at| out.get_mut(at)) {
                 *out = carry;
             }
         }

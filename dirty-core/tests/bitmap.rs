@@ -219,6 +219,17 @@ fn every_shift_of_every_word() {
     }
 }
 
+#[test]
+fn words_behind_an_image_are_left_alone() {
+    let mut bitmap = Bitmap::new(&TestMemory::default(), 130).expect("memory");
+    bitmap.set_all();
+    for (shift, first) in [(0, 3), (63, 4), (63, usize::MAX)] {
+        let mut out = garbage(2);
+        bitmap.image(shift, first, &mut out);
+        assert_eq!(out, garbage(2), "shift {shift}, from word {first} on");
+    }
+}
+
 /// Images of 16 MiB and more go past the caches.
 #[test]
 fn large_images() {
