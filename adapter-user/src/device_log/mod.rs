@@ -19,7 +19,7 @@ use dirty_core::{Error, PageSize};
 pub use self::range::LogRange;
 
 use self::range::Logged;
-use self::report::{or, Ask};
+use self::report::Ask;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
 use crate::guest::within;
@@ -323,12 +323,7 @@ impl DeviceLog {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), TrackError> {
-        let ask = Ask::logging(iova, size, pgsize)?;
-        ask.fits(bitmap)?;
-        self.answer(ask, true, |at, words| {
-            or(&mut bitmap[at..], words);
-            Ok(())
-        })
+        self.answer_words(Ask::logging(iova, size, pgsize)?, true, bitmap)
     }
 
     /// HWPT_GET_DIRTY_BITMAP: as [`report`](DeviceLog::report), for any page
@@ -346,12 +341,7 @@ impl DeviceLog {
         clear: bool,
         bitmap: &mut [u64],
     ) -> Result<(), TrackError> {
-        let ask = Ask::iommufd(iova, size, pgsize)?;
-        ask.fits(bitmap)?;
-        self.answer(ask, clear, |at, words| {
-            or(&mut bitmap[at..], words);
-            Ok(())
-        })
+        self.answer_words(Ask::iommufd(iova, size, pgsize)?, clear, bitmap)
     }
 }
 

@@ -86,6 +86,23 @@ fn keep(words: &mut [u64], first: u64, last: u64) {
 }
 
 impl DeviceLog {
+    /// ORs a report into `bitmap`.
+    pub(super) fn answer_words(
+        &self,
+        ask: Ask,
+        clear: bool,
+        bitmap: &mut [u64],
+    ) -> Result<(), TrackError> {
+        ask.fits(bitmap)?;
+        self.answer(ask, clear, |at, words| {
+            bitmap[at..]
+                .iter_mut()
+                .zip(words)
+                .for_each(|(a, b)| *a |= b);
+            Ok(())
+        })
+    }
+
     /// Hands the words of a report to `put`, with their place, and then clears
     /// what they told, if all went well.
     pub(super) fn answer(
@@ -119,10 +136,6 @@ impl DeviceLog {
         }
         Ok(())
     }
-}
-
-pub(super) fn or(bitmap: &mut [u64], words: &[u64]) {
-    bitmap.iter_mut().zip(words).for_each(|(a, b)| *a |= b);
 }
 
 /// A report that was asked for.
@@ -159,7 +172,7 @@ impl Ask {
         self.pgsize.pages(self.last - self.iova).saturating_add(1)
     }
 
-    pub(super) fn fits(self, bitmap: &[u64]) -> Result<(), TrackError> {
+    fn fits(self, bitmap: &[u64]) -> Result<(), TrackError> {
         match self.npages().div_ceil(64) <= bitmap.len() as u64 {
             true => Ok(()),
             false => Err(Error::BitmapSize.into()),
