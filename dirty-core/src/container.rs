@@ -7,7 +7,6 @@
 
 use crate::error::Error;
 use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
-use crate::iterate::runs_among;
 use crate::map::{last_of, Map};
 use crate::mem::List;
 use crate::pgsize::{Extent, PageSize};
@@ -406,11 +405,8 @@ impl<M: Memory> Container<M> {
     /// marked).
     pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
         let backend = self.backend()?;
-        extent.check(words)?;
         let mut result = Ok(());
-        let bits = extent.bit..extent.bit.saturating_add(extent.npages);
-        for run in runs_among(words, bits) {
-            let (first, last) = extent.addresses(&run);
+        for (first, last) in extent.ranges(words)? {
             let size = last.wrapping_sub(first).wrapping_add(1);
             result = result.and(backend.mark(first, size));
         }

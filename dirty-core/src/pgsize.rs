@@ -2,6 +2,7 @@
 //! Page sizes, and bitmaps taken from one page size to another.
 
 use crate::error::Error;
+use crate::iterate::runs_among;
 use crate::rescale::{self, Overlap};
 
 /// A page size: a power of two.
@@ -78,7 +79,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    pub(crate) fn check(&self, words: &[u64]) -> Result<(), Error> {
+    fn check(&self, words: &[u64]) -> Result<(), Error> {
         if !self.pgsize.aligns(self.iova) {
             return Err(Error::Misaligned);
         }
@@ -104,13 +105,34 @@ impl Extent {
         Ok(Some(start | self.pgsize.mask()))
     }
 
-    /// First and last address of the pages of `run`, which are bits of `self`.
+    /// The runs of pages whose bits are set in `words`, ascending: first and last
+    /// address of each.
+    ///
+    /// ```
+    /// use dirty_core::{Extent, PageSize};
+    ///
+    /// let pgsize = PageSize::new(4096).unwrap();
+    /// let extent = Extent { bit: 0, iova: 0x8000, npages: 64, pgsize };
+    /// assert!(extent.ranges(&[0b1110])?.eq([(0x9000, 0xbfff)]));
+    /// # Ok::<(), dirty_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `BitmapSize` if it is longer than `words`, `Misaligned` if it starts inside
+    /// a page, `Wraps` if it leaves the address space.
     #[allow(clippy::arithmetic_side_effects)] // inside `self`, which `check` proved not to wrap
-    pub(crate) fn addresses(&self, run: &core::ops::Range<u64>) -> (u64, u64) {
-        let shift = self.pgsize.shift();
-        let first = self.iova + ((run.start - self.bit) << shift);
-        let last_page = self.iova + ((run.end - 1 - self.bit) << shift);
-        (first, last_page | self.pgsize.mask())
+    pub fn ranges<'a>(
+        &self,
+        words: &'a [u64],
+    ) -> Result<impl Iterator<Item = (u64, u64)> + 'a, Error> {
+        self.check(words)?;
+        let Extent {
+            bit, iova, pgsize, ..
+        } = *self;
+        let address = move |at: u64| iova + ((at - bit) << pgsize.shift());
+        let runs = runs_among(words, bit..bit + self.npages);
+        Ok(runs.map(move |run| (address(run.start), address(run.end - 1) | pgsize.mask())))
     }
 }
 

@@ -5,7 +5,7 @@ use dirty_core::{normalise, Error, Extent, PageSize};
 
 use super::Slot;
 use crate::error::TrackError;
-use crate::words::{runs, set};
+use crate::words::set;
 
 /// A range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,12 +138,7 @@ impl Report {
     /// `BitmapSize`, `Misaligned` or `Wraps` if the extent is none; nothing
     /// changes then. `Unmapped` if a dirty page is in no slot at all.
     pub fn or_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
-        let nothing = Extent {
-            bit: 0,
-            npages: 0,
-            ..extent
-        };
-        normalise(words, extent, &mut [], nothing)?; // checks the extent
+        let ranges = extent.ranges(words)?;
         let mut inside = 0;
         for at in &mut self.slots {
             or(words, extent, at)?;
@@ -151,19 +146,18 @@ impl Report {
         }
         // Only then can a bit be outside.
         if inside < extent.npages {
-            for run in runs(words, extent.bit, extent.npages) {
-                for bit in run {
-                    self.covers(extent, bit - extent.bit)?;
+            for (first, last) in ranges {
+                for page in 0..=extent.pgsize.pages(last - first) {
+                    self.covers(first + (page << extent.pgsize.shift()), extent.pgsize)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether page `page` of `extent` shares a byte with a slot.
-    fn covers(&self, extent: Extent, page: u64) -> Result<(), TrackError> {
-        let addr = extent.iova + (page << extent.pgsize.shift());
-        let last = addr | (extent.pgsize.bytes() - 1);
+    /// Whether the page at `addr` shares a byte with a slot.
+    fn covers(&self, addr: u64, pgsize: PageSize) -> Result<(), TrackError> {
+        let last = addr | (pgsize.bytes() - 1);
         let hit = |at: &SlotReport| at.slot.gpa <= last && at.slot.last() >= addr;
         match self.slots.iter().any(hit) {
             true => Ok(()),
@@ -300,23 +294,21 @@ impl Report {
     /// `PageSize`.
     pub fn ranges(&self, pgsize: u64) -> Result<impl Iterator<Item = Range> + '_, TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
-        Ok(self.slots.iter().flat_map(move |at| at.ranges(pgsize)))
+        let ranges = self.slots.iter().map(|at| at.ranges(pgsize));
+        let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
+        Ok(ranges.into_iter().flatten())
     }
 }
 
 impl SlotReport {
-    fn ranges(&self, pgsize: PageSize) -> impl Iterator<Item = Range> + '_ {
-        let own = self.slot.bits.pgsize();
+    fn ranges(&self, pgsize: PageSize) -> Result<impl Iterator<Item = Range> + '_, Error> {
         let (start, end) = (self.slot.gpa, self.slot.last());
         let inside = pgsize.bytes() - 1;
-        let mut runs = runs(&self.words, 0, self.slot.bits.npages())
-            .map(move |run| {
-                let first = start + (run.start << own.shift());
-                let last = start + ((run.end - 1) << own.shift()) + (own.bytes() - 1);
-                ((first & !inside).max(start), (last | inside).min(end))
-            })
+        let ranges = self.extent().ranges(&self.words)?;
+        let mut runs = ranges
+            .map(move |(first, last)| ((first & !inside).max(start), (last | inside).min(end)))
             .peekable();
-        std::iter::from_fn(move || {
+        Ok(std::iter::from_fn(move || {
             let (first, mut last) = runs.next()?;
             while let Some((_, next)) = runs.next_if(|(next, _)| *next <= last.saturating_add(1)) {
                 last = last.max(next);
@@ -325,7 +317,7 @@ impl SlotReport {
                 gpa: first,
                 size: last - first + 1,
             })
-        })
+        }))
     }
 }
 

@@ -10,12 +10,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use dirty_core::{normalise, Error, Extent};
+use dirty_core::{Error, Extent};
 
 use super::Shared;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
-use crate::words::runs;
 
 /// Mappings that are gone and still remembered, at most. What one more led to
 /// is marked at once, as if all of it had been written.
@@ -400,19 +399,11 @@ impl Harvest<'_> {
     /// `NotTracking` if its memory's slot was removed under its mapping: the
     /// others are marked.
     pub fn or(&self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
-        let nothing = Extent {
-            bit: 0,
-            npages: 0,
-            ..extent
-        };
-        normalise(words, extent, &mut [], nothing)?; // checks the extent
+        let ranges = extent.ranges(words)?;
         let maps = self.view.read();
-        let shift = extent.pgsize.shift();
         let inside = extent.pgsize.bytes() - 1;
         let mut result = Ok(());
-        for run in runs(words, extent.bit, extent.npages) {
-            let first = extent.iova + ((run.start - extent.bit) << shift);
-            let last = (extent.iova + ((run.end - 1 - extent.bit) << shift)) | inside;
+        for (first, last) in ranges {
             // Pages of the log that each mapping has a byte of.
             let mut seen = Vec::new();
             for part in maps
