@@ -13,7 +13,7 @@ mod guest;
 #[allow(dead_code)]
 mod host;
 
-use data::{distinct, random_words, scattered, zeroed, Size, GIB_1, GIB_64};
+use data::{distinct, naive, random_words, scattered, zeroed, Size, GIB_1, GIB_64};
 use guest::Guest;
 use host::{Heap, PAGE};
 
@@ -128,10 +128,10 @@ fn rescale(from: u64, to: u64) -> usize {
 }
 
 fn iterate(count: fn(&[u64]) -> usize) -> usize {
-    let mut words = zeroed(GIB_1.words());
-    for page in scattered(GIB_1.pages, 0.1) {
-        words[page.start as usize / 64] |= 1 << (page.start % 64);
-    }
+    let words = naive(
+        GIB_1.pages,
+        scattered(GIB_1.pages, 0.1).into_iter().flatten(),
+    );
     let mut n = 0;
     counted(|| n = count(black_box(&words)));
     n
