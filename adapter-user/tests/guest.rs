@@ -417,6 +417,23 @@ fn what_cannot_be_remembered_is_dirty_at_once() {
     view.unmap(0, PAGE).unwrap();
     assert_eq!(take(&tracker), [5 * PAGE]);
     assert_eq!(view.remembered(), 1 << 16);
+
+    // The device's log tells of a page that is not remembered: no error, until
+    // a harvest that began after its unmap is finished.
+    view.map(1 << 40, 6 * PAGE, PAGE).unwrap();
+    view.unmap(1 << 40, PAGE).unwrap();
+    let page = Extent {
+        bit: 0,
+        iova: 1 << 40,
+        npages: 1,
+        pgsize: PageSize::new(PAGE).unwrap(),
+    };
+    let harvest = view.harvest();
+    assert_eq!(harvest.or(&[1], page), Ok(()));
+    assert_eq!(take(&tracker), [6 * PAGE]);
+    harvest.finish();
+    let unmapped = TrackError::Unmapped { addr: 1 << 40 };
+    assert_eq!(view.harvest().or(&[1], page), Err(unmapped));
 }
 
 /// What a random run does; numbers are pages of 16.

@@ -43,6 +43,8 @@ struct Maps {
     gone: BTreeMap<(u64, u64, u64), (u64, Mapping)>,
     /// No mapping that is gone is larger.
     largest_gone: u64,
+    /// The last unmap that there was no room for in `gone`.
+    not_remembered: Option<u64>,
     /// Counts unmaps.
     unmaps: u64,
 }
@@ -181,6 +183,7 @@ impl Maps {
             self.gone.insert(key, (self.unmaps, mapping));
         } else {
             mapping.mark_all();
+            self.not_remembered = Some(self.unmaps);
         }
     }
 }
@@ -417,7 +420,10 @@ impl Harvest<'_> {
                 part.mark_all();
                 seen.push((part.iova & !inside, part.last() | inside));
             }
-            result = result.and(covered(seen, first, last));
+            // What is not remembered was marked when it went.
+            if maps.not_remembered.is_none() {
+                result = result.and(covered(seen, first, last));
+            }
         }
         result
     }
@@ -426,10 +432,9 @@ impl Harvest<'_> {
     /// mappings from before are forgotten.
     pub fn finish(self) {
         let before = self.before;
-        self.view
-            .write()
-            .gone
-            .retain(|_, (unmap, _)| *unmap > before);
+        let mut maps = self.view.write();
+        maps.gone.retain(|_, (unmap, _)| *unmap > before);
+        maps.not_remembered = maps.not_remembered.filter(|unmap| *unmap > before);
     }
 }
 
