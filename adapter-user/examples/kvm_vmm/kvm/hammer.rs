@@ -119,10 +119,15 @@ impl Hammer {
                 Kind::Ranges(log, live) => {
                     allow_off(log.mark(iova, PAGE))?;
                     let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
+                    // A log keeps no range that goes while it is off, and may
+                    // be switched on right after that.
+                    let keeps = log.is_on();
                     log.remove_range(iova, PAGE)?;
                     live.retain(|at| *at != iova);
-                    // The last chance to learn what was written there.
-                    report(&self.view.harvest(), log, iova, 1)?;
+                    if keeps {
+                        // The last chance to learn what was written there.
+                        report(&self.view.harvest(), log, iova, 1)?;
+                    }
                 }
             }
             self.view.unmap(iova, PAGE)?;
@@ -178,7 +183,7 @@ fn allow_off(marked: std::result::Result<(), TrackError>) -> Result<()> {
     }
 }
 
-/// Harvests some pages of a log.
+/// Harvests some pages of a log, if it is on.
 fn report(
     harvest: &Harvest<'_>,
     log: &DeviceLog,
