@@ -50,6 +50,17 @@ const CASES: &[Case] = &[
     ("snapshot", "word", || snapshot(0)),
     ("shifted snapshot", "word", || snapshot(13)),
     ("snapshot of 0.01 %, zeroed", "dirty page", sparse),
+    ("ioctl, clean", "word", || ioctl(&[GIB_64.pages], 0.0)),
+    ("ioctl, dense", "word", || ioctl(&[GIB_64.pages], 1.0)),
+    ("ioctl, 4 MiB mappings, clean", "mapping", || {
+        ioctl(&[1024; 16384], 0.0) / 16
+    }),
+    ("ioctl, 4 MiB mappings, 0.01 %", "mapping", || {
+        ioctl(&[1024; 16384], 0.0001) / 16
+    }),
+    ("ioctl, 4 MiB mappings, dense", "mapping", || {
+        ioctl(&[1024; 16384], 1.0) / 16
+    }),
     ("coarsen 16 to 1", "word of 4K pages", || rescale(1, 16)),
     ("coarsen 512 to 1", "word of 4K pages", || rescale(1, 512)),
     ("refine 1 to 16", "word of 4K pages", || rescale(16, 1)),
@@ -111,6 +122,16 @@ fn sparse() -> usize {
     let mut out = zeroed(GIB_64.words());
     counted(|| bitmap.take_sparse(0, &mut out).expect("enough words"));
     pages.len()
+}
+
+/// GET_BITMAP of 64 GiB by the ioctl, with a share of the pages dirty.
+fn ioctl(mappings: &[u64], share: f64) -> usize {
+    let mut guest = Guest::tracking(mappings);
+    let pages = scattered(GIB_64.pages, share);
+    pages.iter().for_each(|page| guest.mark(page.start, 1));
+    let mut out = zeroed(GIB_64.words());
+    counted(|| guest.get_by_ioctl(GIB_64.pages, &mut out));
+    GIB_64.words()
 }
 
 /// From pages of `from` times 4K to pages of `to` times 4K.

@@ -94,7 +94,7 @@ impl<M: Memory> Bitmap<M> {
     }
 
     pub(crate) fn parts(&mut self) -> Parts<&mut [u64]> {
-        let (pages, lines) = lengths(self.npages);
+        let (pages, lines) = (self.len, self.len.div_ceil(64 * LINE_WORDS));
         let words = self.words.exclusive();
         let (dirty, rest) = words.split_at_mut_checked(pages).unwrap_or_default();
         let (pinned, rest) = rest.split_at_mut_checked(pages).unwrap_or_default();

@@ -6,7 +6,8 @@ use crate::host::{Host, Memory};
 use crate::map::last_of;
 use crate::mem::Words;
 use crate::pgsize::PageSize;
-use crate::report::{Range, Report, STAGING_WORDS};
+use crate::report::{Range, Report};
+use crate::stage::STAGING_WORDS;
 use crate::type1::{Tracking, Type1};
 use crate::uapi::{dirty_bitmap_bytes, vfio_bitmap, DIRTY_BITMAP_SIZE_MAX};
 
@@ -94,8 +95,9 @@ impl<M: Memory> Type1<M> {
             return Err(Error::WrongPageSize);
         }
         let range = self.dirty_range(iova, size, last, latched)?;
-        self.copy_out(host, range, bitmap.data)?;
-        self.clear(range); // only now (D2)
+        if self.copy_out(host, range, bitmap.data)? {
+            self.clear(range); // only now (D2)
+        }
         Ok(())
     }
 

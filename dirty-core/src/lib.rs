@@ -49,6 +49,7 @@ mod report;
 mod rescale;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod sse2;
+mod stage;
 mod stream;
 mod table;
 mod tree;

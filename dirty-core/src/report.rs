@@ -11,12 +11,9 @@ use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::image::full_image;
-use crate::mem::as_bytes;
 use crate::pgsize::{normalise, Extent, PageSize};
+use crate::stage::{Stage, STAGING_WORDS};
 use crate::type1::{may_be_written, Type1};
-
-/// Words that wait for one copy to the user.
-pub(crate) const STAGING_WORDS: usize = 2048;
 
 /// Where a report goes: bit k for the page at `iova + k * pgsize`.
 #[derive(Debug)]
@@ -45,11 +42,11 @@ pub(crate) struct Range {
 }
 
 /// Where the pages of one mapping are among the words of a report.
-struct Place {
-    start: usize,
-    end: usize,
+pub(crate) struct Place {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
     /// Bit of the first page in word `start`.
-    shift: u32,
+    pub(crate) shift: u32,
 }
 
 impl Range {
@@ -72,29 +69,24 @@ impl<M: Memory> Type1<M> {
         move |dma| unseen && dma.iommu_mapped && may_be_written(dma, skip_read_only)
     }
 
-    /// Copies the dirty pages of `range` to the user's bitmap at `data`.
+    /// Copies the dirty pages of `range` to the user's bitmap at `data`. Says
+    /// whether there are any.
     pub(crate) fn copy_out(
         &mut self,
         host: &mut dyn Host,
         range: Range,
         data: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let all_dirty = self.all_dirty();
         let Some(tracking) = &mut self.tracking else {
             return Err(Error::NotTracking);
         };
-        let mut stage = Stage {
-            host,
-            data,
-            words: tracking.staging.exclusive(),
-            first: 0,
-            len: 0,
-        };
+        let mut stage = Stage::new(host, data, tracking.staging.exclusive());
         for dma in self.dmas.range_mut(range.first, range.last) {
             let all = all_dirty(dma);
             stage.add(range.place(dma), dma, all)?;
         }
-        stage.flush()
+        stage.finish()
     }
 
     /// Writes the dirty pages of `range` to `report`, and clears them.
@@ -167,76 +159,13 @@ impl<M: Memory> Type1<M> {
                     Some(bitmap) if !all => bitmap.image(0, bits::word(done), pages),
                     _ => pages.fill(!0),
                 }
-                normalise(pages, from, words, to)?;
+                let normalised = normalise(pages, from, words, to);
+                pages.fill(0); // as `Stage` wants it
+                normalised?;
                 done = done.saturating_add(from.npages);
             }
         }
         self.clear(range);
-        Ok(())
-    }
-}
-
-/// Words on their way to a user, so that a copy is worth its cost.
-struct Stage<'a> {
-    host: &'a mut dyn Host,
-    /// Address of the user's first word.
-    data: u64,
-    words: &'a mut [u64],
-    /// The user's word that `words[0]` is for.
-    first: usize,
-    /// Words in use.
-    len: usize,
-}
-
-impl Stage<'_> {
-    /// Appends the words of one mapping; mappings come in order.
-    fn add<M: Memory>(&mut self, place: Place, dma: &mut Dma<M>, all: bool) -> Result<(), Error> {
-        let Some(bitmap) = &mut dma.bitmap else {
-            return Err(Error::NotTracking); // every mapping has one: never
-        };
-        // The previous mapping may end in the word where this one starts.
-        let end = self.first.saturating_add(self.len);
-        let mut before = 0;
-        if self.len != 0 && place.start < end {
-            self.len = self.len.saturating_sub(1);
-            before = self.words.get(self.len).copied().unwrap_or(0);
-        } else if place.start != end {
-            self.flush()?;
-            self.first = place.start;
-        }
-        let mut done = 0;
-        let total = place.end.saturating_sub(place.start);
-        while done < total {
-            if self.len == self.words.len() {
-                self.flush()?;
-            }
-            let room = self.words.get_mut(self.len..).unwrap_or_default();
-            let n = room.len().min(total.saturating_sub(done));
-            let out = room.get_mut(..n).unwrap_or_default();
-            if all {
-                full_image(bitmap.npages(), place.shift, done as u64, out);
-            } else {
-                bitmap.image(place.shift, done, out);
-            }
-            if let Some(w) = out.first_mut() {
-                *w |= core::mem::take(&mut before);
-            }
-            self.len = self.len.saturating_add(n);
-            done = done.saturating_add(n);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let words = self.words.get(..self.len).unwrap_or_default();
-        if !words.is_empty() {
-            let offset = (self.first as u64).saturating_mul(8);
-            let addr = self.data.checked_add(offset).ok_or(Error::BadAddress)?;
-            let copied = self.host.copy_to_user(addr, as_bytes(words));
-            copied.map_err(|_| Error::BadAddress)?;
-        }
-        self.first = self.first.saturating_add(self.len);
-        self.len = 0;
         Ok(())
     }
 }

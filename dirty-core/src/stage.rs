@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Words on their way to a user, so that a copy is worth its cost.
+//!
+//! They are zero in between, and what a copy leaves behind is wiped line by
+//! line: clean pages, of which there are many, cost the copy and nothing else.
+
+use core::mem;
+
+use crate::bitmap::LINE_WORDS;
+use crate::bits;
+use crate::dma::Dma;
+use crate::error::Error;
+use crate::host::{Host, Memory};
+use crate::image::{clear_lines, full_image, BLOCK_WORDS};
+use crate::mem::as_bytes;
+use crate::report::Place;
+
+/// Words that wait for one copy to the user.
+pub(crate) const STAGING_WORDS: usize = 2048;
+
+/// Images of no more words are made by `Bitmap::image_small`.
+const SMALL_WORDS: usize = 32;
+
+/// A report to a user, as far as it was made.
+pub(crate) struct Stage<'a> {
+    host: &'a mut dyn Host,
+    /// Address of the user's first word.
+    data: u64,
+    /// INVARIANT: zero but for the lines in `touched`.
+    words: &'a mut [u64],
+    touched: [u64; STAGING_WORDS / BLOCK_WORDS],
+    /// Whether there was a line that was touched.
+    told: bool,
+    /// The user's word that `words[0]` is for.
+    first: usize,
+    /// Words in use.
+    len: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// An empty report to a user at `data`, by way of `words` that are zero.
+    pub(crate) fn new(host: &'a mut dyn Host, data: u64, words: &'a mut [u64]) -> Self {
+        Stage {
+            host,
+            data,
+            words,
+            touched: [0; STAGING_WORDS / BLOCK_WORDS],
+            told: false,
+            first: 0,
+            len: 0,
+        }
+    }
+
+    /// Appends the words of one mapping; mappings come in order. Every page is
+    /// dirty if `all` says so.
+    pub(crate) fn add<M: Memory>(
+        &mut self,
+        place: Place,
+        dma: &mut Dma<M>,
+        all: bool,
+    ) -> Result<(), Error> {
+        let Some(bitmap) = &mut dma.bitmap else {
+            return Err(Error::NotTracking); // every mapping has one: never
+        };
+        // The previous mapping may end in the word where this one starts.
+        let end = self.first.saturating_add(self.len);
+        let mut before = 0;
+        if self.len != 0 && place.start < end {
+            self.len = self.len.saturating_sub(1);
+            before = self.words.get(self.len).copied().unwrap_or(0);
+        } else if place.start != end {
+            self.flush()?;
+            self.first = place.start;
+        }
+        let total = place.end.saturating_sub(place.start);
+        let room = self.words.len().saturating_sub(self.len);
+        if total <= SMALL_WORDS.min(room) && !all {
+            let end = self.len.saturating_add(total);
+            let out = self.words.get_mut(self.len..end).unwrap_or_default();
+            if bitmap.image_small(place.shift, out) {
+                touch(&mut self.touched, self.len, 0, total);
+            }
+            if let Some(word) = out.first_mut() {
+                *word |= before;
+            }
+            self.len = end;
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < total {
+            if self.len == self.words.len() {
+                self.flush()?;
+            }
+            let room = self.words.get_mut(self.len..).unwrap_or_default();
+            let n = room.len().min(total.saturating_sub(done));
+            let out = room.get_mut(..n).unwrap_or_default();
+            let mut touch = |first, last| touch(&mut self.touched, self.len, first, last);
+            if all {
+                full_image(bitmap.npages(), place.shift, done as u64, out);
+                touch(0, n);
+            } else {
+                bitmap.image_sparse(place.shift, done, out, touch);
+            }
+            if let Some(word) = out.first_mut() {
+                *word |= mem::take(&mut before);
+            }
+            self.len = self.len.saturating_add(n);
+            done = done.saturating_add(n);
+        }
+        Ok(())
+    }
+
+    /// Copies what is left. Says whether there was a page to tell of.
+    pub(crate) fn finish(mut self) -> Result<bool, Error> {
+        self.flush()?;
+        Ok(self.told)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let words = self.words.get(..self.len).unwrap_or_default();
+        if !words.is_empty() {
+            let offset = (self.first as u64).saturating_mul(8);
+            let addr = self.data.checked_add(offset);
+            let copied = addr.and_then(|at| self.host.copy_to_user(at, as_bytes(words)).ok());
+            self.wipe();
+            copied.ok_or(Error::BadAddress)?;
+        }
+        self.first = self.first.saturating_add(self.len);
+        self.len = 0;
+        Ok(())
+    }
+
+    /// Makes all words zero.
+    fn wipe(&mut self) {
+        let blocks = self.words.chunks_mut(BLOCK_WORDS);
+        for (lines, block) in self.touched.iter_mut().zip(blocks) {
+            if *lines != 0 {
+                self.told = true;
+                clear_lines(mem::take(lines), block);
+            }
+        }
+    }
+}
+
+/// Notes that words `first` to `last`, from `base` on, may not be zero.
+#[inline]
+fn touch(touched: &mut [u64], base: usize, first: usize, last: usize) {
+    let line = |at: usize| (base.saturating_add(at) / LINE_WORDS) as u64;
+    let most = (touched.len() as u64).saturating_mul(64).saturating_sub(1);
+    bits::set(touched, line(first).min(most), line(last).min(most));
+}
