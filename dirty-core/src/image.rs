@@ -158,21 +158,20 @@ impl<M: Memory> Bitmap<M> {
             }
             let at = (block * BLOCK_WORDS).max(first);
             let next = ((block + 1) * BLOCK_WORDS).min(end);
-            let (Some(dirty), Some(pinned), Some(out)) = (
+            or_lines(parts.dirty, parts.pinned, block, *pinned_lines);
+            let (Some(dirty), Some(out)) = (
                 parts.dirty.get_mut(at..next),
-                parts.pinned.get(at..next),
                 out.get_mut(at - first..next - first),
             ) else {
-                return; // all have these words: never
+                return; // both have these words: never
             };
             let from = at - first;
             carry = if *lines == 0 {
                 touched(from, from);
                 copy_clean(copy, out, carry)
-            } else if let (true, Some(dirty), Some(pinned), Some(out)) = (
+            } else if let (true, Some(dirty), Some(out)) = (
                 lines.count_ones() <= FEW_LINES,
                 dirty.first_chunk_mut(),
-                pinned.first_chunk(),
                 out.first_chunk_mut(),
             ) {
                 touched(from, from);
@@ -180,11 +179,10 @@ impl<M: Memory> Bitmap<M> {
                     let line = from + line * LINE_WORDS;
                     touched(line, line + LINE_WORDS);
                 }
-                copy_lines(copy, *lines, *pinned_lines, dirty, pinned, out, carry)
+                copy_lines(copy, *lines, dirty, out, carry)
             } else {
                 touched(from, next - first - 1);
-                let pinned = if *pinned_lines == 0 { &[] } else { pinned };
-                copy_block(copy, dirty, pinned, out, carry)
+                copy_block(copy, dirty, out, carry)
             };
             if copy.clear {
                 *lines = *pinned_lines;
@@ -265,31 +263,43 @@ fn copy_clean(copy: Copy, out: &mut [u64], carry: u64) -> u64 {
     0
 }
 
+/// Makes the pinned pages of some lines of a block dirty, as they are when their
+/// pins go; until then nobody can tell.
+fn or_lines(dirty: &mut [u64], pinned: &[u64], block: usize, lines: u64) {
+    for line in ones(lines) {
+        let first = block * BLOCK_WORDS + line * LINE_WORDS;
+        let dirty = dirty.get_mut(first..).unwrap_or_default();
+        let pinned = pinned.get(first..).unwrap_or_default();
+        match (dirty.first_chunk_mut(), pinned.first_chunk()) {
+            (Some(dirty), Some(pinned)) => or_words::<LINE_WORDS>(dirty, pinned),
+            _ => dirty.iter_mut().zip(pinned).for_each(|(d, p)| *d |= p),
+        }
+    }
+}
+
+#[inline]
+fn or_words<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to |= from);
+}
+
 /// Copies the lines of a block that have something to tell.
 fn copy_lines(
     copy: Copy,
     lines: u64,
-    pinned_lines: u64,
     dirty: &mut [u64; BLOCK_WORDS],
-    pinned: &[u64; BLOCK_WORDS],
     out: &mut [u64; BLOCK_WORDS],
     carry: u64,
 ) -> u64 {
     let mut carry = copy_clean(copy, out, carry);
     for at in ones(lines) {
         let first = at * LINE_WORDS;
-        let (Some(dirty), Some(pinned), Some((out, after))) = (
+        let (Some(dirty), Some((out, after))) = (
             line_mut(dirty, first),
-            pinned.get(first..).and_then(|p| p.first_chunk()),
             out.get_mut(first..).and_then(|o| o.split_first_chunk_mut()),
         ) else {
             return 0; // a block has 64 lines: never
         };
-        let mut line: [u64; LINE_WORDS] = *dirty;
-        if pinned_lines >> at & 1 != 0 {
-            let pinned: &[u64; LINE_WORDS] = pinned;
-            line.iter_mut().zip(pinned).for_each(|(l, p)| *l |= p);
-        }
+        let line: [u64; LINE_WORDS] = *dirty;
         if copy.clear {
             *dirty = [0; LINE_WORDS];
         }
@@ -315,35 +325,33 @@ fn line_mut(words: &mut [u64; BLOCK_WORDS], first: usize) -> Option<&mut [u64; L
 }
 
 /// Copies every word of a block.
-fn copy_block(
-    copy: Copy,
-    dirty: &mut [u64],
-    mut pinned: &[u64],
-    out: &mut [u64],
-    mut carry: u64,
-) -> u64 {
-    for (dirty, out) in dirty.chunks_mut(STEP_WORDS).zip(out.chunks_mut(STEP_WORDS)) {
-        // Pinned pages are dirty when their pins go; until then nobody can tell.
-        if let Some((here, after)) = pinned.split_at_checked(dirty.len()) {
-            dirty.iter_mut().zip(here).for_each(|(d, p)| *d |= p);
-            pinned = after;
-        }
-        let last = dirty.last().copied().unwrap_or(0);
-        if !copy.stream {
-            shift_words(dirty, copy.shift, carry, out);
-        } else if copy.shift == 0 {
-            stream::copy(dirty, out);
-        } else {
-            let mut words = [0; STEP_WORDS];
-            shift_words(dirty, copy.shift, carry, &mut words);
-            stream::copy(&words, out);
-        }
-        carry = spill(last, copy.shift);
-        if copy.clear {
-            dirty.fill(0);
-        }
+fn copy_block(copy: Copy, dirty: &mut [u64], out: &mut [u64], mut carry: u64) -> u64 {
+    let mut steps = dirty.chunks_exact_mut(STEP_WORDS);
+    let mut outs = out.chunks_exact_mut(STEP_WORDS);
+    for (dirty, out) in (&mut steps).zip(&mut outs) {
+        carry = copy_step(copy, dirty, out, carry);
     }
-    carry
+    copy_step(copy, steps.into_remainder(), outs.into_remainder(), carry)
+}
+
+#[inline]
+fn copy_step(copy: Copy, dirty: &mut [u64], out: &mut [u64], carry: u64) -> u64 {
+    let Some(last) = dirty.last().copied() else {
+        return carry;
+    };
+    if !copy.stream {
+        shift_words(dirty, copy.shift, carry, out);
+    } else if copy.shift == 0 {
+        stream::copy(dirty, out);
+    } else {
+        let mut words = [0; STEP_WORDS];
+        shift_words(dirty, copy.shift, carry, &mut words);
+        stream::copy(&words, out);
+    }
+    if copy.clear {
+        dirty.fill(0);
+    }
+    spill(last, copy.shift)
 }
 
 /// Puts `words`, shifted up by `shift` bits with `carry` below, to `out`. (A
