@@ -65,10 +65,15 @@ impl<M: Memory> Bitmap<M> {
     fn told(&mut self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let parts = self.parts();
         let (dirty, pinned): (&[u64], &[u64]) = (parts.dirty, parts.pinned);
+        let pinned_lines: &[u64] = parts.pinned_lines;
         Pages::new(numbered(parts.lines)).flat_map(move |line| {
             let first = line as usize * LINE_WORDS;
             let dirty = dirty.get(first..).unwrap_or_default();
-            let pinned = pinned.get(first..).unwrap_or_default();
+            // Most lines have no pins: do not fetch what is zero.
+            let pinned = match bits::get(pinned_lines, line) {
+                true => pinned.get(first..).unwrap_or_default(),
+                false => &[0; LINE_WORDS],
+            };
             let words = dirty
                 .iter()
                 .zip(pinned)
