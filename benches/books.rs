@@ -134,9 +134,13 @@ impl<'a> KeyAdapter<'a> for NodeAdapter {
 fn take(dirty: &mut [u64], out: &mut [u64], pinned: impl Iterator<Item = u64>) {
     out.copy_from_slice(dirty);
     dirty.fill(0);
-    for page in pinned {
-        dirty[page as usize / 64] |= 1 << (page % 64);
-    }
+    pinned.for_each(|page| set(dirty, page));
+}
+
+/// A page is dirty: so is, as in Linux, one that was pinned since the report
+/// before.
+fn set(dirty: &mut [u64], page: u64) {
+    dirty[page as usize / 64] |= 1 << (page % 64);
 }
 
 /// One node a page, as in Linux.
@@ -157,6 +161,7 @@ impl Pins for Tree {
 
     fn pin(&mut self, page: u64) -> u64 {
         self.tree.insert(Node::new(page));
+        set(&mut self.dirty, page);
         page
     }
 
@@ -211,6 +216,7 @@ impl Pins for Map {
 
     fn pin(&mut self, page: u64) -> u64 {
         self.map.insert(page, (page, 1));
+        set(&mut self.dirty, page);
         page
     }
 
