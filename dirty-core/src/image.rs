@@ -82,15 +82,12 @@ impl<M: Memory> Bitmap<M> {
         if parts.lines.iter().all(|lines| *lines == 0) {
             return false;
         }
-        let mut out = out.iter_mut();
-        let mut carry = 0;
-        for ((dirty, pinned), out) in parts.dirty.iter().zip(parts.pinned).zip(&mut out) {
-            let word = *dirty | *pinned;
-            *out = word << shift | carry;
-            carry = spill(word, shift);
+        for (block, pinned_lines) in parts.pinned_lines.iter().enumerate() {
+            or_lines(parts.dirty, parts.pinned, block, *pinned_lines);
         }
-        if let Some(out) = out.next() {
-            *out = carry;
+        shift_words(parts.dirty, shift, 0, out);
+        if let (Some(last), Some(out)) = (parts.dirty.last(), out.get_mut(parts.dirty.len())) {
+            *out = spill(*last, shift);
         }
         true
     }
