@@ -155,6 +155,9 @@ impl<M: Memory> Bitmap<M> {
             }
             let at = (block * BLOCK_WORDS).max(first);
             let next = ((block + 1) * BLOCK_WORDS).min(end);
+            if at >= next {
+                break; // the words begin behind the last page
+            }
             or_lines(parts.dirty, parts.pinned, block, *pinned_lines);
             let (Some(dirty), Some(out)) = (
                 parts.dirty.get_mut(at..next),
