@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::ioctl::Outcome;
-use dirty_core::uapi::{VFIO_TYPE1_IOMMU, VFIO_TYPE1v2_IOMMU, VFIO_CHECK_EXTENSION};
+use dirty_core::uapi::{self, VFIO_CHECK_EXTENSION};
 use dirty_core::{Container, Error, Options};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
 use kernel::prelude::*;
@@ -232,9 +232,11 @@ fn group_id(group: *mut sys::Group) -> GroupId {
 
 #[no_mangle]
 extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
-    let made = match kind as u64 {
-        kind @ (VFIO_TYPE1_IOMMU | VFIO_TYPE1v2_IOMMU) => Backend::new(kind),
-        _ => Err(EINVAL),
+    let kind = kind as u64;
+    let known = [uapi::VFIO_TYPE1_IOMMU, uapi::VFIO_TYPE1v2_IOMMU].contains(&kind);
+    let made = match known {
+        true => Backend::new(kind),
+        false => Err(EINVAL),
     };
     match made {
         // SAFETY: it stays where it is until `dirty_backend_release`.

@@ -92,7 +92,8 @@ impl KernelHost {
     }
 
     fn forget(&mut self, group: GroupId) {
-        self.groups.retain(|a| a.group != group_of(group));
+        let at = self.groups.iter().position(|a| a.group == group_of(group));
+        let _ = at.map(|at| self.groups.remove(at)); // not `retain`, which could panic
     }
 }
 
@@ -149,15 +150,20 @@ impl Accounting for KernelHost {
     }
 
     fn release(&mut self, mm: Mm) {
-        for owner in self.owners.iter_mut().filter(|o| o.mm == mm_of(mm)) {
-            owner.refs = owner.refs.saturating_sub(1);
-            if owner.refs == 0 {
-                // SAFETY: the last reference of the core, dropped once: the
-                // entry goes below.
-                unsafe { sys::dirty_release(owner.mm, owner.task) };
-            }
+        let Some(at) = self.owners.iter().position(|o| o.mm == mm_of(mm)) else {
+            return;
+        };
+        let Some(owner) = self.owners.get_mut(at) else {
+            return;
+        };
+        owner.refs = owner.refs.saturating_sub(1);
+        if owner.refs != 0 {
+            return;
         }
-        self.owners.retain(|o| o.refs != 0);
+        if let Ok(owner) = self.owners.remove(at) {
+            // SAFETY: the core's last reference, of which nothing is left.
+            unsafe { sys::dirty_release(owner.mm, owner.task) };
+        }
     }
 
     fn reach(&self, mm: Mm) -> Reach {
@@ -231,12 +237,11 @@ fn reserved(group: GroupId) -> Result<KVec<sys::Range>, Errno> {
         // SAFETY: `ranges` has room for so many.
         let n = unsafe { sys::dirty_reserved(group_of(group), ranges.as_mut_ptr(), room) };
         let n = usize::try_from(n).map_err(|_| Errno(n.wrapping_neg()))?;
-        if n <= ranges.len() {
-            ranges.truncate(n);
+        if n == ranges.len() {
             return Ok(ranges);
         }
-        let grown = ranges.resize(n, sys::Range::default(), GFP_KERNEL_ACCOUNT);
-        grown.map_err(|_| Errno::ENOMEM)?;
+        let fresh = KVec::from_elem(sys::Range::default(), n, GFP_KERNEL_ACCOUNT);
+        ranges = fresh.map_err(|_| Errno::ENOMEM)?;
     }
 }
 

@@ -4,12 +4,17 @@
 
 #[path = "../../../../adapter-user/src/bin/vfio-dirty/replay/arena.rs"]
 mod arena;
+mod ask;
 mod compare;
+mod edu;
+mod failnth;
+mod faults;
 mod generate;
 mod linux;
 #[path = "../../../../adapter-user/src/bin/vfio-dirty/replay/process.rs"]
 mod process;
 mod real;
+mod speed;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -20,7 +25,13 @@ use real::Real;
 
 const USAGE: &str = "usage:
   dirty-vm run SCRIPT OUT          run a script on /dev/vfio/vfio
-  dirty-vm generate SEED OPS       print a script of random operations
+  dirty-vm edu                     let a PCI device write memory by DMA
+  dirty-vm faults [threads]        kill processes, unload the module in use
+  dirty-vm failnth                 let each allocation fail in turn
+  dirty-vm speed OUT               append times to a file
+  dirty-vm ratio REAL OURS         put two drivers' times together
+  dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
+                                   emulated, iommu or mixed
   dirty-vm compare SCRIPT REAL OURS REPLAY [LISTED]
                                    hold three transcripts of a script against each other";
 
@@ -66,7 +77,13 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["run", script, out] => run(script, out),
-        ["generate", seed, ops] => generate::print(seed, ops),
+        ["edu"] => arena::map_all().and_then(|()| edu::run()),
+        ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
+        ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
+        ["failnth"] => arena::map_all().and_then(|()| failnth::run()),
+        ["speed", out] => arena::map_all().and_then(|()| speed::run(out)),
+        ["ratio", real, ours] => speed::ratio(real, ours),
+        ["generate", kind, seed, ops] => generate::print(kind, seed, ops),
         ["compare", script, real, ours, replay] => compare::run(script, real, ours, replay, None),
         ["compare", script, real, ours, replay, listed] => {
             compare::run(script, real, ours, replay, Some(listed))

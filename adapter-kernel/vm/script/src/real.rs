@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use dirty_core::Errno;
-use dirty_script::op::{Action, Caller, DeviceIndex, New, ReportArg, DEVICES};
+use dirty_script::op::{Action, Caller, DeviceIndex, New, ReportArg, ARG, ARG_SIZE, DEVICES};
 use dirty_script::{Answer, AttachError, Stat, System};
 use nix::errno::Errno as Raw;
 use nix::libc;
@@ -76,6 +76,8 @@ pub(crate) struct Real {
     slots: [Slot; DEVICES.len()],
     /// The loaded driver's module parameters.
     parameters: String,
+    /// How far the arguments of ioctls are from where scripts have them.
+    shift: u64,
 }
 
 fn raw_ioctl(fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
@@ -123,14 +125,40 @@ impl Real {
             container: None,
             slots,
             parameters: parameters(),
+            shift: 0,
         };
         real.set_entry_limit(entry_limit);
         Ok(real)
     }
 
-    /// The path of a device's group.
-    pub(crate) fn group(&self, device: DeviceIndex) -> &str {
-        &self.slots[device].group
+    /// The same container and devices for another thread, the `k`-th, whose
+    /// arguments lie in memory of their own.
+    pub(crate) fn share(&self, k: u64) -> io::Result<Real> {
+        let shift = k * ARG_SIZE;
+        arena::map(ARG + shift, ARG_SIZE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        let mut slots: [Slot; DEVICES.len()] = Default::default();
+        for (slot, from) in slots.iter_mut().zip(&self.slots) {
+            slot.name.clone_from(&from.name);
+            slot.group.clone_from(&from.group);
+            slot.group_file = from.group_file.as_ref().map(File::try_clone).transpose()?;
+            slot.device_file = from.device_file.as_ref().map(OwnedFd::try_clone).transpose()?;
+        }
+        Ok(Real {
+            container: self.container.as_ref().map(File::try_clone).transpose()?,
+            slots,
+            parameters: self.parameters.clone(),
+            shift,
+        })
+    }
+
+    /// Where an address of the scripts is.
+    fn place(&self, addr: u64) -> u64 {
+        let argument = addr.checked_sub(ARG).is_some_and(|offset| offset < ARG_SIZE);
+        if argument {
+            addr + self.shift
+        } else {
+            addr
+        }
     }
 
     /// A device's file.
@@ -188,6 +216,7 @@ impl System for Real {
     }
 
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
+        let arg = self.place(arg);
         raw_ioctl(self.container.as_ref().ok_or(Errno::EBADF)?, nr, arg)
     }
 
@@ -229,6 +258,9 @@ impl System for Real {
         caller: Caller,
     ) -> Result<i32, Errno> {
         let device = self.device(index)?;
+        if !DEVICES[index].pins {
+            return Err(Errno::ENOTTY); // as its driver would say
+        }
         let mut arg = EmuRw {
             iova,
             len,
@@ -242,10 +274,7 @@ impl System for Real {
         };
         match caller {
             Caller::Child => process::in_child(work),
-            _ => {
-                work();
-                Ok(arg.ret)
-            }
+            _ => Ok(work()),
         }
     }
 
@@ -315,10 +344,10 @@ impl System for Real {
     }
 
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {
-        arena::read(addr, buf).is_ok()
+        arena::read(self.place(addr), buf).is_ok()
     }
 
     fn poke(&mut self, addr: u64, buf: &[u8]) -> bool {
-        arena::write(addr, buf).is_ok()
+        arena::write(self.place(addr), buf).is_ok()
     }
 }
