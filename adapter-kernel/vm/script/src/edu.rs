@@ -120,6 +120,8 @@ pub(crate) fn run() -> Result<(), String> {
     }
     println!("edu: after the unmap nothing arrives");
 
+    drop(edu); // which keeps the group in use
+
     // What the last group behind an IOMMU wrote is reported when it has gone.
     expect(real, "new devs=emu0,pci0", "set_iommu(3)=ok")?;
     expect(real, "getdev dev=pci0", "getdev dev=pci0")?;

@@ -149,7 +149,9 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
             let script = script.map_err(|e| e.to_string())?;
             for mut op in script.0.into_iter().filter_map(|op| runnable(op, kind)) {
                 unpins_what_is_mapped(&model, &mut op);
-                if let Op::MemLock { .. } = op {
+                if let Op::MemLock { keep_cap, .. } = &mut op {
+                    // Outside, the right may not be there to keep.
+                    *keep_cap = false;
                     if limited || k != SCRIPTS {
                         continue;
                     }
