@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use dirty_core::host::Memory;
 use kernel::alloc::allocator::KVmalloc;
-use kernel::alloc::flags::{GFP_KERNEL_ACCOUNT, __GFP_ZERO};
+use kernel::alloc::flags::{__GFP_ZERO, GFP_KERNEL_ACCOUNT};
 use kernel::alloc::{Allocator, NumaNode};
 
 #[derive(Clone, Copy)]

@@ -102,7 +102,8 @@ unsafe extern "C" {
         domain: *mut Domain,
     ) -> bool;
     pub(crate) unsafe fn dirty_domain_detach(group: *mut Group, domain: *mut Domain, last: bool);
-    pub(crate) unsafe fn dirty_reserved(group: *mut Group, ranges: *mut Range, max: c_int) -> c_int;
+    pub(crate) unsafe fn dirty_reserved(group: *mut Group, ranges: *mut Range, max: c_int)
+        -> c_int;
     pub(crate) unsafe fn dirty_map(
         domain: *mut Domain,
         iova: u64,

@@ -143,7 +143,9 @@ pub(crate) fn run(
         ..
     } = count;
     let name = script.rsplit('/').next().unwrap_or(script);
-    println!("{name:<22} {operations:>8} {equal:>8} {defects:>8} {listed:>8} {unexplained:>8} {ours:>8}");
+    println!(
+        "{name:<22} {operations:>8} {equal:>8} {defects:>8} {listed:>8} {unexplained:>8} {ours:>8}"
+    );
     match unexplained + ours {
         0 => Ok(()),
         n => Err(format!("{name}: {n} lines differ")),

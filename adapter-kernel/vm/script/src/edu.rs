@@ -48,7 +48,9 @@ impl Edu {
     }
 
     fn set(&self, register: u64, value: u64) -> Result<(), String> {
-        let written = self.file.write_all_at(&value.to_le_bytes(), REGISTERS + register);
+        let written = self
+            .file
+            .write_all_at(&value.to_le_bytes(), REGISTERS + register);
         written.map_err(text)
     }
 
@@ -61,7 +63,9 @@ impl Edu {
         for _ in 0..500 {
             sleep(Duration::from_millis(10));
             let mut state = [0; 8];
-            self.file.read_exact_at(&mut state, REGISTERS + START).map_err(text)?;
+            self.file
+                .read_exact_at(&mut state, REGISTERS + START)
+                .map_err(text)?;
             if u64::from_le_bytes(state) & RUN == 0 {
                 return Ok(());
             }
@@ -113,7 +117,11 @@ pub(crate) fn run() -> Result<(), String> {
 
     // Bits of the range come with its unmap, and DMA faults from then on.
     real.poke(MEM + 3 * PAGE, &[0; BYTES]);
-    expect(real, "unmap iova=0x100000 size=16p flags=1", "0 ok size=0x10000 bm=ffff,0")?;
+    expect(
+        real,
+        "unmap iova=0x100000 size=16p flags=1",
+        "0 ok size=0x10000 bm=ffff,0",
+    )?;
     edu.copy(BUFFER, IOVA + 3 * PAGE, TO_MEMORY)?;
     if bytes_at(real, MEM + 3 * PAGE) != [0; BYTES] {
         return Err("the device still writes to unmapped memory".into());

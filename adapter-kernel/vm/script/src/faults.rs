@@ -163,7 +163,12 @@ fn stress() -> Result<(), String> {
             "unpin dev=emu0 iova=0 n=30",
             "unpin dev=emu1 iova=70p n=60",
         ],
-        &["start", "get size=164p bsize=24", "get iova=64p size=100p bsize=16", "stop"],
+        &[
+            "start",
+            "get size=164p bsize=24",
+            "get iova=64p size=100p bsize=16",
+            "stop",
+        ],
         &["attach dev=pci1", "info argsz=4096", "detach dev=pci1"],
     ];
     let rounds: Vec<u64> = thread::scope(|scope| {

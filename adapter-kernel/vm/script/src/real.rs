@@ -3,9 +3,11 @@
 //! them the test module's, which pin and write on demand.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use dirty_core::Errno;
 use dirty_script::op::{Action, Caller, DeviceIndex, New, ReportArg, ARG, ARG_SIZE, DEVICES};
@@ -78,6 +80,10 @@ pub(crate) struct Real {
     parameters: String,
     /// How far the arguments of ioctls are from where scripts have them.
     shift: u64,
+    /// Which allocation of the next system call on VFIO is to fail.
+    pub(crate) fail: Cell<Option<u32>>,
+    /// Whether it did.
+    pub(crate) failed: Cell<bool>,
 }
 
 fn raw_ioctl(fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
@@ -101,7 +107,9 @@ fn open(path: &str) -> Result<File, Errno> {
 pub(crate) fn parameters() -> String {
     let folder = |name| format!("/sys/module/{name}/parameters");
     let names = ["vfio_iommu_type1", "vfio_iommu_dirty"].map(folder);
-    let loaded = names.into_iter().find(|path| fs::exists(path).unwrap_or(false));
+    let loaded = names
+        .into_iter()
+        .find(|path| fs::exists(path).unwrap_or(false));
     loaded.unwrap_or_default()
 }
 
@@ -126,6 +134,8 @@ impl Real {
             slots,
             parameters: parameters(),
             shift: 0,
+            fail: Cell::default(),
+            failed: Cell::default(),
         };
         real.set_entry_limit(entry_limit);
         Ok(real)
@@ -135,25 +145,54 @@ impl Real {
     /// arguments lie in memory of their own.
     pub(crate) fn share(&self, k: u64) -> io::Result<Real> {
         let shift = k * ARG_SIZE;
-        arena::map(ARG + shift, ARG_SIZE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        arena::map(
+            ARG + shift,
+            ARG_SIZE,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        )?;
         let mut slots: [Slot; DEVICES.len()] = Default::default();
         for (slot, from) in slots.iter_mut().zip(&self.slots) {
             slot.name.clone_from(&from.name);
             slot.group.clone_from(&from.group);
             slot.group_file = from.group_file.as_ref().map(File::try_clone).transpose()?;
-            slot.device_file = from.device_file.as_ref().map(OwnedFd::try_clone).transpose()?;
+            slot.device_file = from
+                .device_file
+                .as_ref()
+                .map(OwnedFd::try_clone)
+                .transpose()?;
         }
         Ok(Real {
             container: self.container.as_ref().map(File::try_clone).transpose()?,
             slots,
             parameters: self.parameters.clone(),
             shift,
+            fail: Cell::default(),
+            failed: Cell::default(),
         })
+    }
+
+    /// A system call, in which an allocation fails if one is to.
+    fn call(&self, fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
+        let Some(n) = self.fail.take() else {
+            return raw_ioctl(fd, nr, arg);
+        };
+        let file = open("/proc/thread-self/fail-nth")?;
+        let armed = file.write_at(n.to_string().as_bytes(), 0);
+        armed.map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?;
+        let answer = raw_ioctl(fd, nr, arg);
+        // What is left of the count: 0 if there was such an allocation.
+        let mut left = [0; 8];
+        let len = file.read_at(&mut left, 0).unwrap_or(0);
+        self.failed.set(left[..len].trim_ascii() == b"0");
+        let _ = file.write_at(b"0", 0);
+        answer
     }
 
     /// Where an address of the scripts is.
     fn place(&self, addr: u64) -> u64 {
-        let argument = addr.checked_sub(ARG).is_some_and(|offset| offset < ARG_SIZE);
+        let argument = addr
+            .checked_sub(ARG)
+            .is_some_and(|offset| offset < ARG_SIZE);
         if argument {
             addr + self.shift
         } else {
@@ -180,13 +219,13 @@ impl System for Real {
 
     fn attach(&mut self, index: DeviceIndex) -> Result<(), AttachError> {
         let failed = |step, errno| AttachError { step, errno };
-        let slot = &mut self.slots[index];
-        let group = open(&slot.group).map_err(|e| failed("open", e))?;
+        let group = open(&self.slots[index].group).map_err(|e| failed("open", e))?;
         let container = self.container.as_ref();
         let mut fd = container.map_or(-1, AsRawFd::as_raw_fd);
-        let added = raw_ioctl(&group, GROUP_SET_CONTAINER, address(&mut fd));
+        let fd = address(&mut fd);
+        let added = self.call(&group, GROUP_SET_CONTAINER, fd);
         added.map_err(|e| failed("set_container", e))?;
-        slot.group_file = Some(group);
+        self.slots[index].group_file = Some(group);
         Ok(())
     }
 
@@ -217,7 +256,7 @@ impl System for Real {
 
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
         let arg = self.place(arg);
-        raw_ioctl(self.container.as_ref().ok_or(Errno::EBADF)?, nr, arg)
+        self.call(self.container.as_ref().ok_or(Errno::EBADF)?, nr, arg)
     }
 
     fn report(&mut self, _arg: &ReportArg, _words: &mut [u64]) -> Answer {
@@ -235,7 +274,7 @@ impl System for Real {
             prot: prot as i32,
             ..EmuPin::default()
         };
-        raw_ioctl(self.device(index)?, EMU_PIN, address(&mut arg))?;
+        self.call(self.device(index)?, EMU_PIN, address(&mut arg))?;
         Ok(arg.ret)
     }
 

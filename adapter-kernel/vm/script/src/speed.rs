@@ -53,7 +53,9 @@ fn call(real: &mut Real, nr: u32, arg: &[u64]) -> Result<(), String> {
     if !real.poke(ARG, &bytes) {
         return Err("no memory for arguments".into());
     }
-    real.ioctl(nr, ARG).map(|_| ()).map_err(|e| format!("ioctl {nr:#x}: {e}"))
+    real.ioctl(nr, ARG)
+        .map(|_| ())
+        .map_err(|e| format!("ioctl {nr:#x}: {e}"))
 }
 
 fn map(real: &mut Real, iova: u64, size: u64, vaddr: u64) -> Result<(), String> {
@@ -215,11 +217,17 @@ fn read(path: &str) -> Result<BTreeMap<String, u64>, String> {
 /// Prints how many times as fast as the real driver ours is.
 pub(crate) fn ratio(real: &str, ours: &str) -> Result<(), String> {
     let (real, ours) = (read(real)?, read(ours)?);
-    println!("{:<42} {:>12} {:>12} {:>8}", "speed", "real", "ours", "ratio");
+    println!(
+        "{:<42} {:>12} {:>12} {:>8}",
+        "speed", "real", "ours", "ratio"
+    );
     for (name, real) in real {
         let ours = *ours.get(&name).ok_or(format!("{name} was not measured"))?;
         let (real, ours) = (real as f64 / 1000.0, ours as f64 / 1000.0);
-        println!("{name:<42} {real:>9.0} us {ours:>9.0} us {:>7.2}x", real / ours);
+        println!(
+            "{name:<42} {real:>9.0} us {ours:>9.0} us {:>7.2}x",
+            real / ours
+        );
     }
     Ok(())
 }
