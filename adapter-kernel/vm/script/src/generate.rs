@@ -62,8 +62,15 @@ fn whole(b: &Bitmap, size: u64) -> bool {
     fits || refused
 }
 
+/// A pin at an odd address may reach into the next mapping, and the real driver
+/// keeps it in either, as its tree happens to be: it may not find it again, and
+/// stops the kernel when the mapping goes.
+fn aligned(iova: u64) -> u64 {
+    iova & !(PAGE - 1)
+}
+
 /// The operation as a VM can run it, if it can.
-fn runnable(op: Op, kind: Kind) -> Option<Op> {
+fn runnable(mut op: Op, kind: Kind) -> Option<Op> {
     let exists = |device| kind.has(device);
     match op {
         Op::New(mut new) => {
@@ -77,9 +84,21 @@ fn runnable(op: Op, kind: Kind) -> Option<Op> {
         // Counters of a closed device are not kept anywhere.
         Op::Stat(_) => None,
         Op::Rw { device, .. } => exists(device).then_some(op),
-        Op::Pin { device, .. } => emulated(device).then_some(op),
+        Op::Pin {
+            device,
+            ref mut iova,
+            ..
+        } => {
+            *iova = aligned(*iova);
+            emulated(device).then_some(op)
+        }
         // VFIO itself warns of other numbers of pages, and of other devices.
-        Op::Unpin { device, n, .. } => {
+        Op::Unpin {
+            device,
+            n,
+            ref mut iova,
+        } => {
+            *iova = aligned(*iova);
             let calls_back = DEVICES.get(device).is_some_and(|d| d.dma_unmap);
             let sound = emulated(device) && calls_back && (1..=512).contains(&n);
             sound.then_some(op)
