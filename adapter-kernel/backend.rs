@@ -29,8 +29,42 @@ struct State {
     kind: u64,
     container: Container<KernelMemory>,
     host: KernelHost,
-    /// The group that came last; any will do where the core wants a device.
-    group: GroupId,
+    /// What is attached.
+    groups: KVec<GroupId>,
+}
+
+impl State {
+    /// The core's device for what VFIO does not say of whom it is; any will do.
+    fn any_device(&self) -> Result<DeviceId, Error> {
+        let group = self.groups.first().ok_or(Error::UnknownDevice)?;
+        Ok(device(*group))
+    }
+
+    /// Brings a group into the core's container, whose type the first one sets.
+    fn enter(&mut self, group: GroupId, emulated: bool) -> Result<(), Error> {
+        let (container, host) = (&mut self.container, &mut self.host);
+        container.attach_group(host, group, emulated)?;
+        let set = match container.set_iommu(host, self.kind) {
+            Err(Error::IommuAlreadySet) => Ok(()),
+            set => set,
+        };
+        let opened = set.and_then(|()| container.open_device(device(group), group, true));
+        if opened.is_err() {
+            self.leave(group);
+        }
+        opened
+    }
+
+    fn leave(&mut self, group: GroupId) {
+        self.container.close_device(device(group));
+        // VFIO detaches what it attached, and the device is closed.
+        let _ = self.container.detach_group(&mut self.host, group);
+    }
+
+    fn forget(&mut self, group: GroupId) {
+        let at = self.groups.iter().position(|g| *g == group);
+        let _ = at.map(|at| self.groups.remove(at));
+    }
 }
 
 #[pin_data(PinnedDrop)]
@@ -77,7 +111,7 @@ impl Backend {
             kind,
             container: Container::new(KernelMemory, options),
             host: KernelHost::default(),
-            group: GroupId(0),
+            groups: KVec::new(),
         };
         let made = KBox::pin_init(
             pin_init!(Backend {
@@ -95,34 +129,19 @@ impl Backend {
 
     fn attach_group(&self, group: GroupId, emulated: bool) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let State {
-            container,
-            host,
-            kind,
-            group: any,
-        } = &mut *state;
-        container.attach_group(host, group, emulated)?;
-        let set = match container.set_iommu(host, *kind) {
-            Err(Error::IommuAlreadySet) => Ok(()),
-            set => set,
-        };
-        let opened = set.and_then(|()| container.open_device(device(group), group, true));
-        match opened {
-            Ok(()) => *any = group,
-            Err(_) => {
-                let _ = container.detach_group(host, group); // it is there, and idle
-            }
+        let kept = state.groups.push(group, GFP_KERNEL_ACCOUNT);
+        kept.map_err(|_| Error::NoMemory)?;
+        let entered = state.enter(group, emulated);
+        if entered.is_err() {
+            state.forget(group);
         }
-        opened
+        entered
     }
 
     fn detach_group(&self, group: GroupId) {
         let mut state = self.state.lock();
-        let State {
-            container, host, ..
-        } = &mut *state;
-        container.close_device(device(group));
-        let _ = container.detach_group(host, group); // VFIO detaches what it attached
+        state.leave(group);
+        state.forget(group);
     }
 
     fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
@@ -179,18 +198,18 @@ impl Backend {
 
     fn unpin_pages(&self, iova: u64, npages: u64) {
         let mut state = self.state.lock();
+        let Ok(any) = state.any_device() else {
+            return; // a group is there
+        };
         let State {
-            container,
-            host,
-            group,
-            ..
+            container, host, ..
         } = &mut *state;
-        let _ = container.unpin_pages(host, device(*group), iova, npages); // a group is there
+        let _ = container.unpin_pages(host, any, iova, npages); // and its device
     }
 
     fn write(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let any = device(state.group);
+        let any = state.any_device()?;
         let State {
             container, host, ..
         } = &mut *state;
@@ -199,7 +218,7 @@ impl Backend {
 
     fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let any = device(state.group);
+        let any = state.any_device()?;
         let State {
             container, host, ..
         } = &mut *state;
