@@ -3,7 +3,7 @@
 //! and what makes the two drivers differ on purpose for the rest of a case.
 
 use arbitrary::{Arbitrary, Unstructured};
-use dirty_core::uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+use dirty_core::uapi::{VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_SET_IOMMU};
 use dirty_model::{Naive, Script};
 use dirty_script::op::*;
 use dirty_script::run;
@@ -55,22 +55,17 @@ fn emulated(device: DeviceIndex) -> bool {
 }
 
 /// Whether a bitmap is refused or written whole: one that faults half-way
-/// leaves the real driver without its bits (D2, D3).
+/// leaves the real driver without its bits (D2, D3), which such a script is not
+/// for.
 fn whole(b: &Bitmap, size: u64) -> bool {
     let fits = b.data == BUF && size <= 1 << 30;
     let refused = b.data >= USER_END - 8 || b.data % 8 != 0 && b.data >= USER_END;
     fits || refused
 }
 
-/// A pin at an odd address may reach into the next mapping, and the real driver
-/// keeps it in either, as its tree happens to be: it may not find it again, and
-/// stops the kernel when the mapping goes.
-fn aligned(iova: u64) -> u64 {
-    iova & !(PAGE - 1)
-}
-
-/// The operation as a VM can run it, if it can.
-fn runnable(mut op: Op, kind: Kind) -> Option<Op> {
+/// The operation as a VM can run it, if it can; `halfway` whether user memory
+/// may end in the middle of one.
+fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
     let exists = |device| kind.has(device);
     match op {
         Op::New(mut new) => {
@@ -84,25 +79,14 @@ fn runnable(mut op: Op, kind: Kind) -> Option<Op> {
         // Counters of a closed device are not kept anywhere.
         Op::Stat(_) => None,
         Op::Rw { device, .. } => exists(device).then_some(op),
-        Op::Pin {
-            device,
-            ref mut iova,
-            ..
-        } => {
-            *iova = aligned(*iova);
-            emulated(device).then_some(op)
-        }
+        Op::Pin { device, .. } => emulated(device).then_some(op),
         // VFIO itself warns of other numbers of pages, and of other devices.
-        Op::Unpin {
-            device,
-            n,
-            ref mut iova,
-        } => {
-            *iova = aligned(*iova);
+        Op::Unpin { device, n, .. } => {
             let calls_back = DEVICES.get(device).is_some_and(|d| d.dma_unmap);
             let sound = emulated(device) && calls_back && (1..=512).contains(&n);
             sound.then_some(op)
         }
+        Op::Map(_) | Op::Unmap(_) | Op::Get(_) if halfway => Some(op),
         // Memory that ends half-way makes writes fault half-way (D4).
         Op::Map(m) => (m.vaddr != MEM + MEM_SIZE - PAGE || m.size <= PAGE).then_some(op),
         Op::Unmap(ref u) => (u.flags & 1 == 0 || whole(&u.bitmap, u.size)).then_some(op),
@@ -114,22 +98,60 @@ fn runnable(mut op: Op, kind: Kind) -> Option<Op> {
             ..
         } => None,
         Op::Report(_) | Op::Harvest(_) | Op::Mark { .. } => None,
-        Op::OnUnmap { .. } | Op::Fault { .. } | Op::EntryLimit(_) => None,
+        Op::OnUnmap { .. } | Op::Fault { .. } => None,
         op => Some(op),
     }
 }
 
-/// A driver that unpins what is not mapped forgets pins that it still has (the
-/// test module does): the real backend leaks them when the container goes.
-fn unpins_what_is_mapped(model: &Naive, op: &mut Op) {
-    if let Op::Unpin { iova, n, .. } = op {
-        let mapped = |page: u64| {
-            let at = iova.wrapping_add(page * PAGE);
-            let holds = |(start, size): &(u64, u64)| at >= *start && at - *start < *size;
-            model.mappings().iter().any(holds)
+/// Moves a pin or unpin at an odd address to the page's start, unless one
+/// mapping has all of it: a pin that reaches into the next one may be kept by
+/// either in the real driver, as its tree happens to be, which may not find it
+/// again, and stops the kernel when the mapping goes.
+fn keeps_to_one_mapping(model: &Naive, op: &mut Op) {
+    if let Op::Pin { iova, n, .. } | Op::Unpin { iova, n, .. } = op {
+        let last = iova.wrapping_add((*n).max(1) as u64 * PAGE - 1);
+        let mappings = model.mappings();
+        let mut holds = mappings
+            .iter()
+            .map(|(start, size)| *start..=start + (size - 1));
+        if !holds.any(|range| range.contains(iova) && range.contains(&last)) {
+            *iova &= !(PAGE - 1);
+        }
+    }
+}
+
+fn sets_type(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetIommu(_)
+            | Op::Raw {
+                nr: VFIO_SET_IOMMU,
+                ..
+            }
+    )
+}
+
+/// Pages that are pinned in `model` after these operations.
+fn pinned_after(model: &Naive, ops: impl Iterator<Item = Op>) -> u64 {
+    let mut model = model.clone();
+    ops.for_each(|op| drop(run(&mut model, &op)));
+    model.pinned_pages()
+}
+
+/// An unpin stops at what is not mapped, and pins behind it stay. A driver that
+/// does not know (the test module) forgets them, and the real backend leaks
+/// them when the container goes: such an unpin is of one page.
+fn unpins_all_it_names(model: &Naive, op: &mut Op) {
+    if let Op::Unpin { device, iova, n } = op {
+        let (device, first) = (*device, *iova);
+        let single = |page: u64| Op::Unpin {
+            device,
+            iova: first.wrapping_add(page * PAGE),
+            n: 1,
         };
-        if !(0..*n as u64).all(mapped) {
-            *n = 1;
+        let one_by_one = pinned_after(model, (0..*n as u64).map(single));
+        if pinned_after(model, [op.clone()].into_iter()) != one_by_one {
+            *op = single(0);
         }
     }
 }
@@ -142,7 +164,7 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
     let kind = match kind {
         "emulated" => Kind::Emulated,
         "iommu" => Kind::Iommu,
-        "mixed" => Kind::Mixed,
+        "mixed" | "halfway" => Kind::Mixed,
         _ => return Err(format!("{kind}: no kind of container")),
     };
     let mut bytes = vec![0; BYTES];
@@ -166,8 +188,19 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
             run(&mut model, &Op::EntryLimit(limit.into()));
             let script = Script::arbitrary(&mut Unstructured::new(&bytes));
             let script = script.map_err(|e| e.to_string())?;
-            for mut op in script.0.into_iter().filter_map(|op| runnable(op, kind)) {
-                unpins_what_is_mapped(&model, &mut op);
+            let mut changed = false;
+            for op in script.0 {
+                let Some(mut op) = runnable(op, kind, name == "halfway") else {
+                    continue;
+                };
+                keeps_to_one_mapping(&model, &mut op);
+                unpins_all_it_names(&model, &mut op);
+                // A limit that changes is for later containers; the kernel's
+                // would be for this one too, if it had a new type.
+                changed |= matches!(op, Op::EntryLimit(_));
+                if changed && sets_type(&op) {
+                    continue;
+                }
                 if let Op::MemLock { keep_cap, .. } = &mut op {
                     // Outside, the right may not be there to keep.
                     *keep_cap = false;

@@ -31,7 +31,8 @@ const USAGE: &str = "usage:
   dirty-vm speed OUT               append times to a file
   dirty-vm ratio REAL OURS         put two drivers' times together
   dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
-                                   emulated, iommu or mixed
+                                   emulated, iommu, mixed, or halfway: mixed, and
+                                   user memory ends in the middle of operations
   dirty-vm compare SCRIPT REAL OURS REPLAY [LISTED]
                                    hold three transcripts of a script against each other";
 
