@@ -33,19 +33,20 @@ static void inverted_locks(void)
 	mutex_unlock(&second);
 }
 
+/* Many: the allocator keeps the addresses of the last ones, where kmemleak looks. */
 static noinline void leak(void)
 {
 	int k;
 
-	for (k = 0; k < 16; k++)
+	for (k = 0; k < 1000; k++)
 		memset(kmalloc(1000, GFP_KERNEL), k, 1000);
 }
 
 static int __init control_init(void)
 {
-	use_after_free();
-	inverted_locks();
 	leak();
+	inverted_locks();
+	use_after_free(); /* last: what it taints the kernel with ends lockdep */
 	return 0;
 }
 
