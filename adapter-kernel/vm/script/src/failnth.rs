@@ -103,8 +103,10 @@ pub(crate) fn run() -> Result<(), String> {
     let before = pins()?;
     let mut real = Real::new(65535).map_err(text)?;
     expect(&mut real, "new devs=emu0", "set_iommu(3)=ok")?;
+    let mut all = 0;
     for step in &STEPS {
         let failures = each(&mut real, step)?;
+        all += failures;
         println!("failnth: {failures:>3} failures of {}", step.line);
         if step.keep {
             expect(&mut real, step.line, step.good)?;
@@ -112,6 +114,9 @@ pub(crate) fn run() -> Result<(), String> {
     }
     drop(real);
     settled(before)?;
+    if all == 0 {
+        return Err("no allocation failed: is fault injection on?".into());
+    }
     println!("failnth: no pin is left");
     Ok(())
 }
