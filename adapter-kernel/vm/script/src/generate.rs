@@ -59,7 +59,8 @@ fn emulated(device: DeviceIndex) -> bool {
 /// for.
 fn whole(b: &Bitmap, size: u64) -> bool {
     let fits = b.data == BUF && size <= 1 << 30;
-    let refused = b.data >= USER_END - 8 || b.data % 8 != 0 && b.data >= USER_END;
+    let end = b.data.checked_add(b.bsize);
+    let refused = end.is_none_or(|end| end > USER_END);
     fits || refused
 }
 
