@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use adapter_user::Errno;
+use dirty_core::Errno;
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, pipe, ForkResult, Pid};
 

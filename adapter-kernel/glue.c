@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The C half: what has no Rust binding. It decides nothing: the backend's
+ * operations go to Rust, and Rust calls back for pages, address spaces and
+ * IOMMU domains. Where the rules of the real driver are about the kernel's own
+ * interfaces (which flags, which order), this follows it.
+ */
+#include <linux/capability.h>
+#include <linux/iommu.h>
+#include <linux/kthread.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/uaccess.h>
+#include "vfio.h"
+#include "glue.h"
+
+/* Pages pinned by one call; their pointers are on the stack. */
+#define PIN_BATCH 64
+
+static bool allow_unsafe_interrupts;
+module_param(allow_unsafe_interrupts, bool, 0644);
+MODULE_PARM_DESC(allow_unsafe_interrupts,
+		 "Take groups whose interrupts are not isolated.");
+
+static bool disable_hugepages;
+module_param(disable_hugepages, bool, 0644);
+MODULE_PARM_DESC(disable_hugepages, "Map page by page, never in larger ones.");
+
+static unsigned int dma_entry_limit = U16_MAX;
+module_param(dma_entry_limit, uint, 0644);
+MODULE_PARM_DESC(dma_entry_limit, "Most mappings of a container (65535).");
+
+static unsigned long long bitmap_budget;
+module_param(bitmap_budget, ullong, 0644);
+MODULE_PARM_DESC(bitmap_budget,
+		 "Most bytes for the dirty bitmaps of a container; 0, the default, for any amount.");
+
+static bool skip_read_only;
+module_param(skip_read_only, bool, 0644);
+MODULE_PARM_DESC(skip_read_only,
+		 "Do not report read-only mappings behind an IOMMU as dirty.");
+
+u32 dirty_dma_entry_limit(void)
+{
+	return READ_ONCE(dma_entry_limit);
+}
+
+u64 dirty_bitmap_budget(void)
+{
+	return READ_ONCE(bitmap_budget);
+}
+
+bool dirty_skip_read_only(void)
+{
+	return READ_ONCE(skip_read_only);
+}
+
+static int attach_group(void *data, struct iommu_group *group, enum vfio_group_type type)
+{
+	return dirty_backend_attach_group(data, group, type == VFIO_EMULATED_IOMMU);
+}
+
+static int pin_pages(void *data, struct iommu_group *group, dma_addr_t iova, int npage,
+		     int prot, struct page **pages)
+{
+	return dirty_backend_pin_pages(data, group, iova, npage, prot, pages);
+}
+
+static void unpin_pages(void *data, dma_addr_t iova, int npage)
+{
+	dirty_backend_unpin_pages(data, iova, npage);
+}
+
+static int dma_rw(void *data, dma_addr_t iova, void *buf, size_t len, bool write)
+{
+	return dirty_backend_dma_rw(data, iova, buf, len, write);
+}
+
+static const struct vfio_iommu_driver_ops dirty_ops = {
+	.name			= "vfio-iommu-dirty",
+	.owner			= THIS_MODULE,
+	.open			= dirty_backend_open,
+	.release		= dirty_backend_release,
+	.ioctl			= dirty_backend_ioctl,
+	.attach_group		= attach_group,
+	.detach_group		= dirty_backend_detach_group,
+	.pin_pages		= pin_pages,
+	.unpin_pages		= unpin_pages,
+	.register_device	= dirty_backend_register_device,
+	.unregister_device	= dirty_backend_unregister_device,
+	.dma_rw			= dma_rw,
+	.group_iommu_domain	= dirty_backend_group_domain,
+};
+
+int dirty_register(void)
+{
+	return vfio_register_iommu_driver(&dirty_ops);
+}
+
+void dirty_unregister(void)
+{
+	vfio_unregister_iommu_driver(&dirty_ops);
+}
+
+/*
+ * The open devices of a container that can be told to unpin. The lock is taken
+ * before the container's, never after it: callbacks run under this one, and
+ * unpin.
+ */
+struct dirty_devices {
+	struct mutex lock;
+	struct list_head list;
+};
+
+struct dirty_devices *dirty_devices_new(void)
+{
+	struct dirty_devices *devices = kzalloc(sizeof(*devices), GFP_KERNEL_ACCOUNT);
+
+	if (devices) {
+		mutex_init(&devices->lock);
+		INIT_LIST_HEAD(&devices->list);
+	}
+	return devices;
+}
+
+void dirty_devices_free(struct dirty_devices *devices)
+{
+	WARN_ON(!list_empty(&devices->list));
+	mutex_destroy(&devices->lock);
+	kfree(devices);
+}
+
+void dirty_devices_add(struct dirty_devices *devices, struct vfio_device *vdev)
+{
+	if (!vdev->ops->dma_unmap)
+		return;
+	mutex_lock(&devices->lock);
+	list_add(&vdev->iommu_entry, &devices->list);
+	mutex_unlock(&devices->lock);
+}
+
+void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vdev)
+{
+	if (!vdev->ops->dma_unmap)
+		return;
+	mutex_lock(&devices->lock);
+	list_del(&vdev->iommu_entry);
+	mutex_unlock(&devices->lock);
+}
+
+/* Tells every device that a range goes. The container's lock is free. */
+void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size)
+{
+	struct vfio_device *vdev;
+
+	mutex_lock(&devices->lock);
+	list_for_each_entry(vdev, &devices->list, iommu_entry)
+		vdev->ops->dma_unmap(vdev, iova, size);
+	mutex_unlock(&devices->lock);
+}
+
+/* Whether a pfn has no page that could be pinned or charged. */
+static bool is_special(u64 pfn)
+{
+	return !pfn_valid(pfn) || PageReserved(pfn_to_page(pfn));
+}
+
+int dirty_page_kind(u64 pfn)
+{
+	if (!pfn_valid(pfn))
+		return DIRTY_PAGE_NONE;
+	return PageReserved(pfn_to_page(pfn)) ? DIRTY_PAGE_RESERVED : DIRTY_PAGE_NORMAL;
+}
+
+struct page *dirty_page(u64 pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+/* The pfn of a mapping without pages, and how many follow it in its entry. */
+static long follow_pfnmap(struct vm_area_struct *vma, struct mm_struct *mm,
+			  unsigned long vaddr, bool write, u64 *pfn)
+{
+	struct follow_pfnmap_args args = { .vma = vma, .address = vaddr };
+	long ret = follow_pfnmap_start(&args);
+
+	if (ret) {
+		bool unlocked = false;
+		unsigned int flags = FAULT_FLAG_REMOTE | (write ? FAULT_FLAG_WRITE : 0);
+
+		ret = fixup_user_fault(mm, vaddr, flags, &unlocked);
+		if (unlocked)
+			return -EAGAIN;
+		if (!ret)
+			ret = follow_pfnmap_start(&args);
+		if (ret)
+			return ret;
+	}
+	*pfn = args.pfn;
+	if ((write && !args.writable) || !is_special(args.pfn))
+		ret = -EFAULT;
+	else
+		ret = (args.pfn | (~args.addr_mask >> PAGE_SHIFT)) + 1 - args.pfn;
+	follow_pfnmap_end(&args);
+	return ret;
+}
+
+static long pin_pfnmap(struct mm_struct *mm, unsigned long vaddr, unsigned long npages,
+		       bool write, u64 *pfns, long error)
+{
+	struct vm_area_struct *vma;
+	unsigned long k;
+	long ret;
+
+	vaddr = untagged_addr_remote(mm, vaddr);
+	do {
+		vma = vma_lookup(mm, vaddr);
+		if (!vma || !(vma->vm_flags & VM_PFNMAP))
+			return error;
+		ret = follow_pfnmap(vma, mm, vaddr, write, pfns);
+	} while (ret == -EAGAIN);
+	if (ret <= 0)
+		return ret;
+	npages = min_t(unsigned long, npages, ret);
+	for (k = 1; k < npages; k++)
+		pfns[k] = pfns[0] + k;
+	return npages;
+}
+
+/* Pins pages of a living or dead mm: how many, at least one, or an errno. */
+long dirty_pin(struct mm_struct *mm, unsigned long vaddr, unsigned long npages,
+	       bool write, u64 *pfns)
+{
+	struct page *pages[PIN_BATCH];
+	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
+	long ret, k;
+
+	if (!mmget_not_zero(mm))
+		return -ENODEV;
+	cond_resched();
+	npages = min_t(unsigned long, npages, PIN_BATCH);
+	mmap_read_lock(mm);
+	ret = pin_user_pages_remote(mm, vaddr, npages, flags, pages, NULL);
+	if (ret > 0)
+		for (k = 0; k < ret; k++)
+			pfns[k] = page_to_pfn(pages[k]);
+	else
+		ret = pin_pfnmap(mm, vaddr, npages, write, pfns, ret ?: -EFAULT);
+	mmap_read_unlock(mm);
+	mmput(mm);
+	return ret;
+}
+
+void dirty_unpin(u64 pfn, u64 npages, bool write)
+{
+	while (npages) {
+		u64 n = 0;
+
+		/* Special pages hold no pin; others go in runs. */
+		while (n < npages && !is_special(pfn + n))
+			n++;
+		if (n) {
+			unpin_user_page_range_dirty_lock(pfn_to_page(pfn), n, write);
+			cond_resched();
+		} else {
+			n = 1;
+		}
+		pfn += n;
+		npages -= n;
+	}
+}
+
+int dirty_grab(struct mm_struct **mm, struct task_struct **task)
+{
+	if (!current->mm)
+		return -ENODEV;
+	get_task_struct(current->group_leader);
+	*task = current->group_leader;
+	mmgrab(current->mm);
+	*mm = current->mm;
+	return 0;
+}
+
+void dirty_release(struct mm_struct *mm, struct task_struct *task)
+{
+	mmdrop(mm);
+	put_task_struct(task);
+}
+
+struct mm_struct *dirty_current_mm(void)
+{
+	return current->mm;
+}
+
+bool dirty_mm_alive(struct mm_struct *mm)
+{
+	return atomic_read(&mm->mm_users) != 0;
+}
+
+bool dirty_lock_cap(void)
+{
+	return capable(CAP_IPC_LOCK);
+}
+
+int dirty_charge(struct mm_struct *mm, struct task_struct *task, u64 npages, bool lock_cap)
+{
+	int ret;
+
+	if (!mmget_not_zero(mm))
+		return -ESRCH;
+	ret = mmap_write_lock_killable(mm);
+	if (!ret) {
+		ret = __account_locked_vm(mm, npages, true, task, lock_cap);
+		mmap_write_unlock(mm);
+	}
+	mmput(mm);
+	return ret;
+}
+
+void dirty_uncharge(struct mm_struct *mm, struct task_struct *task, u64 npages)
+{
+	/* An mm without users has nothing left to account. */
+	if (!mmget_not_zero(mm))
+		return;
+	mmap_write_lock(mm);
+	__account_locked_vm(mm, npages, false, task, true);
+	mmap_write_unlock(mm);
+	mmput(mm);
+}
+
+bool dirty_is_user_range(u64 addr, u64 len)
+{
+	return access_ok((void __user *)addr, len);
+}
+
+size_t dirty_copy_from_user(void *to, u64 from, size_t len)
+{
+	return copy_from_user(to, (void __user *)from, len);
+}
+
+size_t dirty_copy_to_user(u64 to, const void *from, size_t len)
+{
+	return copy_to_user((void __user *)to, from, len);
+}
+
+/* Makes the caller, if it is a kernel thread, one of mm's: whether it may copy. */
+static bool enter_mm(struct mm_struct *mm, bool *adopted)
+{
+	*adopted = false;
+	if (!mmget_not_zero(mm))
+		return false;
+	if (!current->mm) {
+		kthread_use_mm(mm);
+		*adopted = true;
+	}
+	if (current->mm == mm)
+		return true;
+	mmput(mm);
+	return false;
+}
+
+static void leave_mm_of(struct mm_struct *mm, bool adopted)
+{
+	if (adopted)
+		kthread_unuse_mm(mm);
+	mmput(mm);
+}
+
+size_t dirty_read_mm(struct mm_struct *mm, void *to, u64 from, size_t len)
+{
+	bool adopted;
+
+	if (!enter_mm(mm, &adopted))
+		return len;
+	len = copy_from_user(to, (void __user *)from, len);
+	leave_mm_of(mm, adopted);
+	return len;
+}
+
+size_t dirty_write_mm(struct mm_struct *mm, u64 to, const void *from, size_t len)
+{
+	bool adopted;
+
+	if (!enter_mm(mm, &adopted))
+		return len;
+	len = copy_to_user((void __user *)to, from, len);
+	leave_mm_of(mm, adopted);
+	return len;
+}
+
+static int alloc_domain(struct device *dev, void *data)
+{
+	struct iommu_domain **domain = data;
+
+	*domain = iommu_paging_domain_alloc(dev);
+	return 1; /* one device stands for the group */
+}
+
+/* The base of the window for interrupts that software has to map, if any. */
+static bool software_msi(struct list_head *regions, phys_addr_t *base)
+{
+	struct iommu_resv_region *region;
+	bool found = false;
+
+	list_for_each_entry(region, regions, list) {
+		if (region->type == IOMMU_RESV_MSI)
+			return false; /* the hardware's takes precedence */
+		if (region->type == IOMMU_RESV_SW_MSI) {
+			*base = region->start;
+			found = true;
+		}
+	}
+	return found;
+}
+
+static void free_regions(struct list_head *regions)
+{
+	struct iommu_resv_region *region, *next;
+
+	list_for_each_entry_safe(region, next, regions, list) {
+		list_del(&region->list);
+		kfree(region);
+	}
+}
+
+/* The MSI window belongs to a domain before anything is mapped in it. */
+static int map_msi(struct iommu_group *group, struct iommu_domain *domain)
+{
+	LIST_HEAD(regions);
+	phys_addr_t base;
+	int ret = iommu_get_group_resv_regions(group, &regions);
+
+	if (!ret && software_msi(&regions, &base)) {
+		ret = iommu_get_msi_cookie(domain, base);
+		if (ret == -ENODEV)
+			ret = 0;
+	}
+	free_regions(&regions);
+	return ret;
+}
+
+int dirty_domain_attach(struct iommu_group *group, struct iommu_domain **domain,
+			struct dirty_domain_info *info)
+{
+	struct iommu_domain *new = ERR_PTR(-ENODEV);
+	int ret;
+
+	iommu_group_for_each_dev(group, &new, alloc_domain);
+	if (IS_ERR(new))
+		return PTR_ERR(new);
+	ret = iommu_attach_group(new, group);
+	if (ret)
+		goto free;
+	ret = map_msi(group, new);
+	if (ret) {
+		iommu_detach_group(new, group);
+		goto free;
+	}
+	info->pgsize_bitmap = new->pgsize_bitmap;
+	info->first = new->geometry.aperture_start;
+	info->last = new->geometry.aperture_end;
+	info->kind = (unsigned long)new->ops;
+	info->coherent = new->ops->enforce_cache_coherency &&
+			 new->ops->enforce_cache_coherency(new);
+	info->isolated_msi = READ_ONCE(allow_unsafe_interrupts) ||
+			     iommu_group_has_isolated_msi(group);
+	*domain = new;
+	return 0;
+free:
+	iommu_domain_free(new);
+	return ret;
+}
+
+bool dirty_domain_join(struct iommu_group *group, struct iommu_domain *old,
+		       struct iommu_domain *domain)
+{
+	iommu_detach_group(old, group);
+	if (!iommu_attach_group(domain, group)) {
+		iommu_domain_free(old);
+		return true;
+	}
+	/* Should that fail too, the group's DMA stays blocked. */
+	if (iommu_attach_group(old, group))
+		pr_warn("vfio_iommu_dirty: a group could not return to its domain\n");
+	return false;
+}
+
+void dirty_domain_detach(struct iommu_group *group, struct iommu_domain *domain, bool last)
+{
+	iommu_detach_group(domain, group);
+	if (last)
+		iommu_domain_free(domain);
+}
+
+/* Stores up to max ranges where nothing may be mapped; how many there are. */
+int dirty_reserved(struct iommu_group *group, struct dirty_range *ranges, int max)
+{
+	struct iommu_resv_region *region;
+	LIST_HEAD(regions);
+	int n = 0, ret = iommu_get_group_resv_regions(group, &regions);
+
+	if (!ret) {
+		list_for_each_entry(region, &regions, list) {
+			if (region->type == IOMMU_RESV_DIRECT_RELAXABLE || !region->length)
+				continue;
+			if (n < max) {
+				ranges[n].first = region->start;
+				ranges[n].last = region->start + region->length - 1;
+			}
+			n++;
+		}
+	}
+	free_regions(&regions);
+	return ret ?: n;
+}
+
+int dirty_map(struct iommu_domain *domain, u64 iova, u64 pfn, u64 npages, u32 prot)
+{
+	u64 step = READ_ONCE(disable_hugepages) ? 1 : npages, done = 0;
+	int ret = 0;
+
+	while (!ret && done < npages) {
+		cond_resched();
+		ret = iommu_map(domain, iova + (done << PAGE_SHIFT), (pfn + done) << PAGE_SHIFT,
+				step << PAGE_SHIFT, prot | IOMMU_CACHE, GFP_KERNEL_ACCOUNT);
+		if (!ret)
+			done += step;
+	}
+	if (ret && done)
+		iommu_unmap(domain, iova, done << PAGE_SHIFT);
+	return ret;
+}
+
+void dirty_unmap(struct iommu_domain *domain, u64 iova, u64 npages)
+{
+	cond_resched();
+	iommu_unmap(domain, iova, npages << PAGE_SHIFT);
+}
+
+u64 dirty_iova_to_phys(struct iommu_domain *domain, u64 iova)
+{
+	return iommu_iova_to_phys(domain, iova);
+}

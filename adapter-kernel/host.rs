@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the core asks for, answered by the kernel.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use dirty_core::host::{
+    Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
+    UserMemory,
+};
+use dirty_core::Errno;
+use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::alloc::KVec;
+
+use crate::sys;
+
+/// Bytes of a page, as a power of two.
+const PAGE_SHIFT: u32 = kernel::page::PAGE_SHIFT as u32;
+
+/// An address space that mappings point into, and who pays for it.
+#[derive(Clone, Copy)]
+struct Owner {
+    /// INVARIANT: held (mmgrab), as long as `refs` is not 0.
+    mm: *mut sys::MmStruct,
+    /// INVARIANT: held likewise.
+    task: *mut sys::Task,
+    refs: usize,
+}
+
+/// A group behind an IOMMU.
+struct Attached {
+    group: *mut sys::Group,
+    domain: *mut sys::Domain,
+    reserved: KVec<sys::Range>,
+}
+
+/// The kernel, for one container.
+#[derive(Default)]
+pub(crate) struct KernelHost {
+    /// One for each mm: few.
+    owners: KVec<Owner>,
+    groups: KVec<Attached>,
+}
+
+// SAFETY: what the pointers lead to is the kernel's, which has locks of its own.
+unsafe impl Send for KernelHost {}
+
+/// What a C function returned: 0, or a negative errno.
+fn checked(ret: i32) -> Result<(), Errno> {
+    match ret {
+        0 => Ok(()),
+        e => Err(Errno(e.wrapping_neg())),
+    }
+}
+
+/// What a copy came to that left so many bytes of `len`.
+fn copied(left: usize, len: usize) -> Result<(), Fault> {
+    match left {
+        0 => Ok(()),
+        left => Err(Fault {
+            done: len.saturating_sub(left),
+        }),
+    }
+}
+
+fn mm_of(mm: Mm) -> *mut sys::MmStruct {
+    mm.0 as *mut sys::MmStruct
+}
+
+fn domain_of(domain: DomainId) -> *mut sys::Domain {
+    domain.0 as *mut sys::Domain
+}
+
+fn group_of(group: GroupId) -> *mut sys::Group {
+    group.0 as *mut sys::Group
+}
+
+impl KernelHost {
+    /// Who pays for `mm`; null if no mapping points there, which C is never asked about.
+    fn task(&self, mm: Mm) -> *mut sys::Task {
+        let owner = self.owners.iter().find(|o| o.mm == mm_of(mm));
+        owner.map_or(ptr::null_mut(), |o| o.task)
+    }
+
+    fn attached(&self, group: GroupId) -> Option<&Attached> {
+        self.groups.iter().find(|a| a.group == group_of(group))
+    }
+
+    /// The domain that `group` is in.
+    pub(crate) fn domain(&self, group: GroupId) -> Option<*mut sys::Domain> {
+        self.attached(group).map(|a| a.domain)
+    }
+
+    fn forget(&mut self, group: GroupId) {
+        let at = self.groups.iter().position(|a| a.group == group_of(group));
+        let _ = at.map(|at| self.groups.remove(at)); // not `retain`, which could panic
+    }
+}
+
+impl Pinning for KernelHost {
+    fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        let write = prot.contains(Prot::WRITE);
+        // SAFETY: the core passes an mm that it has grabbed; C stores at most
+        // so many pfns as there is room for.
+        let ret = unsafe {
+            sys::dirty_pin(
+                mm_of(mm),
+                vaddr as usize,
+                pfns.len(),
+                write,
+                pfns.as_mut_ptr(),
+            )
+        };
+        usize::try_from(ret).map_err(|_| Errno(ret.wrapping_neg() as i32))
+    }
+
+    fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot) {
+        // SAFETY: the core gives back pins that it has.
+        unsafe { sys::dirty_unpin(pfn, npages, prot.contains(Prot::WRITE)) };
+    }
+
+    fn page_kind(&self, pfn: u64) -> PageKind {
+        match sys::dirty_page_kind(pfn) {
+            sys::PAGE_NORMAL => PageKind::Normal,
+            sys::PAGE_RESERVED => PageKind::Reserved,
+            _ => PageKind::NoPage,
+        }
+    }
+}
+
+impl Accounting for KernelHost {
+    fn grab(&mut self) -> Result<Mm, Errno> {
+        let current = sys::dirty_current_mm();
+        if let Some(owner) = self.owners.iter_mut().find(|o| o.mm == current) {
+            owner.refs = owner.refs.saturating_add(1);
+            return Ok(Mm(current as u64));
+        }
+        let room = self.owners.reserve(1, GFP_KERNEL_ACCOUNT);
+        room.map_err(|_| Errno::ENOMEM)?;
+        let (mut mm, mut task) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: both point to variables of this function.
+        checked(unsafe { sys::dirty_grab(&mut mm, &mut task) })?;
+        let owner = Owner { mm, task, refs: 1 };
+        if self.owners.push(owner, GFP_KERNEL_ACCOUNT).is_err() {
+            // SAFETY: taken above, and not kept.
+            unsafe { sys::dirty_release(mm, task) };
+            return Err(Errno::ENOMEM);
+        }
+        Ok(Mm(mm as u64))
+    }
+
+    fn release(&mut self, mm: Mm) {
+        let Some(at) = self.owners.iter().position(|o| o.mm == mm_of(mm)) else {
+            return;
+        };
+        let Some(owner) = self.owners.get_mut(at) else {
+            return;
+        };
+        owner.refs = owner.refs.saturating_sub(1);
+        if owner.refs != 0 {
+            return;
+        }
+        if let Ok(owner) = self.owners.remove(at) {
+            // SAFETY: the core's last reference, of which nothing is left.
+            unsafe { sys::dirty_release(owner.mm, owner.task) };
+        }
+    }
+
+    fn reach(&self, mm: Mm) -> Reach {
+        let current = sys::dirty_current_mm();
+        // SAFETY: the core asks about an mm that it has grabbed.
+        if !unsafe { sys::dirty_mm_alive(mm_of(mm)) } {
+            Reach::Gone
+        } else if current.is_null() || current == mm_of(mm) {
+            Reach::Own
+        } else {
+            Reach::Other
+        }
+    }
+
+    fn lock_cap(&self) -> bool {
+        sys::dirty_lock_cap()
+    }
+
+    fn charge(&mut self, mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
+        let task = self.task(mm);
+        // SAFETY: mm and task are held for the mapping that is charged.
+        checked(unsafe { sys::dirty_charge(mm_of(mm), task, npages, lock_cap) })
+    }
+
+    fn uncharge(&mut self, mm: Mm, npages: u64) {
+        let task = self.task(mm);
+        // SAFETY: likewise.
+        unsafe { sys::dirty_uncharge(mm_of(mm), task, npages) };
+    }
+}
+
+impl UserMemory for KernelHost {
+    fn is_user_range(&self, addr: u64, len: u64) -> bool {
+        sys::dirty_is_user_range(addr, len)
+    }
+
+    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let to = buf.as_mut_ptr().cast::<c_void>();
+        // SAFETY: `to` has room for so many bytes; any address is checked.
+        let left = unsafe { sys::dirty_copy_from_user(to, addr, buf.len()) };
+        copied(left, buf.len())
+    }
+
+    fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
+        let from = buf.as_ptr().cast::<c_void>();
+        // SAFETY: `from` has so many bytes; any address is checked.
+        let left = unsafe { sys::dirty_copy_to_user(addr, from, buf.len()) };
+        copied(left, buf.len())
+    }
+
+    fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let to = buf.as_mut_ptr().cast::<c_void>();
+        // SAFETY: as `copy_from_user`, of an mm that the core has grabbed.
+        let left = unsafe { sys::dirty_read_mm(mm_of(mm), to, vaddr, buf.len()) };
+        copied(left, buf.len())
+    }
+
+    fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
+        let from = buf.as_ptr().cast::<c_void>();
+        // SAFETY: as `copy_to_user`, of an mm that the core has grabbed.
+        let left = unsafe { sys::dirty_write_mm(mm_of(mm), vaddr, from, buf.len()) };
+        copied(left, buf.len())
+    }
+}
+
+/// The ranges of `group` where nothing may be mapped.
+fn reserved(group: GroupId) -> Result<KVec<sys::Range>, Errno> {
+    let mut ranges = KVec::new();
+    loop {
+        let room = i32::try_from(ranges.len()).map_err(|_| Errno::ENOMEM)?;
+        // SAFETY: `ranges` has room for so many.
+        let n = unsafe { sys::dirty_reserved(group_of(group), ranges.as_mut_ptr(), room) };
+        let n = usize::try_from(n).map_err(|_| Errno(n.wrapping_neg()))?;
+        if n == ranges.len() {
+            return Ok(ranges);
+        }
+        let fresh = KVec::from_elem(sys::Range::default(), n, GFP_KERNEL_ACCOUNT);
+        ranges = fresh.map_err(|_| Errno::ENOMEM)?;
+    }
+}
+
+impl Iommu for KernelHost {
+    fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        let reserved = reserved(group)?;
+        let room = self.groups.reserve(1, GFP_KERNEL_ACCOUNT);
+        room.map_err(|_| Errno::ENOMEM)?;
+        let (mut domain, mut info) = (ptr::null_mut(), sys::DomainInfo::default());
+        // SAFETY: VFIO passes a group that it holds; the others are variables
+        // of this function.
+        checked(unsafe { sys::dirty_domain_attach(group_of(group), &mut domain, &mut info) })?;
+        let attached = Attached {
+            group: group_of(group),
+            domain,
+            reserved,
+        };
+        if self.groups.push(attached, GFP_KERNEL_ACCOUNT).is_err() {
+            // SAFETY: attached above, and not kept.
+            unsafe { sys::dirty_domain_detach(group_of(group), domain, true) };
+            return Err(Errno::ENOMEM);
+        }
+        let info = DomainInfo {
+            pgsize_bitmap: info.pgsize_bitmap,
+            aperture: (info.first, info.last),
+            coherent: info.coherent,
+            isolated_msi: info.isolated_msi,
+            kind: info.kind,
+        };
+        Ok((DomainId(domain as u64), info))
+    }
+
+    fn join(&mut self, group: GroupId, old: DomainId, domain: DomainId) -> bool {
+        let (from, to) = (domain_of(old), domain_of(domain));
+        // SAFETY: the core passes the group's domain and another that it has.
+        let joined = unsafe { sys::dirty_domain_join(group_of(group), from, to) };
+        for attached in self.groups.iter_mut().filter(|_| joined) {
+            if attached.group == group_of(group) {
+                attached.domain = to;
+            }
+        }
+        joined
+    }
+
+    fn detach(&mut self, group: GroupId, domain: DomainId, last: bool) {
+        // SAFETY: the group is in the domain, and forgotten below.
+        unsafe { sys::dirty_domain_detach(group_of(group), domain_of(domain), last) };
+        self.forget(group);
+    }
+
+    fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
+        let range = self.attached(group)?.reserved.get(index)?;
+        Some((range.first, range.last))
+    }
+
+    fn map(
+        &mut self,
+        domain: DomainId,
+        iova: u64,
+        pfn: u64,
+        npages: u64,
+        prot: Prot,
+    ) -> Result<(), Errno> {
+        // SAFETY: a domain of the core's, and pages that it has pinned.
+        checked(unsafe { sys::dirty_map(domain_of(domain), iova, pfn, npages, prot.0) })
+    }
+
+    fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
+        // SAFETY: a domain of the core's.
+        unsafe { sys::dirty_unmap(domain_of(domain), iova, npages) };
+    }
+
+    fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
+        // SAFETY: likewise.
+        let phys = unsafe { sys::dirty_iova_to_phys(domain_of(domain), iova) };
+        (phys != 0).then_some(phys >> PAGE_SHIFT)
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `dirty-core` as a VFIO IOMMU backend, in place of `vfio_iommu_type1`.
+//!
+//! [`backend`] has the operations and the lock, [`host`] what the core asks of
+//! the kernel, [`memory`] where its memory comes from; `glue.c` is the C half.
+
+mod backend;
+mod host;
+mod memory;
+mod sys;
+
+use kernel::prelude::*;
+
+module! {
+    type: Module,
+    name: "vfio_iommu_dirty",
+    authors: ["The vfio-dirty authors"],
+    description: "VFIO type1 IOMMU backend with exact dirty-page tracking",
+    license: "GPL",
+}
+
+struct Module;
+
+impl kernel::Module for Module {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: the operations are static, and unregistered before they go.
+        kernel::error::to_result(unsafe { sys::dirty_register() })?;
+        Ok(Module)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: registered by `init`.
+        unsafe { sys::dirty_unregister() };
+    }
+}

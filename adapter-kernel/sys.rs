@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The C half, as `glue.h` declares it.
+
+use kernel::ffi::{c_int, c_long, c_ulong, c_void};
+
+/// Declares types that only C looks into.
+macro_rules! opaque {
+    ($($name:ident),*) => { $(
+        #[repr(C)]
+        pub(crate) struct $name {
+            _private: [u8; 0],
+        }
+    )* };
+}
+
+opaque!(Devices, Domain, Group, MmStruct, Page, Task, VfioDevice);
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct DomainInfo {
+    pub(crate) pgsize_bitmap: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) kind: u64,
+    pub(crate) coherent: bool,
+    pub(crate) isolated_msi: bool,
+}
+
+/// First and last address.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Range {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
+/// Kinds of pages.
+pub(crate) const PAGE_NORMAL: c_int = 0;
+pub(crate) const PAGE_RESERVED: c_int = 1;
+
+unsafe extern "C" {
+    pub(crate) unsafe fn dirty_register() -> c_int;
+    pub(crate) unsafe fn dirty_unregister();
+    pub(crate) safe fn dirty_dma_entry_limit() -> u32;
+    pub(crate) safe fn dirty_bitmap_budget() -> u64;
+    pub(crate) safe fn dirty_skip_read_only() -> bool;
+
+    pub(crate) safe fn dirty_devices_new() -> *mut Devices;
+    pub(crate) unsafe fn dirty_devices_free(devices: *mut Devices);
+    pub(crate) unsafe fn dirty_devices_add(devices: *mut Devices, vdev: *mut VfioDevice);
+    pub(crate) unsafe fn dirty_devices_remove(devices: *mut Devices, vdev: *mut VfioDevice);
+    pub(crate) unsafe fn dirty_devices_unmap(devices: *mut Devices, iova: u64, size: u64);
+
+    pub(crate) unsafe fn dirty_pin(
+        mm: *mut MmStruct,
+        vaddr: c_ulong,
+        npages: c_ulong,
+        write: bool,
+        pfns: *mut u64,
+    ) -> c_long;
+    pub(crate) unsafe fn dirty_unpin(pfn: u64, npages: u64, write: bool);
+    pub(crate) safe fn dirty_page_kind(pfn: u64) -> c_int;
+    pub(crate) safe fn dirty_page(pfn: u64) -> *mut Page;
+
+    pub(crate) unsafe fn dirty_grab(mm: *mut *mut MmStruct, task: *mut *mut Task) -> c_int;
+    pub(crate) unsafe fn dirty_release(mm: *mut MmStruct, task: *mut Task);
+    pub(crate) safe fn dirty_current_mm() -> *mut MmStruct;
+    pub(crate) unsafe fn dirty_mm_alive(mm: *mut MmStruct) -> bool;
+    pub(crate) safe fn dirty_lock_cap() -> bool;
+    pub(crate) unsafe fn dirty_charge(
+        mm: *mut MmStruct,
+        task: *mut Task,
+        npages: u64,
+        lock_cap: bool,
+    ) -> c_int;
+    pub(crate) unsafe fn dirty_uncharge(mm: *mut MmStruct, task: *mut Task, npages: u64);
+
+    pub(crate) safe fn dirty_is_user_range(addr: u64, len: u64) -> bool;
+    pub(crate) unsafe fn dirty_copy_from_user(to: *mut c_void, from: u64, len: usize) -> usize;
+    pub(crate) unsafe fn dirty_copy_to_user(to: u64, from: *const c_void, len: usize) -> usize;
+    pub(crate) unsafe fn dirty_read_mm(
+        mm: *mut MmStruct,
+        to: *mut c_void,
+        from: u64,
+        len: usize,
+    ) -> usize;
+    pub(crate) unsafe fn dirty_write_mm(
+        mm: *mut MmStruct,
+        to: u64,
+        from: *const c_void,
+        len: usize,
+    ) -> usize;
+
+    pub(crate) unsafe fn dirty_domain_attach(
+        group: *mut Group,
+        domain: *mut *mut Domain,
+        info: *mut DomainInfo,
+    ) -> c_int;
+    pub(crate) unsafe fn dirty_domain_join(
+        group: *mut Group,
+        old: *mut Domain,
+        domain: *mut Domain,
+    ) -> bool;
+    pub(crate) unsafe fn dirty_domain_detach(group: *mut Group, domain: *mut Domain, last: bool);
+    pub(crate) unsafe fn dirty_reserved(group: *mut Group, ranges: *mut Range, max: c_int)
+        -> c_int;
+    pub(crate) unsafe fn dirty_map(
+        domain: *mut Domain,
+        iova: u64,
+        pfn: u64,
+        npages: u64,
+        prot: u32,
+    ) -> c_int;
+    pub(crate) unsafe fn dirty_unmap(domain: *mut Domain, iova: u64, npages: u64);
+    pub(crate) unsafe fn dirty_iova_to_phys(domain: *mut Domain, iova: u64) -> u64;
+}

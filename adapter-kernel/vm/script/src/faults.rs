@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What must not hurt the kernel: processes that are killed in the middle,
+//! threads that do everything at once, unloading a module in use. Every pin
+//! must be given back.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::signal::{kill, Signal};
+use nix::sys::wait::waitpid;
+use nix::unistd::{fork, ForkResult};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::ask::{ask, expect, text};
+use crate::real::Real;
+
+/// Processes that are killed.
+const VICTIMS: u64 = 60;
+/// How long threads work on one container, and how often each at least.
+const STRESS: Duration = Duration::from_secs(8);
+const ROUNDS: u64 = 10;
+
+/// Pins that the kernel has taken and not given back.
+pub(crate) fn pins() -> Result<i64, String> {
+    // Processors count for themselves and add up now and then.
+    fs::write("/proc/sys/vm/stat_refresh", "1").map_err(text)?;
+    let stat = fs::read_to_string("/proc/vmstat").map_err(text)?;
+    let value = |name: &str| {
+        let line = stat.lines().find_map(|l| l.strip_prefix(name));
+        line.and_then(|l| l.trim().parse::<i64>().ok())
+            .ok_or(format!("no {name} in /proc/vmstat"))
+    };
+    Ok(value("nr_foll_pin_acquired ")? - value("nr_foll_pin_released ")?)
+}
+
+/// Waits until as many pins are held as before: processes end by and by.
+pub(crate) fn settled(before: i64) -> Result<(), String> {
+    for _ in 0..3000 {
+        if pins()? == before {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("{} pins are held for ever", pins()? - before))
+}
+
+/// Works until it is killed.
+fn victim(k: u64) {
+    let mut real = match Real::new(65535) {
+        Ok(real) => real,
+        Err(_) => return,
+    };
+    let devices = ["emu0", "emu0,pci0", "pci0", "emu0,emu1"][(k % 4) as usize];
+    let _ = ask(&mut real, &format!("new devs={devices}"));
+    for round in 0u64.. {
+        for line in [
+            "map iova=0 size=2048p vaddr=mem",
+            "map iova=16M size=7p vaddr=mem+1p",
+            "start",
+            "pin dev=emu0 iova=3p n=200",
+            "pin dev=emu0 iova=900p n=500",
+            "rw dev=emu0 iova=0x1fff len=9000",
+            "get size=2048p bsize=256",
+            "unpin dev=emu0 iova=10p n=100",
+            "unmap iova=16M size=7p flags=1",
+        ] {
+            let _ = ask(&mut real, line);
+        }
+        if round % 3 == 2 {
+            let _ = ask(&mut real, "unmap flags=2");
+        }
+    }
+}
+
+/// Kills processes with mappings and pins.
+#[allow(unsafe_code)]
+fn killed() -> Result<(), String> {
+    let before = pins()?;
+    let mut random = StdRng::seed_from_u64(1);
+    for k in 0..VICTIMS {
+        // SAFETY: this process has one thread now, so the child may do anything.
+        match unsafe { fork() }.map_err(text)? {
+            ForkResult::Child => {
+                victim(k);
+                std::process::exit(0);
+            }
+            ForkResult::Parent { child } => {
+                thread::sleep(Duration::from_millis(random.random_range(0..120)));
+                kill(child, Signal::SIGKILL).map_err(text)?;
+                waitpid(child, None).map_err(text)?;
+            }
+        }
+    }
+    settled(before)?;
+    println!("faults: {VICTIMS} processes killed, no pin is left");
+    Ok(())
+}
+
+/// Whether the driver lets itself be unloaded now.
+#[allow(unsafe_code)]
+fn unloaded(module: &std::ffi::CStr) -> Result<bool, String> {
+    // SAFETY: a system call with a C string and flags.
+    let ret = unsafe { libc::syscall(libc::SYS_delete_module, module.as_ptr(), libc::O_NONBLOCK) };
+    match nix::errno::Errno::result(ret) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN) => Ok(false),
+        Err(e) => Err(text(e)),
+    }
+}
+
+fn unload() -> Result<(), String> {
+    let mut real = Real::new(65535).map_err(text)?;
+    expect(&mut real, "new devs=emu0", "set_iommu(3)=ok")?;
+    expect(&mut real, "map iova=0 size=4p", "0 ok")?;
+    for module in [c"vfio_iommu_dirty", c"vfio_iommu_type1"] {
+        if fs::exists(format!("/sys/module/{}", module.to_string_lossy())).map_err(text)?
+            && unloaded(module)?
+        {
+            return Err("the module was unloaded while in use".into());
+        }
+    }
+    expect(&mut real, "unmap iova=0 size=4p", "0 ok size=0x4000")?;
+    println!("faults: a module in use stays");
+    Ok(())
+}
+
+/// One thread's work: the same lines, until it is told to stop.
+fn work(lines: &[&str], mut real: Real, rounds: &AtomicU64, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        for line in lines {
+            let _ = ask(&mut real, line);
+        }
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Threads that share a container: one changes mappings, one uses a device, one
+/// tracks, one moves a group.
+fn stress() -> Result<(), String> {
+    let before = pins()?;
+    let mut real = Real::new(65535).map_err(text)?;
+    expect(&mut real, "new devs=emu0,emu1,pci0", "set_iommu(3)=ok")?;
+    let stop = &AtomicBool::new(false);
+    let rounds: [AtomicU64; 4] = Default::default();
+    let jobs: [&[&str]; 4] = [
+        &[
+            "map iova=0 size=64p vaddr=mem",
+            "map iova=64p size=100p vaddr=mem+64p",
+            "unmap iova=0 size=64p",
+            "unmap iova=0 size=164p flags=1 bsize=24",
+        ],
+        &[
+            "pin dev=emu0 iova=0 n=30",
+            "rw dev=emu1 iova=0x1fff len=300000",
+            "pin dev=emu1 iova=70p n=60",
+            "unpin dev=emu0 iova=0 n=30",
+            "unpin dev=emu1 iova=70p n=60",
+        ],
+        &[
+            "start",
+            "get size=164p bsize=24",
+            "get iova=64p size=100p bsize=16",
+            "stop",
+        ],
+        &["attach dev=pci1", "info argsz=4096", "detach dev=pci1"],
+    ];
+    let shares: Result<Vec<Real>, _> = (1..).zip(&jobs).map(|(k, _)| real.share(k)).collect();
+    let shares = shares.map_err(text)?;
+    thread::scope(|scope| {
+        for ((lines, share), rounds) in jobs.into_iter().zip(shares).zip(&rounds) {
+            scope.spawn(move || work(lines, share, rounds, stop));
+        }
+        let start = Instant::now();
+        let few = || rounds.iter().any(|n| n.load(Ordering::Relaxed) < ROUNDS);
+        while start.elapsed() < STRESS || few() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(real);
+    settled(before)?;
+    println!("faults: four threads on one container, no pin is left");
+    eprintln!("rounds of each: {rounds:?}");
+    Ok(())
+}
+
+/// `threads`: too much for the real driver, which has defects there (U3).
+pub(crate) fn run(threads: bool) -> Result<(), String> {
+    unload()?;
+    killed()?;
+    if threads {
+        stress()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Fresh random scripts: the model's, but for what only a simulation can do
+//! and what makes the two drivers differ on purpose for the rest of a case.
+
+use arbitrary::{Arbitrary, Unstructured};
+use dirty_core::uapi::{VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_SET_IOMMU};
+use dirty_model::{Naive, Script};
+use dirty_script::op::*;
+use dirty_script::run;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+
+/// Bytes that one script is made of.
+const BYTES: usize = 1200;
+/// Scripts in a case, each with a container of its own.
+const SCRIPTS: usize = 5;
+
+/// Which devices a container has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Emulated,
+    Iommu,
+    Mixed,
+}
+
+impl Kind {
+    /// Whether such a container may have the device, and the VM has it.
+    fn has(self, device: DeviceIndex) -> bool {
+        let Some(spec) = DEVICES.get(device).filter(|d| d.name != "big0") else {
+            return false;
+        };
+        match self {
+            Kind::Emulated => spec.pgsizes.is_none(),
+            Kind::Iommu => spec.pgsizes.is_some(),
+            Kind::Mixed => true,
+        }
+    }
+
+    /// Makes a container's devices its own.
+    fn limit(self, devices: &mut Vec<DeviceIndex>) {
+        devices.retain(|d| self.has(*d));
+        if self != Kind::Emulated && devices.iter().all(|d| emulated(*d)) {
+            devices.push(0);
+        }
+        if self != Kind::Iommu && !devices.iter().any(|d| emulated(*d)) {
+            devices.push(4);
+        }
+    }
+}
+
+/// Pins by a device behind an IOMMU narrow the dirty scope, which the real
+/// driver does in its own way (D11).
+fn emulated(device: DeviceIndex) -> bool {
+    DEVICES.get(device).is_some_and(|d| d.pgsizes.is_none())
+}
+
+/// Whether a bitmap is refused or written whole: one that faults half-way
+/// leaves the real driver without its bits (D2, D3), which such a script is not
+/// for.
+fn whole(b: &Bitmap, size: u64) -> bool {
+    let fits = b.data == BUF && size <= 1 << 30;
+    let end = b.data.checked_add(b.bsize);
+    let refused = end.is_none_or(|end| end > USER_END);
+    fits || refused
+}
+
+/// The operation as a VM can run it, if it can; `halfway` whether user memory
+/// may end in the middle of one.
+fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
+    let exists = |device| kind.has(device);
+    match op {
+        Op::New(mut new) => {
+            kind.limit(&mut new.devices);
+            new.budget = None;
+            new.skip_read_only = false;
+            Some(Op::New(new))
+        }
+        Op::Attach { device, .. } | Op::Detach(device) => exists(device).then_some(op),
+        Op::CloseDevice(device) | Op::GetDevice(device) => exists(device).then_some(op),
+        // Counters of a closed device are not kept anywhere.
+        Op::Stat(_) => None,
+        Op::Rw { device, .. } => exists(device).then_some(op),
+        Op::Pin { device, .. } => emulated(device).then_some(op),
+        // VFIO itself warns of other numbers of pages, and of other devices.
+        Op::Unpin { device, n, .. } => {
+            let calls_back = DEVICES.get(device).is_some_and(|d| d.dma_unmap);
+            let sound = emulated(device) && calls_back && (1..=512).contains(&n);
+            sound.then_some(op)
+        }
+        Op::Map(_) | Op::Unmap(_) | Op::Get(_) if halfway => Some(op),
+        // Memory that ends half-way makes writes fault half-way (D4).
+        Op::Map(m) => (m.vaddr != MEM + MEM_SIZE - PAGE || m.size <= PAGE).then_some(op),
+        Op::Unmap(ref u) => (u.flags & 1 == 0 || whole(&u.bitmap, u.size)).then_some(op),
+        Op::Get(ref g) => whole(&g.bitmap, g.size).then_some(op),
+        // A report whose argument is what an earlier operation left.
+        Op::Dirty {
+            flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+            argsz: 48..,
+            ..
+        } => None,
+        Op::Report(_) | Op::Harvest(_) | Op::Mark { .. } => None,
+        Op::OnUnmap { .. } | Op::Fault { .. } => None,
+        op => Some(op),
+    }
+}
+
+/// Moves a pin or unpin at an odd address to the page's start, unless one
+/// mapping has all of it: a pin that reaches into the next one may be kept by
+/// either in the real driver, as its tree happens to be, which may not find it
+/// again, and stops the kernel when the mapping goes.
+fn keeps_to_one_mapping(model: &Naive, op: &mut Op) {
+    if let Op::Pin { iova, n, .. } | Op::Unpin { iova, n, .. } = op {
+        let last = iova.wrapping_add((*n).max(1) as u64 * PAGE - 1);
+        let mappings = model.mappings();
+        let mut holds = mappings
+            .iter()
+            .map(|(start, size)| *start..=start + (size - 1));
+        if !holds.any(|range| range.contains(iova) && range.contains(&last)) {
+            *iova &= !(PAGE - 1);
+        }
+    }
+}
+
+fn sets_type(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetIommu(_)
+            | Op::Raw {
+                nr: VFIO_SET_IOMMU,
+                ..
+            }
+    )
+}
+
+/// Pages that are pinned in `model` after these operations.
+fn pinned_after(model: &Naive, ops: impl Iterator<Item = Op>) -> u64 {
+    let mut model = model.clone();
+    ops.for_each(|op| drop(run(&mut model, &op)));
+    model.pinned_pages()
+}
+
+/// An unpin stops at what is not mapped, and pins behind it stay. A driver that
+/// does not know (the test module) forgets them, and the real backend leaks
+/// them when the container goes: such an unpin is of one page.
+fn unpins_all_it_names(model: &Naive, op: &mut Op) {
+    if let Op::Unpin { device, iova, n } = op {
+        let (device, first) = (*device, *iova);
+        let single = |page: u64| Op::Unpin {
+            device,
+            iova: first.wrapping_add(page * PAGE),
+            n: 1,
+        };
+        let one_by_one = pinned_after(model, (0..*n as u64).map(single));
+        if pinned_after(model, [op.clone()].into_iter()) != one_by_one {
+            *op = single(0);
+        }
+    }
+}
+
+/// Prints cases of one kind of container, with `ops` operations in all.
+pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
+    let number = |text: &str| text.parse::<u64>().map_err(|e| format!("{text}: {e}"));
+    let (mut random, ops) = (StdRng::seed_from_u64(number(seed)?), number(ops)?);
+    let name = kind;
+    let kind = match kind {
+        "emulated" => Kind::Emulated,
+        "iommu" => Kind::Iommu,
+        "mixed" | "halfway" => Kind::Mixed,
+        _ => return Err(format!("{kind}: no kind of container")),
+    };
+    let mut bytes = vec![0; BYTES];
+    let (mut done, mut case) = (0, 0);
+    let mut text = String::new();
+    while done < ops {
+        text += &format!("case {name}-{seed}-{case}\n");
+        case += 1;
+        // A limit stays with the process, and whoever may not raise it again
+        // answers otherwise: one a case, near its end.
+        let mut limited = false;
+        let mut model = Naive::default();
+        for k in 1..=SCRIPTS {
+            random.fill_bytes(&mut bytes);
+            // The kernel reads it when the type is set, others at the open.
+            let limit = match bytes[0] % 8 {
+                0 => bytes[1] % 8,
+                _ => 255,
+            };
+            text += &format!("param name=dma_entry_limit val={limit}\n");
+            run(&mut model, &Op::EntryLimit(limit.into()));
+            let script = Script::arbitrary(&mut Unstructured::new(&bytes));
+            let script = script.map_err(|e| e.to_string())?;
+            let mut changed = false;
+            for op in script.0 {
+                let Some(mut op) = runnable(op, kind, name == "halfway") else {
+                    continue;
+                };
+                keeps_to_one_mapping(&model, &mut op);
+                unpins_all_it_names(&model, &mut op);
+                // A limit that changes is for later containers; the kernel's
+                // would be for this one too, if it had a new type.
+                changed |= matches!(op, Op::EntryLimit(_));
+                if changed && sets_type(&op) {
+                    continue;
+                }
+                if let Op::MemLock { keep_cap, .. } = &mut op {
+                    // Outside, the right may not be there to keep.
+                    *keep_cap = false;
+                    if limited || k != SCRIPTS {
+                        continue;
+                    }
+                    limited = true;
+                }
+                run(&mut model, &op);
+                text += &format!("{op}\n");
+                done += 1;
+            }
+            text += "vmlck\n";
+        }
+    }
+    print!("{text}");
+    Ok(())
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! How long the loaded driver takes. Times mean nothing by themselves in an
+//! emulated machine; `dirty-vm ratio` puts two drivers' of one boot together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use dirty_core::uapi::{
+    VFIO_IOMMU_DIRTY_PAGES, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_MAP_DMA,
+    VFIO_IOMMU_UNMAP_DMA,
+};
+use dirty_script::op::{Caller, BIGB, HUGE, MEM, PAGE};
+use dirty_script::System;
+
+use crate::ask::{ask, device, expect, text};
+use crate::real::Real;
+
+/// Bytes of mappings that a report looks at.
+const TOTAL: u64 = 64 << 30;
+/// Where as much memory can be, if it is touched.
+const SPACE: u64 = 0x20_0000_0000;
+/// Bytes of each of many mappings, which share little memory.
+const PIECE: u64 = 4 << 20;
+/// An odd number of pages, so that mappings start at odd bits.
+const ODD: u64 = PIECE - PAGE;
+/// Pages of a pin call.
+const PINS: i32 = 500;
+/// Mappings for the measurement of MAP.
+const MANY: u64 = 60_000;
+/// Where arguments lie.
+const ARG: u64 = HUGE;
+
+/// The shortest of some runs, each after `prepare`.
+fn shortest(
+    runs: u32,
+    real: &mut Real,
+    mut prepare: impl FnMut(&mut Real) -> Result<(), String>,
+    mut timed: impl FnMut(&mut Real) -> Result<(), String>,
+) -> Result<Duration, String> {
+    let mut best = Duration::MAX;
+    for _ in 0..runs {
+        prepare(real)?;
+        let start = Instant::now();
+        timed(real)?;
+        best = best.min(start.elapsed());
+    }
+    Ok(best)
+}
+
+fn call(real: &mut Real, nr: u32, arg: &[u64]) -> Result<(), String> {
+    let bytes: Vec<u8> = arg.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    if !real.poke(ARG, &bytes) {
+        return Err("no memory for arguments".into());
+    }
+    real.ioctl(nr, ARG)
+        .map(|_| ())
+        .map_err(|e| format!("ioctl {nr:#x}: {e}"))
+}
+
+fn map(real: &mut Real, iova: u64, size: u64, vaddr: u64) -> Result<(), String> {
+    call(real, VFIO_IOMMU_MAP_DMA, &[32 | 3 << 32, vaddr, iova, size])
+}
+
+fn unmap(real: &mut Real, iova: u64, size: u64) -> Result<(), String> {
+    call(real, VFIO_IOMMU_UNMAP_DMA, &[24, iova, size])
+}
+
+/// The argument of a report is written before it is timed.
+fn get_argument(real: &mut Real, size: u64) -> Result<(), String> {
+    let flags = u64::from(VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
+    let bitmap = size.div_ceil(PAGE).div_ceil(64) * 8;
+    let arg = [48 | flags << 32, 0, size, PAGE, bitmap, BIGB];
+    let bytes: Vec<u8> = arg.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    match real.poke(ARG, &bytes) {
+        true => Ok(()),
+        false => Err("no memory for arguments".into()),
+    }
+}
+
+fn get(real: &mut Real) -> Result<(), String> {
+    let done = real.ioctl(VFIO_IOMMU_DIRTY_PAGES, ARG);
+    done.map(|_| ()).map_err(|e| format!("GET_BITMAP: {e}"))
+}
+
+/// One byte written in every `stride` bytes.
+fn mark(real: &mut Real, stride: u64) -> Result<(), String> {
+    let emu0 = device("emu0");
+    let mut iova = 0;
+    while iova < TOTAL {
+        let done = real.rw(emu0, iova, 1, true, Caller::Process);
+        if done != Ok(0) && iova % PIECE < ODD {
+            return Err(format!("rw at {iova:#x}: {done:?}"));
+        }
+        iova += stride;
+    }
+    Ok(())
+}
+
+/// Pins or unpins the first pages of mappings, `n` in all.
+fn pin(real: &mut Real, n: u64, on: bool) -> Result<(), String> {
+    let emu0 = device("emu0");
+    for k in 0..n / PINS as u64 {
+        let iova = k * PIECE;
+        let done = match on {
+            true => real.pin(emu0, iova, PINS, 3),
+            false => real.unpin(emu0, iova, PINS),
+        };
+        if done != Ok(if on { PINS } else { 0 }) {
+            return Err(format!("pin at {iova:#x}: {done:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// A container of emulated devices with `pieces` of mappings, tracking.
+fn tracked(real: &mut Real, pieces: u64, size: u64, vaddr: u64) -> Result<(), String> {
+    expect(real, "new devs=emu0", "set_iommu(3)=ok")?;
+    for k in 0..pieces {
+        map(real, k * size, size, vaddr)?;
+    }
+    expect(real, "start", "0 ok")
+}
+
+type Times = BTreeMap<String, Duration>;
+
+/// Reports of 64 GiB in a container that is set up.
+fn reports(real: &mut Real, times: &mut Times, of: &str) -> Result<(), String> {
+    let mut note = |what: &str, time| times.insert(format!("{what}, {of}"), time);
+    let argument = |real: &mut Real| get_argument(real, TOTAL);
+    note("GET clean", shortest(20, real, argument, get)?);
+    let sparse = |real: &mut Real| mark(real, TOTAL / 1024).and_then(|()| argument(real));
+    note("GET sparse", shortest(10, real, sparse, get)?);
+    let dense = |real: &mut Real| mark(real, 64 * PAGE).and_then(|()| argument(real));
+    note("GET dense", shortest(4, real, dense, get)?);
+    let start = Instant::now();
+    pin(real, 100_000, true)?;
+    note("pin 1e5 pages", start.elapsed());
+    note("GET with 1e5 pins", shortest(10, real, argument, get)?);
+    let start = Instant::now();
+    pin(real, 100_000, false)?;
+    note("unpin 1e5 pages", start.elapsed());
+    Ok(())
+}
+
+/// Mappings of an odd number of pages, so that most start at an odd bit.
+fn odd(real: &mut Real, times: &mut Times) -> Result<(), String> {
+    let pieces = TOTAL / PIECE;
+    tracked(real, pieces, ODD, MEM)?;
+    let argument = |real: &mut Real| get_argument(real, ODD * pieces);
+    let time = shortest(10, real, argument, get)?;
+    times.insert("GET clean, 16384 mappings at odd offsets".into(), time);
+    Ok(())
+}
+
+fn mappings(real: &mut Real, times: &mut Times) -> Result<(), String> {
+    expect(real, "new devs=emu0", "set_iommu(3)=ok")?;
+    for k in 0..MANY {
+        map(real, 2 * k * PAGE, PAGE, MEM)?;
+    }
+    let among = |real: &mut Real| {
+        for k in 0..1000 {
+            map(real, (2 * (k * 59) + 1) * PAGE, PAGE, MEM)?;
+        }
+        Ok(())
+    };
+    let without = |real: &mut Real| {
+        for k in 0..1000 {
+            // Before the first run nothing is there.
+            let _ = unmap(real, (2 * (k * 59) + 1) * PAGE, PAGE);
+        }
+        Ok(())
+    };
+    let time = shortest(5, real, without, among)?;
+    times.insert("1000 MAP among 60000".into(), time);
+    let again = |real: &mut Real| without(real).and_then(|()| among(real));
+    let time = shortest(5, real, again, without)?;
+    times.insert("1000 UNMAP among 60000".into(), time);
+    Ok(())
+}
+
+/// Appends `name nanoseconds` for each measurement to a file.
+pub(crate) fn run(out: &str) -> Result<(), String> {
+    let mut real = Real::new(65535).map_err(text)?;
+    ask(&mut real, "bigbuf size=0x1000000")?;
+    real.map_memory(ARG, PAGE, true).map_err(text)?;
+    let mut times = Times::new();
+    // A page of 2 MiB for each byte written would be too much memory.
+    fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "never").map_err(text)?;
+    real.map_memory(SPACE, TOTAL, true).map_err(text)?;
+    tracked(&mut real, 1, TOTAL, SPACE)?;
+    reports(&mut real, &mut times, "one mapping")?;
+    tracked(&mut real, TOTAL / PIECE, PIECE, MEM)?;
+    reports(&mut real, &mut times, "16384 mappings")?;
+    odd(&mut real, &mut times)?;
+    mappings(&mut real, &mut times)?;
+    let mut report = fs::read_to_string(out).unwrap_or_default();
+    for (name, time) in times {
+        report += &format!("{}\t{name}\n", time.as_nanos());
+    }
+    fs::write(out, report).map_err(text)
+}
+
+/// The shortest time of each measurement in a file.
+fn read(path: &str) -> Result<BTreeMap<String, u64>, String> {
+    let report = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    let mut times = BTreeMap::new();
+    for line in report.lines() {
+        let (time, name) = line.split_once('\t').ok_or("a line without a time")?;
+        let time: u64 = time.parse().map_err(|e| format!("{line}: {e}"))?;
+        let best = times.entry(name.to_string()).or_insert(time);
+        *best = time.min(*best);
+    }
+    Ok(times)
+}
+
+/// Prints how many times as fast as the real driver ours is.
+pub(crate) fn ratio(real: &str, ours: &str) -> Result<(), String> {
+    let (real, ours) = (read(real)?, read(ours)?);
+    println!(
+        "{:<42} {:>12} {:>12} {:>8}",
+        "speed", "real", "ours", "ratio"
+    );
+    for (name, real) in real {
+        let ours = *ours.get(&name).ok_or(format!("{name} was not measured"))?;
+        let (real, ours) = (real as f64 / 1000.0, ours as f64 / 1000.0);
+        println!(
+            "{name:<42} {real:>9.0} us {ours:>9.0} us {:>7.2}x",
+            real / ours
+        );
+    }
+    Ok(())
+}
