@@ -82,8 +82,8 @@ impl<M: Memory> Bitmap<M> {
         if parts.lines.iter().all(|lines| *lines == 0) {
             return false;
         }
-        for (block, pinned_lines) in parts.pinned_lines.iter().enumerate() {
-            or_lines(parts.dirty, parts.pinned, block, *pinned_lines);
+        if parts.pinned_lines.iter().any(|lines| *lines != 0) {
+            or(parts.dirty, parts.pinned);
         }
         shift_words(parts.dirty, shift, 0, out);
         if let (Some(last), Some(out)) = (parts.dirty.last(), out.get_mut(parts.dirty.len())) {
@@ -158,22 +158,24 @@ impl<M: Memory> Bitmap<M> {
             if at >= next {
                 break; // the words begin behind the last page
             }
-            or_lines(parts.dirty, parts.pinned, block, *pinned_lines);
-            let (Some(dirty), Some(out)) = (
+            let (Some(dirty), Some(pinned), Some(out)) = (
                 parts.dirty.get_mut(at..next),
+                parts.pinned.get(at..next),
                 out.get_mut(at - first..next - first),
             ) else {
-                return; // both have these words: never
+                return; // all have these words: never
             };
             let from = at - first;
             carry = if *lines == 0 {
                 touched(from, from);
                 copy_clean(copy, out, carry)
-            } else if let (true, Some(dirty), Some(out)) = (
+            } else if let (true, Some(dirty), Some(pinned), Some(out)) = (
                 lines.count_ones() <= FEW_LINES,
                 dirty.first_chunk_mut(),
+                pinned.first_chunk(),
                 out.first_chunk_mut(),
             ) {
+                or_lines(dirty, pinned, *pinned_lines);
                 touched(from, from);
                 for line in ones(*lines) {
                     let line = from + line * LINE_WORDS;
@@ -182,7 +184,8 @@ impl<M: Memory> Bitmap<M> {
                 copy_lines(copy, *lines, dirty, out, carry)
             } else {
                 touched(from, next - first - 1);
-                copy_block(copy, dirty, out, carry)
+                let pinned = if *pinned_lines == 0 { &[] } else { pinned };
+                copy_block(copy, dirty, pinned, out, carry)
             };
             if copy.clear {
                 *lines = *pinned_lines;
@@ -263,23 +266,23 @@ fn copy_clean(copy: Copy, out: &mut [u64], carry: u64) -> u64 {
     0
 }
 
-/// Makes the pinned pages of some lines of a block dirty, as they are when their
-/// pins go; until then nobody can tell.
-fn or_lines(dirty: &mut [u64], pinned: &[u64], block: usize, lines: u64) {
-    for line in ones(lines) {
-        let first = block * BLOCK_WORDS + line * LINE_WORDS;
-        let dirty = dirty.get_mut(first..).unwrap_or_default();
-        let pinned = pinned.get(first..).unwrap_or_default();
-        match (dirty.first_chunk_mut(), pinned.first_chunk()) {
-            (Some(dirty), Some(pinned)) => or_words::<LINE_WORDS>(dirty, pinned),
-            _ => dirty.iter_mut().zip(pinned).for_each(|(d, p)| *d |= p),
-        }
-    }
+/// Makes pinned pages dirty, as they are when their pins go; until then nobody
+/// can tell.
+#[inline]
+fn or(dirty: &mut [u64], pinned: &[u64]) {
+    dirty.iter_mut().zip(pinned).for_each(|(d, p)| *d |= p);
 }
 
-#[inline]
-fn or_words<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to |= from);
+/// Likewise in some lines of a block.
+fn or_lines(dirty: &mut [u64; BLOCK_WORDS], pinned: &[u64; BLOCK_WORDS], lines: u64) {
+    for line in ones(lines) {
+        let first = line * LINE_WORDS;
+        let pinned = pinned.get(first..).and_then(|p| p.first_chunk());
+        if let (Some(dirty), Some(pinned)) = (line_mut(dirty, first), pinned) {
+            let pinned: &[u64; LINE_WORDS] = pinned;
+            or(dirty, pinned);
+        }
+    }
 }
 
 /// Copies the lines of a block that have something to tell.
@@ -324,14 +327,26 @@ fn line_mut(words: &mut [u64; BLOCK_WORDS], first: usize) -> Option<&mut [u64; L
     words.get_mut(first..)?.first_chunk_mut()
 }
 
-/// Copies every word of a block.
-fn copy_block(copy: Copy, dirty: &mut [u64], out: &mut [u64], mut carry: u64) -> u64 {
+/// Copies every word of a block, with its pinned words if there are any.
+fn copy_block(
+    copy: Copy,
+    dirty: &mut [u64],
+    mut pinned: &[u64],
+    out: &mut [u64],
+    mut carry: u64,
+) -> u64 {
     let mut steps = dirty.chunks_exact_mut(STEP_WORDS);
     let mut outs = out.chunks_exact_mut(STEP_WORDS);
     for (dirty, out) in (&mut steps).zip(&mut outs) {
+        if let Some((here, after)) = pinned.split_first_chunk::<STEP_WORDS>() {
+            or(dirty, here);
+            pinned = after;
+        }
         carry = copy_step(copy, dirty, out, carry);
     }
-    copy_step(copy, steps.into_remainder(), outs.into_remainder(), carry)
+    let dirty = steps.into_remainder();
+    or(dirty, pinned);
+    copy_step(copy, dirty, outs.into_remainder(), carry)
 }
 
 #[inline]
