@@ -14,8 +14,6 @@ use dirty_script::op::{Action, Caller, DeviceIndex, New, ReportArg, ARG, ARG_SIZ
 use dirty_script::{Answer, AttachError, Stat, System};
 use nix::errno::Errno as Raw;
 use nix::libc;
-use nix::sys::mman::ProtFlags;
-use nix::sys::resource::{setrlimit, Resource};
 
 use crate::{arena, process};
 
@@ -145,11 +143,8 @@ impl Real {
     /// arguments lie in memory of their own.
     pub(crate) fn share(&self, k: u64) -> io::Result<Real> {
         let shift = k * ARG_SIZE;
-        arena::map(
-            ARG + shift,
-            ARG_SIZE,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-        )?;
+        arena::map_memory(ARG + shift, ARG_SIZE, true)
+            .map_err(|e| io::Error::from_raw_os_error(e.0))?;
         let mut slots: [Slot; DEVICES.len()] = Default::default();
         for (slot, from) in slots.iter_mut().zip(&self.slots) {
             slot.name.clone_from(&from.name);
@@ -344,21 +339,7 @@ impl System for Real {
     }
 
     fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String {
-        let mut text = String::new();
-        if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit) {
-            text += &format!(" setrlimit={}", Errno(e as i32));
-        }
-        let sets = [
-            caps::CapSet::Effective,
-            caps::CapSet::Inheritable,
-            caps::CapSet::Permitted,
-        ];
-        for set in sets.into_iter().filter(|_| !keep_cap) {
-            if let Err(e) = caps::drop(None, set, caps::Capability::CAP_IPC_LOCK) {
-                text += &format!(" capset={e}");
-            }
-        }
-        text
+        process::limit_locked(limit, keep_cap)
     }
 
     fn locked_pages(&self) -> u64 {
@@ -377,9 +358,7 @@ impl System for Real {
     }
 
     fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno> {
-        let mut prot = ProtFlags::PROT_READ;
-        prot.set(ProtFlags::PROT_WRITE, write);
-        arena::map(addr, size, prot).map_err(|e| Errno(e as i32))
+        arena::map_memory(addr, size, write)
     }
 
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {

@@ -5,6 +5,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 
+use dirty_core::Errno;
 use nix::sys::mman::{madvise, mmap_anonymous, MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
 use nix::unistd::Pid;
@@ -12,12 +13,19 @@ use nix::unistd::Pid;
 use dirty_script::op::{ARG, ARG_SIZE, BUF, BUF_SIZE, MEM, MEM_SIZE, RO, RO_SIZE};
 
 /// Maps `size` bytes at `addr`, where nothing may be yet.
-pub(crate) fn map(addr: u64, size: u64, prot: ProtFlags) -> nix::Result<()> {
+fn map(addr: u64, size: u64, prot: ProtFlags) -> nix::Result<()> {
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
     let at = NonZeroUsize::new(addr as usize);
     let len = NonZeroUsize::new(size as usize).ok_or(nix::Error::EINVAL)?;
     // SAFETY: fresh private memory; NOREPLACE keeps all other memory as it is.
     unsafe { mmap_anonymous(at, len, prot, flags) }.map(|_| ())
+}
+
+/// Likewise, to be read and perhaps written, with the errno of the failure.
+pub(crate) fn map_memory(addr: u64, size: u64, write: bool) -> Result<(), Errno> {
+    let mut prot = ProtFlags::PROT_READ;
+    prot.set(ProtFlags::PROT_WRITE, write);
+    map(addr, size, prot).map_err(|e| Errno(e as i32))
 }
 
 /// Maps what every script has.

@@ -11,8 +11,6 @@ use dirty_script::op::{
     Action, Caller, DeviceIndex, DeviceSpec, New, ReportArg, APERTURE, DEVICES, MSI,
 };
 use dirty_script::{returned, Answer, AttachError, Driver, Stat, System};
-use nix::sys::mman::ProtFlags;
-use nix::sys::resource::{setrlimit, Resource};
 
 use super::arena;
 use super::process;
@@ -257,21 +255,7 @@ impl System for Machine {
     }
 
     fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String {
-        let mut text = String::new();
-        if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit) {
-            text += &format!(" setrlimit={}", Errno(e as i32));
-        }
-        let sets = [
-            caps::CapSet::Effective,
-            caps::CapSet::Inheritable,
-            caps::CapSet::Permitted,
-        ];
-        for set in sets.into_iter().filter(|_| !keep_cap) {
-            if let Err(e) = caps::drop(None, set, caps::Capability::CAP_IPC_LOCK) {
-                text += &format!(" capset={e}");
-            }
-        }
-        text
+        process::limit_locked(limit, keep_cap)
     }
 
     fn locked_pages(&self) -> u64 {
@@ -283,9 +267,7 @@ impl System for Machine {
     }
 
     fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno> {
-        let mut prot = ProtFlags::PROT_READ;
-        prot.set(ProtFlags::PROT_WRITE, write);
-        arena::map(addr, size, prot).map_err(|e| Errno(e as i32))
+        arena::map_memory(addr, size, write)
     }
 
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {

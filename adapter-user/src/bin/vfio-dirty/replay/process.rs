@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Work in a forked process. The program has one thread when it forks.
+//! Work in a forked process, and what it may lock. The program has one thread
+//! when it forks.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use dirty_core::Errno;
+use nix::sys::resource::{setrlimit, Resource};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, pipe, ForkResult, Pid};
 
@@ -15,7 +17,8 @@ fn exit(code: i32) -> ! {
     unsafe { nix::libc::_exit(code) }
 }
 
-fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
+/// Starts a child that does `work` and exits with what it returns.
+pub(crate) fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
     // SAFETY: the process has one thread, so that the child finds every lock
     // free and may do whatever the parent may.
     match unsafe { fork() }? {
@@ -68,4 +71,24 @@ pub(crate) fn piped(
         status => End::Died(format!("{status:?}")),
     };
     taken.map(|()| end)
+}
+
+/// Limits the bytes that this process may lock, and gives up the right to lock
+/// more unless it keeps it. Returns what failed, as transcripts have it.
+pub(crate) fn limit_locked(limit: u64, keep_cap: bool) -> String {
+    let mut text = String::new();
+    if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit) {
+        text += &format!(" setrlimit={}", Errno(e as i32));
+    }
+    let sets = [
+        caps::CapSet::Effective,
+        caps::CapSet::Inheritable,
+        caps::CapSet::Permitted,
+    ];
+    for set in sets.into_iter().filter(|_| !keep_cap) {
+        if let Err(e) = caps::drop(None, set, caps::Capability::CAP_IPC_LOCK) {
+            text += &format!(" capset={e}");
+        }
+    }
+    text
 }
