@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::waitpid;
-use nix::unistd::{fork, ForkResult};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::ask::{ask, expect, text};
+use crate::process;
 use crate::real::Real;
 
 /// Processes that are killed.
@@ -77,23 +77,18 @@ fn victim(k: u64) {
 }
 
 /// Kills processes with mappings and pins.
-#[allow(unsafe_code)]
 fn killed() -> Result<(), String> {
     let before = pins()?;
     let mut random = StdRng::seed_from_u64(1);
     for k in 0..VICTIMS {
-        // SAFETY: this process has one thread now, so the child may do anything.
-        match unsafe { fork() }.map_err(text)? {
-            ForkResult::Child => {
-                victim(k);
-                std::process::exit(0);
-            }
-            ForkResult::Parent { child } => {
-                thread::sleep(Duration::from_millis(random.random_range(0..120)));
-                kill(child, Signal::SIGKILL).map_err(text)?;
-                waitpid(child, None).map_err(text)?;
-            }
-        }
+        let child = process::child(|| {
+            victim(k);
+            0
+        });
+        let child = child.map_err(text)?;
+        thread::sleep(Duration::from_millis(random.random_range(0..120)));
+        kill(child, Signal::SIGKILL).map_err(text)?;
+        waitpid(child, None).map_err(text)?;
     }
     settled(before)?;
     println!("faults: {VICTIMS} processes killed, no pin is left");
