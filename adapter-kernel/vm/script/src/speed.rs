@@ -48,39 +48,38 @@ fn shortest(
     Ok(best)
 }
 
-fn call(real: &mut Real, nr: u32, arg: &[u64]) -> Result<(), String> {
-    let bytes: Vec<u8> = arg.iter().flat_map(|w| w.to_ne_bytes()).collect();
-    if !real.poke(ARG, &bytes) {
-        return Err("no memory for arguments".into());
-    }
-    real.ioctl(nr, ARG)
-        .map(|_| ())
-        .map_err(|e| format!("ioctl {nr:#x}: {e}"))
-}
-
-fn map(real: &mut Real, iova: u64, size: u64, vaddr: u64) -> Result<(), String> {
-    call(real, VFIO_IOMMU_MAP_DMA, &[32 | 3 << 32, vaddr, iova, size])
-}
-
-fn unmap(real: &mut Real, iova: u64, size: u64) -> Result<(), String> {
-    call(real, VFIO_IOMMU_UNMAP_DMA, &[24, iova, size])
-}
-
-/// The argument of a report is written before it is timed.
-fn get_argument(real: &mut Real, size: u64) -> Result<(), String> {
-    let flags = u64::from(VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
-    let bitmap = size.div_ceil(PAGE).div_ceil(64) * 8;
-    let arg = [48 | flags << 32, 0, size, PAGE, bitmap, BIGB];
-    let bytes: Vec<u8> = arg.iter().flat_map(|w| w.to_ne_bytes()).collect();
+fn argument(real: &mut Real, words: &[u64]) -> Result<(), String> {
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
     match real.poke(ARG, &bytes) {
         true => Ok(()),
         false => Err("no memory for arguments".into()),
     }
 }
 
+fn ioctl(real: &mut Real, nr: u32) -> Result<(), String> {
+    let done = real.ioctl(nr, ARG);
+    done.map(|_| ()).map_err(|e| format!("ioctl {nr:#x}: {e}"))
+}
+
+fn map(real: &mut Real, iova: u64, size: u64, vaddr: u64) -> Result<(), String> {
+    argument(real, &[32 | 3 << 32, vaddr, iova, size])?;
+    ioctl(real, VFIO_IOMMU_MAP_DMA)
+}
+
+fn unmap(real: &mut Real, iova: u64, size: u64) -> Result<(), String> {
+    argument(real, &[24, iova, size])?;
+    ioctl(real, VFIO_IOMMU_UNMAP_DMA)
+}
+
+/// The argument of a report is written before it is timed.
+fn get_argument(real: &mut Real, size: u64) -> Result<(), String> {
+    let flags = u64::from(VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
+    let bitmap = size.div_ceil(PAGE).div_ceil(64) * 8;
+    argument(real, &[48 | flags << 32, 0, size, PAGE, bitmap, BIGB])
+}
+
 fn get(real: &mut Real) -> Result<(), String> {
-    let done = real.ioctl(VFIO_IOMMU_DIRTY_PAGES, ARG);
-    done.map(|_| ()).map_err(|e| format!("GET_BITMAP: {e}"))
+    ioctl(real, VFIO_IOMMU_DIRTY_PAGES)
 }
 
 /// One byte written in every `stride` bytes.
