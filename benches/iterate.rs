@@ -110,18 +110,9 @@ fn pages<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
             b.iter(|| sum(black_box(peers)));
         });
     };
-    // Two walks, compiled as if each were alone.
-    #[inline(never)]
-    fn of_bitmap(bitmap: &mut Bitmap<Heap>) -> u64 {
-        bitmap.pages().sum()
-    }
-    #[inline(never)]
-    fn of_words(words: &[u64]) -> u64 {
-        dirty_core::pages(words).sum()
-    }
     time(Who::Ours, "ours", &|peers| match &peers.bitmap {
-        Some(bitmap) => of_bitmap(&mut bitmap.borrow_mut()),
-        None => of_words(peers.words),
+        Some(bitmap) => bitmap.borrow_mut().pages().sum(),
+        None => dirty_core::pages(peers.words).sum(),
     });
     time(Who::Peer, "bitvec", &|peers| {
         let ones = peers.bits.iter_ones();
