@@ -57,7 +57,12 @@ pub(crate) struct Parts<T> {
 /// Words with a bit for each page, and with a bit for each line.
 fn lengths(npages: u64) -> (usize, usize) {
     let pages = bits::word(npages.saturating_add(63));
-    (pages, pages.div_ceil(64 * LINE_WORDS))
+    (pages, summary(pages))
+}
+
+/// Words with a bit for each line of so many words.
+fn summary(words: usize) -> usize {
+    words.div_ceil(64 * LINE_WORDS)
 }
 
 impl<M: Memory> Bitmap<M> {
@@ -94,7 +99,7 @@ impl<M: Memory> Bitmap<M> {
     }
 
     pub(crate) fn parts(&mut self) -> Parts<&mut [u64]> {
-        let (pages, lines) = (self.len, self.len.div_ceil(64 * LINE_WORDS));
+        let (pages, lines) = (self.len, summary(self.len));
         let words = self.words.exclusive();
         let (dirty, rest) = words.split_at_mut_checked(pages).unwrap_or_default();
         let (pinned, rest) = rest.split_at_mut_checked(pages).unwrap_or_default();
