@@ -29,60 +29,27 @@ pub(crate) const fn between(first: u64, last: u64) -> u64 {
 #[inline]
 pub(crate) fn set(words: &mut [u64], first: u64, last: u64) {
     debug_assert!(word(last) < words.len(), "a dirty bit has no place");
-    if word(first) == word(last) {
-        if let Some(only) = words.get_mut(word(first)) {
-            *only |= between(first, last);
-        }
-    } else if let Some([head, middle @ .., tail]) = words.get_mut(word(first)..word(last) + 1) {
-        *head |= from_bit(first);
-        middle.fill(!0);
-        *tail |= up_to_bit(last);
-    }
-}
-
-/// Likewise, if they are in one word, which has one of them already: there is
-/// nothing else to do then. Says whether that is so.
-#[inline]
-pub(crate) fn set_again(words: &mut [u64], first: u64, last: u64) -> bool {
     if word(first) != word(last) {
-        return false;
+        set_run(words, first, last);
+    } else if let Some(only) = words.get_mut(word(first)) {
+        *only |= between(first, last);
     }
-    let Some(only) = words.get_mut(word(first)) else {
-        return true; // a bit without a place
-    };
-    let bits = between(first, last);
-    let again = *only & bits != 0;
-    if again {
-        *only |= bits;
-    }
-    again
 }
 
-/// Likewise, if they are in two to nine words, as 512 are, of which the first
-/// and the last have one of them already. Nine, because then each word is in the
-/// line of the first or of the last. (Two stores that may overlap: memset takes
-/// longer than all the rest.)
+/// Likewise, if they are in more than one word. (Few words by two stores that
+/// may overlap: for 512 bits memset takes longer than all the rest.)
 #[inline]
-pub(crate) fn set_short(words: &mut [u64], first: u64, last: u64) -> bool {
-    if word(first) == word(last) {
-        return false;
-    }
-    let (from, up_to) = (from_bit(first), up_to_bit(last));
-    match words.get_mut(word(first)..word(last) + 1) {
-        Some([head, middle @ .., tail])
-            if middle.len() <= 7 && *head & from != 0 && *tail & up_to != 0 =>
-        {
-            *head |= from;
-            match middle.len() {
-                0 => {}
-                1 => fill_ends::<1>(middle),
-                2..=4 => fill_ends::<2>(middle),
-                _ => fill_ends::<4>(middle),
-            }
-            *tail |= up_to;
-            true
+pub(crate) fn set_run(words: &mut [u64], first: u64, last: u64) {
+    if let Some([head, middle @ .., tail]) = words.get_mut(word(first)..word(last) + 1) {
+        *head |= from_bit(first);
+        match middle.len() {
+            0 => {}
+            1 => fill_ends::<1>(middle),
+            2..=4 => fill_ends::<2>(middle),
+            5..=8 => fill_ends::<4>(middle),
+            _ => middle.fill(!0),
         }
-        _ => false,
+        *tail |= up_to_bit(last);
     }
 }
 

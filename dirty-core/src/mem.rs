@@ -13,7 +13,9 @@ use core::slice;
 use crate::error::NoMemory;
 use crate::host::Memory;
 
-/// A shared word. Named here so that a test can put `loom`'s in its place.
+/// A shared word, and what a thread does that waits for another. Named here so
+/// that a test can put `loom`'s in their place.
+pub(crate) use core::hint::spin_loop;
 pub(crate) use core::sync::atomic::AtomicU64;
 
 /// Alignment of every array of words: a cache line.

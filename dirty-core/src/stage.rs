@@ -11,7 +11,7 @@ use crate::bits;
 use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::image::{clear_lines, full_image, BLOCK_WORDS};
+use crate::image::{full_image, ones, BLOCK_WORDS, FEW_LINES};
 use crate::mem::as_bytes;
 use crate::report::Place;
 
@@ -88,11 +88,16 @@ impl<'a> Stage<'a> {
         }
         let mut done = 0;
         while done < total {
-            if self.len == self.words.len() {
+            if self.words.len().saturating_sub(self.len) < LINE_WORDS {
                 self.flush()?;
             }
             let room = self.words.get_mut(self.len..).unwrap_or_default();
-            let n = room.len().min(total.saturating_sub(done));
+            let left = total.saturating_sub(done);
+            let n = match room.len() < left {
+                // Whole lines, so that the next begin where one does.
+                true => room.len().saturating_sub(room.len() % LINE_WORDS),
+                false => left,
+            };
             let out = room.get_mut(..n).unwrap_or_default();
             let mut touch = |first, last| touch(&mut self.touched, self.len, first, last);
             if all {
@@ -148,4 +153,18 @@ fn touch(touched: &mut [u64], base: usize, first: usize, last: usize) {
     let line = |at: usize| (base.saturating_add(at) / LINE_WORDS) as u64;
     let most = (touched.len() as u64).saturating_mul(64).saturating_sub(1);
     bits::set(touched, line(first).min(most), line(last).min(most));
+}
+
+/// Clears those lines of a block that are set in `lines`, at least.
+fn clear_lines(lines: u64, block: &mut [u64]) {
+    if lines.count_ones() > FEW_LINES {
+        block.fill(0);
+        return;
+    }
+    for at in ones(lines) {
+        let line = block.get_mut(at.saturating_mul(LINE_WORDS)..);
+        if let Some(line) = line.and_then(|l| l.first_chunk_mut()) {
+            *line = [0; LINE_WORDS];
+        }
+    }
 }

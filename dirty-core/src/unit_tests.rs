@@ -72,6 +72,7 @@ fn marks_between_dirty_pages_leave_no_line_out() {
             bitmap.set(first + n - 1, 1);
             bitmap.set(first, n);
             assert!(bitmap.is_summarised(), "{n} pages from {first} on");
+            assert!(bitmap.pages().eq(first..first + n));
             bitmap.clear();
         }
     }

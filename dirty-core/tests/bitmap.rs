@@ -323,3 +323,35 @@ fn nothing_is_taken_into_too_few_words() {
     bitmap.take_sparse(0, &mut out).expect("room");
     assert_eq!(out, [0, 1 << 63]);
 }
+
+/// Cleared words keep what they were until a page of their line is marked.
+#[test]
+fn what_was_cleared_never_comes_back() {
+    const NPAGES: u64 = 3 * 512 + 70; // the last line has two words
+    let runs = [0, 1, 63, 64, 511, 512, 1023, 1535, 1536, NPAGES - 1]
+        .into_iter()
+        .flat_map(|first| [1, 2, 64, 65, 512, 513, 1100].map(|n| (first, n)));
+    for (first, n) in runs {
+        let pages = first..(first + n).min(NPAGES);
+        for way in ["set", "mark", "pin", "unpin"] {
+            let mut bitmap = Bitmap::new(&TestMemory::default(), NPAGES).expect("memory");
+            bitmap.set_all();
+            bitmap.clear();
+            match way {
+                "set" => bitmap.set(first, n),
+                "mark" => bitmap.mark(first, n),
+                _ => pages.clone().for_each(|page| bitmap.pin(page)),
+            }
+            if way == "unpin" {
+                pages.clone().for_each(|page| bitmap.unpin(page));
+            }
+            assert!(
+                bitmap.pages().eq(pages.clone()),
+                "{n} pages from {first} on"
+            );
+            let mut out = garbage(NPAGES.div_ceil(64) as usize);
+            bitmap.take(0, &mut out).expect("room");
+            assert!(dirty_core::pages(&out).eq(pages.clone()));
+        }
+    }
+}

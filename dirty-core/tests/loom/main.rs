@@ -38,9 +38,10 @@ use std::sync::Arc;
 use guest::{Guest, ALL};
 use mem::Or;
 
-/// Pages of the bitmaps: three words, and a block of lines: of no less than a
-/// block a report visits single lines.
+/// Pages of the bitmaps: three words, two lines, and a block of lines: of no
+/// less than a block a report visits single lines.
 const THREE_WORDS: u64 = 192;
+const TWO_LINES: u64 = 513;
 const BLOCK: u64 = 64 * 512;
 
 /// Runs a model of a guest whose `watched` pages are written by two threads,
@@ -113,7 +114,12 @@ fn pages_of_one_line() {
 
 #[test]
 fn a_run_across_lines_and_a_page_of_one() {
-    two_writers(BLOCK, &[511, 512, 513], Or::Atomic, [(511, 2), (513, 1)]);
+    two_writers(
+        TWO_LINES,
+        &[510, 511, 512],
+        Or::Atomic,
+        [(511, 2), (510, 1)],
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! The core's words on `loom`'s atomics: same interface, every access seen.
 
 use dirty_core::Error;
+pub(crate) use loom::hint::spin_loop;
 use loom::sync::atomic;
 use std::sync::atomic::Ordering;
 
@@ -48,6 +49,10 @@ impl AtomicU64 {
                 old
             }
         }
+    }
+
+    pub(crate) fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.word.fetch_and(bits, order)
     }
 }
 

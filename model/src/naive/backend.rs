@@ -42,7 +42,8 @@ pub(super) struct Backend {
 /// Bytes of a mapping's bitmap.
 fn bitmap_bytes(pages: u64) -> u64 {
     let words = pages.div_ceil(64);
-    16 * (words + words.div_ceil(8).div_ceil(64))
+    let summary = words.div_ceil(8).div_ceil(64);
+    8 * (2 * words + 3 * summary)
 }
 
 impl Backend {
