@@ -10,7 +10,7 @@
 //! does it to clean one: a line that is not in the summary is clean, whatever
 //! its words are. They are *stale*, and wiped before its next page is marked.
 //! To clear all that is dirty is to clear the summary, 1/512 of the words: a
-//! dense report takes 0.5 to 0.7 x the time that it takes with the words
+//! dense report takes 0.5 to 0.8 x the time that it takes if the words are
 //! cleared.
 //!
 //! Two ways to mark. [`Bitmap::set`] is for the owner: plain words.
@@ -195,6 +195,9 @@ impl<M: Memory> Bitmap<M> {
     /// the mark, and the copy made then may lack the write. The operations on
     /// bits are relaxed; the order of a mark and a report is that of the `&` and
     /// the `&mut`, and comes from whatever hands them out.
+    ///
+    /// A mark may wait for another thread's wipe of the same line, so it is not
+    /// for a signal handler that may have interrupted a mark.
     #[inline]
     pub fn mark(&self, first: u64, n: u64) {
         let Some((first, last)) = self.clip(first, n) else {
@@ -308,9 +311,9 @@ const fn line(page: u64) -> u64 {
 
 #[cfg(test)]
 impl<M: Memory> Bitmap<M> {
-    /// Whether a line has its bit in `lines` if, and only if, a page in it is
-    /// dirty, and in `pinned_lines` if one is pinned. (Some page of a line in
-    /// `lines` must be dirty, or the line costs a report for nothing.)
+    /// Whether each line in `lines` has a dirty page, or else it costs a report
+    /// for nothing; and a line is in `pinned_lines` if, and only if, a page in it
+    /// is pinned. No line is being wiped.
     #[allow(dead_code)] // this file is in another test crate too
     pub(crate) fn is_summarised(&mut self) -> bool {
         let wiping = 2 * (self.len + summary(self.len));

@@ -14,6 +14,13 @@ const LINE_WORDS: usize = 8;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 type Line = [__m128i; LINE_WORDS / 2];
 
+/// Words of `out` before the first that a line of the cache begins with.
+#[inline]
+pub(crate) fn misaligned(out: &[u64]) -> usize {
+    let offset = out.as_ptr().align_offset(size_of::<[u64; LINE_WORDS]>());
+    offset.min(out.len())
+}
+
 /// Copies as many words as both have, to be seen by other threads after
 /// [`fence`] only.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
