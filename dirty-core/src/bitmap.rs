@@ -65,6 +65,41 @@ pub(crate) struct Parts<'a> {
     pub(crate) pinned_lines: &'a [u64],
 }
 
+impl Parts<'_> {
+    /// The words of a line: what is dirty or pinned. 0 where there are none.
+    #[inline]
+    pub(crate) fn line(self, number: u64) -> [u64; LINE_WORDS] {
+        let first = number as usize * LINE_WORDS;
+        let mut told = words_from(self.dirty, first);
+        if !bits::get(self.lines, number) {
+            told = [0; LINE_WORDS]; // stale
+        }
+        // Most lines have no pins: do not fetch what is zero.
+        if bits::get(self.pinned_lines, number) {
+            let pinned = words_from(self.pinned, first);
+            told.iter_mut().zip(pinned).for_each(|(w, p)| *w |= p);
+        }
+        told
+    }
+}
+
+/// A line of words, from `first` on; 0 where there are no more.
+#[inline]
+fn words_from(words: &[u64], first: usize) -> [u64; LINE_WORDS] {
+    let words = words.get(first..).unwrap_or_default();
+    words.first_chunk().copied().unwrap_or_else(|| {
+        let mut all = [0; LINE_WORDS];
+        all.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
+        all
+    })
+}
+
+/// Words with a bit for each page, and all words of a bitmap.
+fn lengths(npages: u64) -> (usize, usize) {
+    let len = bits::word(npages.saturating_add(63));
+    (len, 2 * len + 3 * summary(len))
+}
+
 /// Words of a summary of so many words.
 fn summary(words: usize) -> usize {
     words.div_ceil(64 * LINE_WORDS)
@@ -74,8 +109,8 @@ impl<M: Memory> Bitmap<M> {
     /// Bytes that a bitmap of `npages` pages takes from the host.
     #[must_use]
     pub fn bytes(npages: u64) -> u64 {
-        let len = bits::word(npages.saturating_add(63));
-        (2 * len as u64 + 3 * summary(len) as u64).saturating_mul(8)
+        let (_, words) = lengths(npages);
+        (words as u64).saturating_mul(8)
     }
 
     /// A clean bitmap.
@@ -87,9 +122,9 @@ impl<M: Memory> Bitmap<M> {
         if npages > DIRTY_BITMAP_PAGES_MAX {
             return Err(Error::TooManyPages);
         }
-        let len = bits::word(npages + 63);
+        let (len, words) = lengths(npages);
         Ok(Bitmap {
-            words: Words::new(mem, 2 * len + 3 * summary(len))?,
+            words: Words::new(mem, words)?,
             npages,
             len,
         })
@@ -145,10 +180,10 @@ impl<M: Memory> Bitmap<M> {
         }
         let line = self.line(first);
         let words = self.words.exclusive();
-        if !bits::get(words, line) {
+        if bits::get(words, line) {
+            bits::set(words, first, last);
+        } else {
             self.set_stale(first, last);
-        } else if let Some(only) = words.get_mut(bits::word(first)) {
-            *only |= bits::between(first, last);
         }
     }
 
@@ -204,10 +239,10 @@ impl<M: Memory> Bitmap<M> {
             return;
         };
         let words = self.words.shared();
-        if bits::word(first) != bits::word(last) || !is_good(words, self.line(first)) {
+        if bits::word(first) == bits::word(last) && is_good(words, self.line(first)) {
+            mark_word(words, first, last);
+        } else {
             self.mark_run(first, last);
-        } else if let Some(only) = words.get(bits::word(first)) {
-            or(only, bits::between(first, last));
         }
     }
 
@@ -339,12 +374,18 @@ fn is_good(words: &[AtomicU64], line: u64) -> bool {
     word.is_some_and(|w| w.load(Acquire) >> (line & 63) & 1 != 0)
 }
 
-/// Sets bits `first..=last` beside other threads that do.
+/// Sets bits `first..=last`, which are in one word, beside other threads that do.
+#[inline]
+fn mark_word(words: &[AtomicU64], first: u64, last: u64) {
+    if let Some(only) = words.get(bits::word(first)) {
+        or(only, bits::between(first, last));
+    }
+}
+
+/// Likewise, in any words.
 fn mark(words: &[AtomicU64], first: u64, last: u64) {
     if bits::word(first) == bits::word(last) {
-        if let Some(only) = words.get(bits::word(first)) {
-            or(only, bits::between(first, last));
-        }
+        mark_word(words, first, last);
     } else if let Some([head, middle @ .., tail]) =
         words.get(bits::word(first)..bits::word(last) + 1)
     {

@@ -77,3 +77,12 @@ pub(crate) fn get(words: &[u64], bit: u64) -> bool {
         .get(word(bit))
         .is_some_and(|w| w >> (bit & 63) & 1 != 0)
 }
+
+/// The bits that are set in a word.
+pub(crate) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.checked_sub(1)?;
+        Some(bit as usize)
+    })
+}

@@ -146,7 +146,11 @@ impl<M: Memory> Bitmap<M> {
         let parts = self.parts();
         let end = first.saturating_add(out.len()).min(parts.dirty.len());
         let mut carry = match first.checked_sub(1) {
-            Some(before) => spill(word(parts, before), copy.shift),
+            Some(before) => {
+                let line = parts.line((before / LINE_WORDS) as u64);
+                let word = line.get(before % LINE_WORDS).copied();
+                spill(word.unwrap_or(0), copy.shift)
+            }
             None => 0,
         };
         let mut at = first;
@@ -181,7 +185,9 @@ impl<M: Memory> Bitmap<M> {
                 pinned.first_chunk(),
                 out.first_chunk_mut(),
             ) {
-                touched(from, from);
+                if carry != 0 {
+                    touched(from, from);
+                }
                 let touched = |first, last| touched(from + first, from + last);
                 carry = copy_lines(copy, lines, dirty, pinned, out, carry, touched);
             } else {
@@ -268,15 +274,6 @@ fn image_words(npages: u64, shift: u32) -> u64 {
     (npages + u64::from(shift)).div_ceil(64)
 }
 
-/// The bits that are set in a word.
-pub(crate) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        let bit = word.trailing_zeros();
-        word &= word.checked_sub(1)?;
-        Some(bit as usize)
-    })
-}
-
 /// What `word << shift` pushes into the next word.
 fn spill(word: u64, shift: u32) -> u64 {
     word.checked_shr(64 - shift).unwrap_or(0)
@@ -292,24 +289,6 @@ fn copy_clean(copy: Copy, out: &mut [u64], carry: u64) -> u64 {
         *out |= carry;
     }
     0
-}
-
-/// Word `at` of the bitmap: what is dirty or pinned.
-fn word(parts: Parts<'_>, at: usize) -> u64 {
-    let dirty = parts.dirty.get(at..).and_then(|d| d.first_chunk());
-    let pinned = parts.pinned.get(at..).and_then(|p| p.first_chunk());
-    let mut word = [0];
-    if let (Some(dirty), Some(pinned)) = (dirty, pinned) {
-        tell(
-            Lines::of(parts, at),
-            at % BLOCK_WORDS,
-            dirty,
-            pinned,
-            &mut word,
-        );
-    }
-    let [word] = word;
-    word
 }
 
 /// Puts words of a block to `out`, from its word `at` on, in whole lines or in
@@ -348,7 +327,7 @@ fn copy_lines(
     mut touched: impl FnMut(usize, usize),
 ) -> u64 {
     let mut carry = copy_clean(copy, out, carry);
-    for number in ones(lines.told()) {
+    for number in bits::ones(lines.told()) {
         let first = number % 64 * LINE_WORDS; // below 64: so is every check left out
         let (Some(dirty), Some(pinned), Some((out, after))) = (
             dirty.get(first..).and_then(|d| d.first_chunk()),

@@ -5,10 +5,9 @@
 
 use core::ops::Range;
 
-use crate::bitmap::{Bitmap, Parts, LINE_WORDS};
+use crate::bitmap::{Bitmap, LINE_WORDS};
 use crate::bits;
 use crate::host::Memory;
-use crate::image::ones;
 
 /// The numbers of the bits that are set in `words`, ascending: bit k is bit
 /// k % 64 of word k / 64.
@@ -68,43 +67,16 @@ impl<M: Memory> Bitmap<M> {
         let lines = parts.lines.iter().zip(parts.pinned_lines);
         let lines = (0..).step_by(64).zip(lines.map(|(d, p)| d | p));
         Pages::new(lines).flat_map(move |number| {
-            let words = line(parts, number);
+            let words = parts.line(number);
             // Which words are not 0: found one by one, half are a surprise.
             let set = |flags, w: &u64| flags << 1 | u64::from(*w != 0);
             let flags = words.iter().rev().fold(0, set);
-            ones(flags).map(move |k| {
+            bits::ones(flags).map(move |k| {
                 let word = words.get(k % LINE_WORDS).copied().unwrap_or(0);
                 ((number * LINE_WORDS as u64 + k as u64) * 64, word)
             })
         })
     }
-}
-
-/// The words of a line: what is dirty or pinned.
-#[inline]
-fn line(parts: Parts<'_>, number: u64) -> [u64; LINE_WORDS] {
-    let first = number as usize * LINE_WORDS;
-    let mut told = words(parts.dirty, first);
-    if !bits::get(parts.lines, number) {
-        told = [0; LINE_WORDS]; // stale
-    }
-    // Most lines have no pins: do not fetch what is zero.
-    if bits::get(parts.pinned_lines, number) {
-        let pinned = words(parts.pinned, first);
-        told.iter_mut().zip(pinned).for_each(|(w, p)| *w |= p);
-    }
-    told
-}
-
-/// The words of a line, from `first` on; 0 where there are no more.
-#[inline]
-fn words(words: &[u64], first: usize) -> [u64; LINE_WORDS] {
-    let words = words.get(first..).unwrap_or_default();
-    words.first_chunk().copied().unwrap_or_else(|| {
-        let mut all = [0; LINE_WORDS];
-        all.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
-        all
-    })
 }
 
 struct Pages<I> {

@@ -11,7 +11,7 @@ use crate::bits;
 use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::image::{full_image, ones, BLOCK_WORDS, FEW_LINES};
+use crate::image::{full_image, BLOCK_WORDS, FEW_LINES};
 use crate::mem::as_bytes;
 use crate::report::Place;
 
@@ -161,7 +161,7 @@ fn clear_lines(lines: u64, block: &mut [u64]) {
         block.fill(0);
         return;
     }
-    for at in ones(lines) {
+    for at in bits::ones(lines) {
         let line = block.get_mut(at.saturating_mul(LINE_WORDS)..);
         if let Some(line) = line.and_then(|l| l.first_chunk_mut()) {
             *line = [0; LINE_WORDS];
