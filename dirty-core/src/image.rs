@@ -10,10 +10,11 @@
 
 use core::ops::Range;
 
-use crate::bitmap::{Bitmap, Parts, LINE_WORDS};
+use crate::bitmap::Bitmap;
 use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
+use crate::planes::{Parts, LINE_WORDS};
 use crate::stream;
 
 /// Words in a block.

@@ -5,9 +5,10 @@
 
 use core::ops::Range;
 
-use crate::bitmap::{Bitmap, LINE_WORDS};
+use crate::bitmap::Bitmap;
 use crate::bits;
 use crate::host::Memory;
+use crate::planes::LINE_WORDS;
 
 /// The numbers of the bits that are set in `words`, ascending: bit k is bit
 /// k % 64 of word k / 64.

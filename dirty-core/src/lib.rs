@@ -45,6 +45,7 @@ mod map;
 mod mem;
 mod pfn;
 mod pgsize;
+mod planes;
 mod report;
 mod rescale;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory handed out by the host, as owned values: [`Words`] and [`List`].
 //!
-//! The one place besides `tree` where the core is `unsafe`, but for
-//! instructions of x86 in `stream` and `sse2`.
+//! The one place besides `tree` and `planes` where the core is `unsafe`, but
+//! for instructions of x86 in `stream` and `sse2`.
 #![allow(unsafe_code)]
 
 use core::alloc::Layout;

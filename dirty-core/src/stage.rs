@@ -6,13 +6,13 @@
 
 use core::mem;
 
-use crate::bitmap::LINE_WORDS;
 use crate::bits;
 use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::image::{full_image, BLOCK_WORDS, FEW_LINES};
 use crate::mem::as_bytes;
+use crate::planes::LINE_WORDS;
 use crate::report::Place;
 
 /// Words that wait for one copy to the user.

@@ -17,6 +17,8 @@ mod bits;
 #[allow(dead_code, unreachable_pub)]
 mod image;
 mod mem;
+#[path = "../../src/planes.rs"]
+mod planes;
 #[path = "../../src/stream.rs"]
 mod stream;
 mod error {
