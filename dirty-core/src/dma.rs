@@ -181,23 +181,19 @@ impl<M: Memory> Dmas<M> {
         self.tree.floor_mut(iova).filter(|dma| dma.last >= iova)
     }
 
-    /// Where the first mapping that overlaps `first..=last` can start.
-    fn start(&self, first: u64) -> u64 {
-        self.find(first).map_or(first, |dma| dma.iova)
-    }
-
     /// The mappings that overlap `first..=last`, in order.
     pub(crate) fn range(&self, first: u64, last: u64) -> impl Iterator<Item = &Dma<M>> {
         self.tree
-            .iter_from(self.start(first))
+            .range(first, move |dma| dma.last >= last)
+            .skip_while(move |dma| dma.last < first)
             .take_while(move |dma| dma.iova <= last)
     }
 
     /// Likewise, exclusively.
     pub(crate) fn range_mut(&mut self, first: u64, last: u64) -> impl Iterator<Item = &mut Dma<M>> {
-        let start = self.start(first);
         self.tree
-            .iter_mut_from(start)
+            .range_mut(first, move |dma| dma.last >= last)
+            .skip_while(move |dma| dma.last < first)
             .take_while(move |dma| dma.iova <= last)
     }
 
@@ -220,7 +216,9 @@ impl<M: Memory> Dmas<M> {
 
     /// Whether `first..=last` starts or ends inside a mapping.
     pub(crate) fn bisected(&self, first: u64, last: u64) -> bool {
-        self.find(first).is_some_and(|dma| dma.iova != first)
-            || self.find(last).is_some_and(|dma| dma.last != last)
+        let start = self.find(first);
+        let end = start.filter(|dma| dma.last >= last); // most often
+        let end = end.or_else(|| self.find(last));
+        start.is_some_and(|dma| dma.iova != first) || end.is_some_and(|dma| dma.last != last)
     }
 }

@@ -163,8 +163,9 @@ impl<M: Memory> Pins<M> {
     /// to `last`. None is at `iova` any more.
     #[inline]
     pub(crate) fn any_beside(&self, iova: u64, first: u64, last: u64) -> bool {
-        let mut others = self.others.iter_from(first);
-        if others.next().is_some_and(|pin| pin.iova <= last) {
+        let mut others = self.others.range(first, |pin| pin.iova >= first);
+        let other = others.find(|pin| pin.iova >= first);
+        if other.is_some_and(|pin| pin.iova <= last) {
             return true;
         }
         if last == first | self.page.mask() && iova == first {
@@ -184,7 +185,7 @@ impl<M: Memory> Pins<M> {
         let pages = self.windows.iter().flat_map(Window::iter);
         let iova = |page| self.base.wrapping_add(u64::from(page) << self.page.shift());
         let pages = pages.map(move |(page, pfn)| (iova(page), pfn));
-        let others = self.others.iter_from(0);
+        let others = self.others.range(0, |_| false);
         pages.chain(others.map(|pin| (pin.iova, pin.pfn)))
     }
 }

@@ -115,22 +115,38 @@ impl<T, M: Memory> Tree<T, M> {
         Some(unsafe { value_mut(node) })
     }
 
-    /// The entries whose keys are at least `key`, in order.
-    pub(crate) fn iter_from(&self, key: u64) -> impl Iterator<Item = &T> {
-        let mut cursor = self.tree.lower_bound(Bound::Included(&key));
+    /// The entries in order: from the last one on whose key is at most `key`, up
+    /// to the first that is `last`. The one after it is not looked at.
+    pub(crate) fn range(&self, key: u64, last: impl Fn(&T) -> bool) -> impl Iterator<Item = &T> {
+        let mut cursor = self.cursor(key);
+        let end = self.tree.cursor();
         core::iter::from_fn(move || {
-            let node = cursor.get()?;
-            cursor.move_next();
-            Some(&node.value)
+            let value = &cursor.get()?.value;
+            match last(value) {
+                true => cursor = end.clone(),
+                false => cursor.move_next(),
+            }
+            Some(value)
         })
     }
 
     /// Likewise, exclusively.
-    pub(crate) fn iter_mut_from(&mut self, key: u64) -> IterMut<'_, T> {
-        IterMut {
-            cursor: self.tree.lower_bound(Bound::Included(&key)),
+    pub(crate) fn range_mut<F: Fn(&T) -> bool>(&mut self, key: u64, last: F) -> RangeMut<'_, T, F> {
+        RangeMut {
+            cursor: self.cursor(key),
+            end: self.tree.cursor(),
+            last,
             exclusive: PhantomData,
         }
+    }
+
+    /// The last entry whose key is at most `key`, or else the first.
+    fn cursor(&self, key: u64) -> rbtree::Cursor<'_, NodeAdapter<T>> {
+        let cursor = self.tree.upper_bound(Bound::Included(&key));
+        if cursor.is_null() {
+            return self.tree.front();
+        }
+        cursor
     }
 }
 
@@ -140,20 +156,26 @@ impl<T, M: Memory> Drop for Tree<T, M> {
     }
 }
 
-pub(crate) struct IterMut<'a, T> {
+pub(crate) struct RangeMut<'a, T, F> {
     /// Made from `&'a mut Tree`: nobody else sees the tree during `'a`.
     cursor: rbtree::Cursor<'a, NodeAdapter<T>>,
+    end: rbtree::Cursor<'a, NodeAdapter<T>>,
+    last: F,
     exclusive: PhantomData<&'a mut T>,
 }
 
-impl<'a, T> Iterator for IterMut<'a, T> {
+impl<'a, T, F: Fn(&T) -> bool> Iterator for RangeMut<'a, T, F> {
     type Item = &'a mut T;
 
     fn next(&mut self) -> Option<&'a mut T> {
         let node = self.cursor.get_ptr()?;
-        self.cursor.move_next();
         // SAFETY: each node is passed once, and moving on touches only links.
-        Some(unsafe { value_mut(node) })
+        let value = unsafe { value_mut(node) };
+        match (self.last)(value) {
+            true => self.cursor = self.end.clone(),
+            false => self.cursor.move_next(),
+        }
+        Some(value)
     }
 }
 
