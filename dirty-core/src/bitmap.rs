@@ -123,8 +123,13 @@ impl<M: Memory> Bitmap<M> {
     fn wipe(&mut self, line: u64) {
         let (stale, bit) = (self.planes.dirty(line), self.planes.line_bit(line));
         let words = self.planes.exclusive();
-        if !bits::get(words, bit) {
-            words.get_mut(stale).unwrap_or_default().fill(0);
+        if bits::get(words, bit) {
+            return;
+        }
+        let stale = words.get_mut(stale).unwrap_or_default();
+        match stale.first_chunk_mut::<LINE_WORDS>() {
+            Some(line) => *line = [0; LINE_WORDS],
+            None => stale.fill(0),
         }
     }
 
@@ -197,6 +202,12 @@ impl<M: Memory> Bitmap<M> {
         let lines = self.planes.lines();
         let lines = self.planes.exclusive().get_mut(lines);
         lines.unwrap_or_default().fill(0);
+    }
+
+    /// Says that a page will be unpinned soon.
+    #[inline]
+    pub(crate) fn fetch(&mut self, page: u64) {
+        self.planes.fetch(page);
     }
 
     /// The page holds a pin now: it is in every report until

@@ -15,6 +15,7 @@ use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{AtomicU64, Words};
+use crate::stream;
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// Words in a line, which has one bit in a summary.
@@ -183,6 +184,17 @@ impl<M: Memory> Planes<M> {
         }
         // SAFETY: likewise.
         Some(unsafe { words.get_unchecked(bits::word(page)) })
+    }
+
+    /// Says that the words of a page will be wanted soon.
+    #[inline]
+    pub(crate) fn fetch(&mut self, page: u64) {
+        let word = bits::word(page);
+        let len = self.len;
+        let words = &*self.words.exclusive();
+        for at in [word, len + word] {
+            stream::fetch(words.get(at..at + 1).unwrap_or_default());
+        }
     }
 
     /// The words with the dirty bits of a line.
