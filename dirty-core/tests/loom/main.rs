@@ -18,6 +18,7 @@ mod bits;
 mod image;
 mod mem;
 #[path = "../../src/planes.rs"]
+#[allow(dead_code)]
 mod planes;
 #[path = "../../src/stream.rs"]
 mod stream;
