@@ -251,6 +251,11 @@ impl<M: Memory> Bitmap<M> {
     /// is pinned. No line is being wiped.
     #[allow(dead_code)] // this file is in another test crate too
     pub(crate) fn is_summarised(&mut self) -> bool {
+        let wiping = bits::word(self.planes.wiping_bit(0));
+        let mut wiping = self.planes.exclusive().iter().skip(wiping);
+        if wiping.any(|w| *w != 0) {
+            return false;
+        }
         let parts = self.parts();
         let pinned = parts.pinned.chunks(LINE_WORDS);
         let mut lines = (0..).zip(parts.dirty.chunks(LINE_WORDS).zip(pinned));
@@ -258,7 +263,7 @@ impl<M: Memory> Bitmap<M> {
             let some = dirty.iter().any(|w| *w != 0);
             let pins = pinned.iter().any(|w| *w != 0);
             (some || !bits::get(parts.lines, line)) && pins == bits::get(parts.pinned_lines, line)
-        }) && parts.wiping.iter().all(|w| *w == 0)
+        })
     }
 }
 

@@ -55,9 +55,6 @@ pub(crate) struct Parts<'a> {
     pub(crate) pinned: &'a [u64],
     pub(crate) lines: &'a [u64],
     pub(crate) pinned_lines: &'a [u64],
-    /// All zero, unless threads mark just now.
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub(crate) wiping: &'a [u64],
 }
 
 impl Parts<'_> {
@@ -154,13 +151,12 @@ impl<M: Memory> Planes<M> {
         let (dirty, rest) = words.split_at_checked(len).unwrap_or_default();
         let (pinned, rest) = rest.split_at_checked(len).unwrap_or_default();
         let (lines, rest) = rest.split_at_checked(summary).unwrap_or_default();
-        let (pinned_lines, wiping) = rest.split_at_checked(summary).unwrap_or_default();
+        let (pinned_lines, _) = rest.split_at_checked(summary).unwrap_or_default();
         Parts {
             dirty,
             pinned,
             lines,
             pinned_lines,
-            wiping,
         }
     }
 
