@@ -60,10 +60,12 @@ proptest! {
     fn of_a_bitmap(
         npages in prop_oneof![0..3000u64, 32_700..33_300u64],
         dirty in vec((0..33_300u64, prop_oneof![Just(1u64), 0..1200u64]), 0..8),
+        words in vec(0..520u64, 0..8),
         pinned in vec(0..33_300u64, 0..8),
     ) {
         let mut bitmap = Bitmap::new(&TestMemory::default(), npages).expect("memory");
         dirty.into_iter().for_each(|(first, n)| bitmap.set(first, n));
+        words.into_iter().for_each(|word| bitmap.set(64 * word, 64));
         pinned.into_iter().for_each(|page| bitmap.pin(page));
         let mut words = vec![0; npages.div_ceil(64) as usize];
         for _ in 0..2 {
@@ -71,6 +73,12 @@ proptest! {
             let all = bits(&words);
             prop_assert!(bitmap.pages().eq(all.iter().copied()));
             prop_assert!(bitmap.runs().eq(naive_runs(&all)));
+            let mut found = Vec::new();
+            bitmap.pages().for_each(|page| found.push(page));
+            prop_assert_eq!(&found, &all);
+            let mut found = Vec::new();
+            bitmap.runs().for_each(|run| found.push(run));
+            prop_assert_eq!(found, naive_runs(&all));
             bitmap.clear(); // what is pinned stays
         }
     }
