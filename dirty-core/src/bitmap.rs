@@ -32,7 +32,7 @@ use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{spin_loop, AtomicU64};
-use crate::planes::{first_page, line, Parts, Planes, LINE_WORDS};
+use crate::planes::{line, Parts, Planes, LINE_WORDS};
 
 /// The dirty and pinned pages of one mapping.
 pub struct Bitmap<M: Memory> {
@@ -94,12 +94,9 @@ impl<M: Memory> Bitmap<M> {
     /// Likewise, in more words than one.
     #[inline(never)]
     fn set_run(&mut self, first: u64, last: u64) {
-        // No line between theirs.
-        let near = bits::word(last) - bits::word(first) <= LINE_WORDS;
-        if near && self.planes.good(first).is_some() && self.planes.good(last).is_some() {
-            bits::set_run(self.planes.exclusive(), first, last);
-        } else {
-            self.set_stale(first, last);
+        match self.planes.good_run(first, last) {
+            Some(words) => bits::set_run(words, first, last),
+            None => self.set_stale(first, last),
         }
     }
 
@@ -152,19 +149,29 @@ impl<M: Memory> Bitmap<M> {
         } else if let Some(word) = self.planes.good_shared(first) {
             or(word, bits::between(first, last));
         } else {
-            self.mark_run(first, last);
+            self.mark_stale(first, last);
+        }
+    }
+
+    /// Likewise, in more words than one.
+    #[inline(never)]
+    fn mark_run(&self, first: u64, last: u64) {
+        match self.planes.good_run_shared(first, last) {
+            Some(words) => or_run(words, first, last),
+            None => self.mark_stale(first, last),
         }
     }
 
     /// Likewise where lines may be stale.
+    #[cold]
     #[inline(never)]
-    fn mark_run(&self, first: u64, last: u64) {
+    fn mark_stale(&self, first: u64, last: u64) {
         for line in line(first)..=line(last) {
-            if self.planes.good_shared(first_page(line)).is_none() {
-                self.wipe_shared(line);
-            }
+            self.wipe_shared(line);
         }
-        mark(self.planes.shared(), first, last);
+        let words = self.planes.shared();
+        let words = words.get(bits::word(first)..bits::word(last) + 1);
+        or_run(words.unwrap_or_default(), first, last);
     }
 
     /// Makes the words of a line good, or waits until another thread has.
@@ -267,17 +274,19 @@ impl<M: Memory> Bitmap<M> {
     }
 }
 
-/// Sets bits `first..=last`, beside other threads that do.
-fn mark(words: &[AtomicU64], first: u64, last: u64) {
-    match words.get(bits::word(first)..bits::word(last) + 1) {
-        Some([head, middle @ .., tail]) => {
+/// Sets bits `first..=last` of words that are those with these bits, beside other
+/// threads that do.
+#[inline]
+fn or_run(words: &[AtomicU64], first: u64, last: u64) {
+    match words {
+        [head, middle @ .., tail] => {
             or(head, bits::from_bit(first));
             // A store of all ones loses nothing: nobody clears meanwhile.
             middle.iter().for_each(|w| w.store(!0, Relaxed));
             or(tail, bits::up_to_bit(last));
         }
-        Some([only]) => or(only, bits::between(first, last)),
-        _ => {}
+        [only] => or(only, bits::between(first, last)),
+        [] => {}
     }
 }
 

@@ -29,18 +29,19 @@ pub(crate) const fn between(first: u64, last: u64) -> u64 {
 #[inline]
 pub(crate) fn set(words: &mut [u64], first: u64, last: u64) {
     debug_assert!(word(last) < words.len(), "a dirty bit has no place");
-    if word(first) != word(last) {
-        set_run(words, first, last);
-    } else if let Some(only) = words.get_mut(word(first)) {
-        *only |= between(first, last);
+    match words.get_mut(word(first)..word(last) + 1) {
+        Some([only]) => *only |= between(first, last),
+        Some(run) => set_run(run, first, last),
+        None => {}
     }
 }
 
-/// Likewise, if they are in more than one word. (Few words by two stores that
-/// may overlap: for 512 bits memset takes longer than all the rest.)
+/// Likewise of words that are those with these bits, more than one. (Few of them
+/// by two stores that may overlap: for 512 bits memset takes longer than all the
+/// rest.)
 #[inline]
 pub(crate) fn set_run(words: &mut [u64], first: u64, last: u64) {
-    if let Some([head, middle @ .., tail]) = words.get_mut(word(first)..word(last) + 1) {
+    if let [head, middle @ .., tail] = words {
         *head |= from_bit(first);
         match middle.len() {
             0 => {}

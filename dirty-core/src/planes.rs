@@ -29,11 +29,6 @@ pub(crate) const fn line(page: u64) -> u64 {
     page >> LINE_SHIFT
 }
 
-/// The first page of a line.
-pub(crate) const fn first_page(line: u64) -> u64 {
-    line << LINE_SHIFT
-}
-
 /// The words of a bitmap.
 pub(crate) struct Planes<M: Memory> {
     /// INVARIANT: `2 * len` words, and behind them three summaries of
@@ -100,6 +95,14 @@ fn words_from(words: &[u64], first: usize) -> [u64; LINE_WORDS] {
         all.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
         all
     })
+}
+
+/// The words of pages `first..=last`, if no line is between theirs.
+#[inline]
+fn near(first: u64, last: u64) -> Option<Range<usize>> {
+    let (from, to) = (bits::word(first), bits::word(last));
+    // Below 0 is far beyond.
+    (to.wrapping_sub(from) <= LINE_WORDS).then(|| from..to + 1)
 }
 
 /// Words with a bit for each page, and all words of a bitmap.
@@ -196,6 +199,30 @@ impl<M: Memory> Planes<M> {
         }
         // SAFETY: likewise.
         Some(unsafe { words.get_unchecked(bits::word(page)) })
+    }
+
+    /// The dirty words of pages `first..=last`, if no line is between theirs and
+    /// both are good.
+    #[inline]
+    pub(crate) fn good_run(&mut self, first: u64, last: u64) -> Option<&mut [u64]> {
+        let near = near(first, last)?;
+        self.good(first)?;
+        self.good(last)?;
+        debug_assert!(near.end <= self.len);
+        // SAFETY: `near` is in order; its ends are words of pages that are in the
+        // bitmap, else they were not good; INVARIANT of `words`.
+        Some(unsafe { self.words.exclusive().get_unchecked_mut(near) })
+    }
+
+    /// Likewise; the stores are seen that made the lines good.
+    #[inline]
+    pub(crate) fn good_run_shared(&self, first: u64, last: u64) -> Option<&[AtomicU64]> {
+        let near = near(first, last)?;
+        self.good_shared(first)?;
+        self.good_shared(last)?;
+        debug_assert!(near.end <= self.len);
+        // SAFETY: as `good_run`.
+        Some(unsafe { self.words.shared().get_unchecked(near) })
     }
 
     /// Says that the words of a page will be wanted soon.
