@@ -12,31 +12,50 @@ use crate::row::{Row, Unit, Who};
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 
+/// All is measured so often: a busy minute spoils one round of a row.
+const ROUNDS: u32 = 3;
+
 /// All benches: criterion, and the rows so far.
 pub(crate) struct Bench {
     criterion: Criterion,
     /// Where criterion's files go.
     files: PathBuf,
+    rounds: u32,
     rows: Vec<Row>,
 }
 
+/// Short and few measurements: ratios of one run are what counts.
+fn criterion(files: &Path) -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(300))
+        .sample_size(10)
+        .nresamples(2000)
+        .output_directory(files)
+        .without_plots()
+        .configure_from_args()
+}
+
 impl Bench {
-    /// Short and few measurements: ratios of one run are what counts.
     pub(crate) fn new(dir: &Path) -> Bench {
         let files = dir.join("criterion");
-        let criterion = Criterion::default()
-            .warm_up_time(Duration::from_millis(300))
-            .measurement_time(Duration::from_millis(800))
-            .sample_size(15)
-            .nresamples(2000)
-            .output_directory(&files)
-            .without_plots()
-            .configure_from_args();
         Bench {
-            criterion,
+            criterion: criterion(&files),
             files,
+            rounds: 0,
             rows: Vec::new(),
         }
+    }
+
+    /// Whether all is to be measured once more.
+    pub(crate) fn next_round(&mut self) -> bool {
+        if self.rounds > 0 {
+            // To a criterion that knows its names, they are new ones.
+            self.criterion = criterion(&self.files);
+        }
+        self.rounds += 1;
+        // A list or a test has no rows.
+        self.rounds == 1 || (self.rounds <= ROUNDS && !self.rows.is_empty())
     }
 
     /// Lets criterion time `run`, if the command line asks for it.
@@ -83,10 +102,14 @@ impl Bench {
         });
     }
 
-    /// A row is complete; it is kept if ours was measured.
+    /// A row of this round is complete; it is kept if ours was measured.
     pub(crate) fn add(&mut self, row: Row) {
-        if row.ours().is_some() {
-            self.rows.push(row);
+        if row.ours().is_none() {
+            return;
+        }
+        match self.rows.iter_mut().find(|known| known.is(&row)) {
+            Some(known) => known.merge(row),
+            None => self.rows.push(row),
         }
     }
 

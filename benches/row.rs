@@ -46,6 +46,8 @@ pub(crate) struct Row {
     pub(crate) per: u64,
     /// Of iterations.
     values: Vec<(Who, &'static str, f64)>,
+    /// Which of the values of two rounds counts.
+    counts: fn(f64, f64) -> f64,
     targets: Vec<Target>,
 }
 
@@ -58,6 +60,7 @@ impl Row {
             unit: Unit::Nanoseconds,
             per: 1,
             values: Vec::new(),
+            counts: f64::min,
             targets: Vec::new(),
         }
     }
@@ -103,6 +106,29 @@ impl Row {
     /// At most so many nanoseconds or bytes.
     pub(crate) fn at_most(self, most: f64) -> Row {
         self.target(most, Of::Nothing)
+    }
+
+    /// Of all rounds the biggest value counts.
+    pub(crate) fn longest(self) -> Row {
+        let counts = f64::max;
+        Row { counts, ..self }
+    }
+
+    /// Whether both are of the same thing.
+    pub(crate) fn is(&self, other: &Row) -> bool {
+        let name = |row: &Row| (row.group, row.case.clone(), row.size);
+        name(self) == name(other)
+    }
+
+    /// Takes the values of another round.
+    pub(crate) fn merge(&mut self, round: Row) {
+        for (who, name, value) in round.values {
+            let mut known = self.values.iter_mut();
+            match known.find(|(w, n, _)| (*w, *n) == (who, name)) {
+                Some((.., known)) => *known = (self.counts)(*known, value),
+                None => self.push(who, name, value),
+            }
+        }
     }
 
     /// Adds a value of an iteration.

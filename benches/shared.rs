@@ -25,7 +25,9 @@ pub(crate) fn run(bench: &mut Bench) {
     let mut many = row("mark of 512 pages").of(ATOMIC, 1.0);
     let mut middle = row("snapshot, median").of(ATOMIC, 0.2);
     // No marker holds a snapshot up for as long as the next one takes to come.
-    let mut longest = row("snapshot, longest").at_most(INTERVAL.as_nanos() as f64);
+    let mut longest = row("snapshot, longest")
+        .longest()
+        .at_most(INTERVAL.as_nanos() as f64);
 
     let mut snapshots = Vec::new();
     measure::<Locked>(bench, &mut mark, Who::Ours, OURS, 1, &mut snapshots);
