@@ -49,10 +49,8 @@ impl Bench {
 
     /// Whether all is to be measured once more.
     pub(crate) fn next_round(&mut self) -> bool {
-        if self.rounds > 0 {
-            // To a criterion that knows its names, they are new ones.
-            self.criterion = criterion(&self.files);
-        }
+        // One that has seen a name takes it for another's the second time.
+        self.criterion = criterion(&self.files);
         self.rounds += 1;
         // A list or a test has no rows.
         self.rounds == 1 || (self.rounds <= ROUNDS && !self.rows.is_empty())

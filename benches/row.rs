@@ -116,24 +116,23 @@ impl Row {
 
     /// Whether both are of the same thing.
     pub(crate) fn is(&self, other: &Row) -> bool {
-        let name = |row: &Row| (row.group, row.case.clone(), row.size);
-        name(self) == name(other)
+        (self.group, &self.case, self.size) == (other.group, &other.case, other.size)
     }
 
     /// Takes the values of another round.
     pub(crate) fn merge(&mut self, round: Row) {
         for (who, name, value) in round.values {
-            let mut known = self.values.iter_mut();
-            match known.find(|(w, n, _)| (*w, *n) == (who, name)) {
-                Some((.., known)) => *known = (self.counts)(*known, value),
-                None => self.push(who, name, value),
-            }
+            self.push(who, name, value);
         }
     }
 
-    /// Adds a value of an iteration.
+    /// Adds a value of an iteration, or of another round's.
     pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
-        self.values.push((who, name, value));
+        let mut known = self.values.iter_mut();
+        match known.find(|(w, n, _)| (*w, *n) == (who, name)) {
+            Some((.., known)) => *known = (self.counts)(*known, value),
+            None => self.values.push((who, name, value)),
+        }
     }
 
     /// The best value of one kind, and whose it is.
