@@ -3,17 +3,17 @@
 //!
 //! The container holds no lock and owns no host: whoever holds it calls it
 //! with `&mut` and its own `&mut dyn Host`. Typed calls are here; the ioctl
-//! interface is in [`ioctl`](crate::ioctl).
+//! interface is in [`ioctl`](crate::type1::ioctl).
 
 use crate::error::Error;
 use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
-use crate::map::{last_of, Map};
 use crate::mem::List;
 use crate::pgsize::{Extent, PageSize};
-use crate::report::Report;
+use crate::type1::map::{last_of, Map};
+use crate::type1::report::Report;
+use crate::type1::unmap::{Harvest, Progress, Unmap};
 use crate::type1::{Options, Type1};
 use crate::uapi;
-use crate::unmap::{Harvest, Progress, Unmap};
 
 /// A group in the container, whether or not a backend is set.
 #[derive(Clone, Copy)]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Page sizes, and bitmaps taken from one page size to another.
 
+use crate::bits::runs::runs_among;
 use crate::error::Error;
-use crate::iterate::runs_among;
 use crate::rescale::{self, Overlap};
 
 /// A page size: a power of two.

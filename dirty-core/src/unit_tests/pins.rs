@@ -8,9 +8,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::memory::TestMemory;
-use crate::pfn::Pins;
 use crate::pgsize::PageSize;
-use crate::window::{Again, Unpinned, SHIFT};
+use crate::pins::window::{Again, Unpinned, SHIFT};
+use crate::pins::Pins;
 
 const SHIFT_4K: u32 = 12;
 const PAGE: u64 = 1 << SHIFT_4K;

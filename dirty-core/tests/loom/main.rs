@@ -6,22 +6,14 @@
 //! The bitmap is the core's own source, compiled once more on `loom`'s words.
 //! The models that end in a lost write show that this test can fail.
 
-// What bitmap.rs takes from the core.
-#[path = "../../src/bitmap.rs"]
+// What the bitmap takes from the core.
+#[path = "../../src/bitmap/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod bitmap;
-#[path = "../../src/bits.rs"]
-#[allow(dead_code)]
-mod bits;
-#[path = "../../src/image.rs"]
+#[path = "../../src/bits/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
-mod image;
+mod bits;
 mod mem;
-#[path = "../../src/planes.rs"]
-#[allow(dead_code)]
-mod planes;
-#[path = "../../src/stream.rs"]
-mod stream;
 mod error {
     pub(crate) use dirty_core::Error;
 }

@@ -5,12 +5,12 @@
 //! everything is checked again (D7), the bits are reported, and only then do
 //! mappings go, all of them (D3, D8).
 
-use crate::dirty;
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::map::last_of;
 use crate::pgsize::PageSize;
-use crate::report::{Range, Report};
+use crate::type1::dirty;
+use crate::type1::map::last_of;
+use crate::type1::report::{Range, Report};
 use crate::type1::Type1;
 use crate::uapi::{vfio_bitmap, vfio_iommu_type1_dma_unmap};
 

@@ -3,11 +3,11 @@
 
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::map::last_of;
 use crate::mem::Words;
 use crate::pgsize::PageSize;
-use crate::report::{Range, Report};
-use crate::stage::STAGING_WORDS;
+use crate::type1::map::last_of;
+use crate::type1::report::{Range, Report};
+use crate::type1::user_report::STAGING_WORDS;
 use crate::type1::{Tracking, Type1};
 use crate::uapi::{dirty_bitmap_bytes, vfio_bitmap, DIRTY_BITMAP_SIZE_MAX};
 

@@ -7,12 +7,15 @@
 //! them, and what windows refuse.
 #![allow(clippy::arithmetic_side_effects)] // lengths, and offsets in a mapping
 
+mod table;
+pub(crate) mod window;
+
 use crate::error::NoMemory;
 use crate::host::Memory;
+use crate::mem::tree::Tree;
 use crate::mem::List;
 use crate::pgsize::PageSize;
-use crate::tree::Tree;
-use crate::window::{self, Again, Unpinned, Window};
+use crate::pins::window::{Again, Unpinned, Window};
 
 /// Pages from here on are in no window.
 const PAGES: u64 = 1 << 31;

@@ -4,9 +4,9 @@
 use crate::bitmap::Bitmap;
 use crate::error::{Errno, Error, NoMemory};
 use crate::host::{Host, Memory, Mm, PageKind, Prot};
-use crate::pfn::Pins;
+use crate::mem::tree::Tree;
 use crate::pgsize::{Extent, PageSize};
-use crate::tree::Tree;
+use crate::pins::Pins;
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// A mapping of user memory for devices.

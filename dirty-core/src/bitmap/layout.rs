@@ -12,10 +12,10 @@ use core::ops::Range;
 use core::sync::atomic::Ordering::Acquire;
 
 use crate::bits;
+use crate::bits::stream;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{AtomicU64, Words};
-use crate::stream;
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// Words in a line, which has one bit in a summary.

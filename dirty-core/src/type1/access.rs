@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What devices do: pin, unpin, read and write.
 
-use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
-use crate::map::last_of;
 use crate::pgsize::PageSize;
+use crate::pins::window::{Again, Unpinned};
+use crate::type1::dma::Dma;
+use crate::type1::map::last_of;
 use crate::type1::Type1;
-use crate::window::{Again, Unpinned};
 
 impl<M: Memory> Type1<M> {
     /// pin_pages of a device of `group`: one page at `iova` and at each

@@ -10,12 +10,12 @@
 
 use core::ops::Range;
 
+use crate::bitmap::layout::{Parts, LINE_WORDS};
 use crate::bitmap::Bitmap;
 use crate::bits;
+use crate::bits::stream;
 use crate::error::Error;
 use crate::host::Memory;
-use crate::planes::{Parts, LINE_WORDS};
-use crate::stream;
 
 /// Words in a block.
 pub(crate) const BLOCK_WORDS: usize = 64 * LINE_WORDS;

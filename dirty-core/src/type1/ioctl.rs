@@ -3,13 +3,13 @@
 //! calls, in the order of checks of A2 to A6.
 
 use crate::container::Container;
-use crate::dirty::check_user_bitmap;
 use crate::error::Error;
 use crate::host::{Host, Memory, Prot};
-use crate::map::Map;
+use crate::type1::dirty::check_user_bitmap;
+use crate::type1::map::Map;
+use crate::type1::unmap::{Harvest, Progress, Target, Unmap};
 use crate::type1::Type1;
 use crate::uapi::{self, *};
-use crate::unmap::{Harvest, Progress, Target, Unmap};
 
 /// Flags that an argument may have: each interface has three.
 const KNOWN_FLAGS: u32 = 7;
@@ -141,8 +141,8 @@ fn read_map(host: &mut dyn Host, addr: u64) -> Result<Map, Error> {
 
 /// Steps 4 and 5 of A4.
 fn uapi_range(arg: &vfio_iommu_type1_dma_map) -> Result<(), Error> {
-    crate::map::last_of(arg.iova, arg.size)?;
-    crate::map::last_of(arg.vaddr, arg.size)?;
+    crate::type1::map::last_of(arg.iova, arg.size)?;
+    crate::type1::map::last_of(arg.vaddr, arg.size)?;
     Ok(())
 }
 

@@ -6,14 +6,14 @@
 
 use core::mem;
 
+use crate::bitmap::copy::{full_image, BLOCK_WORDS, FEW_LINES};
+use crate::bitmap::layout::LINE_WORDS;
 use crate::bits;
-use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::image::{full_image, BLOCK_WORDS, FEW_LINES};
 use crate::mem::as_bytes;
-use crate::planes::LINE_WORDS;
-use crate::report::Place;
+use crate::type1::dma::Dma;
+use crate::type1::report::Place;
 
 /// Words that wait for one copy to the user.
 pub(crate) const STAGING_WORDS: usize = 2048;

@@ -6,10 +6,10 @@
 use core::mem;
 use core::ops::Range;
 
+use crate::bitmap::layout::LINE_WORDS;
 use crate::bitmap::Bitmap;
 use crate::bits;
 use crate::host::Memory;
-use crate::planes::LINE_WORDS;
 
 /// The numbers of the bits that are set in `words`, ascending: bit k is bit
 /// k % 64 of word k / 64.

@@ -26,13 +26,16 @@
 //! and a mark that comes too late for one report is in the next.
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
+pub(crate) mod copy;
+pub(crate) mod layout;
+
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use crate::bitmap::layout::{line, Parts, Planes, LINE_WORDS};
 use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{spin_loop, AtomicU64};
-use crate::planes::{line, Parts, Planes, LINE_WORDS};
 
 /// The dirty and pinned pages of one mapping.
 pub struct Bitmap<M: Memory> {

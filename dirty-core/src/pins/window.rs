@@ -8,7 +8,7 @@
 use crate::error::NoMemory;
 use crate::host::Memory;
 use crate::mem::List;
-use crate::table::{self, Entry, Place, Table};
+use crate::pins::table::{self, Entry, Place, Table};
 
 /// log2 of the pages of a window.
 pub(crate) const SHIFT: u32 = table::SHIFT;

@@ -6,13 +6,13 @@
 //! clears nothing, so that a retry tells the same (D2). One to a caller of the
 //! core cannot fail, and clears what it takes in the same pass.
 
+use crate::bitmap::copy::full_image;
 use crate::bits;
-use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{Host, Memory};
-use crate::image::full_image;
 use crate::pgsize::{normalise, Extent, PageSize};
-use crate::stage::{Stage, STAGING_WORDS};
+use crate::type1::dma::Dma;
+use crate::type1::user_report::{Stage, STAGING_WORDS};
 use crate::type1::{may_be_written, Type1};
 
 /// Where a report goes: bit k for the page at `iova + k * pgsize`.

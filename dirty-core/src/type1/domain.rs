@@ -2,10 +2,10 @@
 //! A mapping's pages in the IOMMU's domains: pinned, charged and mapped
 //! together, and undone together.
 
-use crate::dma::Dma;
 use crate::error::Error;
 use crate::host::{DomainId, DomainInfo, Host, Memory, PageKind};
 use crate::pgsize::PageSize;
+use crate::type1::dma::Dma;
 
 /// A domain of the container.
 #[derive(Clone, Copy)]

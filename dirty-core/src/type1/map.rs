@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! MAP_DMA, and the removal of a mapping.
 
-use crate::dma::Dma;
-use crate::domain;
 use crate::error::Error;
 use crate::host::{Host, Memory, Prot};
-use crate::iova;
-use crate::pfn::Pins;
+use crate::pins::Pins;
+use crate::type1::dma::Dma;
+use crate::type1::domain;
+use crate::type1::iova;
 use crate::type1::Type1;
 
 /// What to map.

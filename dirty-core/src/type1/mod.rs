@@ -4,14 +4,25 @@
 //! What is done with the state is beside it: `map`, `unmap`, `dirty`
 //! (tracking and reports) and `access` (what devices do).
 
+mod access;
+pub(crate) mod dirty;
+pub(crate) mod dma;
+pub(crate) mod domain;
+pub mod ioctl;
+pub(crate) mod iova;
+pub(crate) mod map;
+pub(crate) mod report;
+pub(crate) mod unmap;
+pub(crate) mod user_report;
+
 use crate::bitmap::Bitmap;
-use crate::dma::{Dma, Dmas};
-use crate::domain::{self, Domain};
 use crate::error::Error;
 use crate::host::{DomainId, DomainInfo, GroupId, Host, Memory};
-use crate::iova::{self, Ranges};
 use crate::mem::{List, Words};
 use crate::pgsize::PageSize;
+use crate::type1::dma::{Dma, Dmas};
+use crate::type1::domain::Domain;
+use crate::type1::iova::Ranges;
 
 /// Choices made when a container is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
