@@ -4,7 +4,7 @@
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::ioctl::Outcome;
 use dirty_core::uapi::*;
-use dirty_core::{Container, Map, Options, PageSize, Report, Target, Unmap};
+use dirty_core::{Container, Dest, Map, Options, PageSize, Target, Unmap};
 
 use crate::host::{Heap, Process, PAGE};
 
@@ -77,7 +77,7 @@ impl Guest {
     }
 
     /// GET_BITMAP by the typed call.
-    pub(crate) fn get(&mut self, first: u64, pages: u64, report: Report<'_>) {
+    pub(crate) fn get(&mut self, first: u64, pages: u64, report: Dest<'_>) {
         let page = PageSize::new(PAGE).expect("a power of two");
         let got = self
             .container

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::ioctl::Outcome;
 use dirty_core::uapi;
-use dirty_core::{Error, Extent, Map, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_core::{Dest, Error, Extent, Map, Options, PageSize, Progress, Target, Unmap};
 
 use crate::device::Device;
 use crate::heap::Heap;
@@ -291,7 +291,7 @@ impl Container {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
         let mut unmap = Unmap::new(Target::Range { iova, size });
         self.shared
-            .unmap(|core, call| core.unmap_dirty(call, &mut unmap, pgsize, Report::Words(bitmap)))
+            .unmap(|core, call| core.unmap_dirty(call, &mut unmap, pgsize, Dest::Words(bitmap)))
     }
 
     /// Starts dirty-page tracking; no effect if it is on. Reports tell what is
@@ -327,7 +327,7 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Report::Words(bitmap))
+        self.report(iova, size, pgsize, Dest::Words(bitmap))
     }
 
     /// Likewise into words that are zero: only words with dirty pages are
@@ -343,10 +343,10 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Report::Zeroed(bitmap))
+        self.report(iova, size, pgsize, Dest::Zeroed(bitmap))
     }
 
-    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Report<'_>) -> Result<(), Error> {
+    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Dest<'_>) -> Result<(), Error> {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
         self.shared.write().get_bitmap(iova, size, pgsize, to)
     }

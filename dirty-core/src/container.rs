@@ -10,7 +10,7 @@ use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
 use crate::mem::List;
 use crate::pgsize::{Extent, PageSize};
 use crate::type1::map::{last_of, Map};
-use crate::type1::report::Report;
+use crate::type1::report::Dest;
 use crate::type1::unmap::{Harvest, Progress, Unmap};
 use crate::type1::{Options, Type1};
 use crate::uapi;
@@ -229,12 +229,12 @@ impl<M: Memory> Container<M> {
         host: &mut dyn Host,
         unmap: &mut Unmap,
         pgsize: PageSize,
-        report: Report<'_>,
+        report: Dest<'_>,
     ) -> Result<Progress, Error> {
         if !unmap.may_harvest() {
             return Err(Error::FlagCombination);
         }
-        let harvest = Harvest::Report { pgsize, report };
+        let harvest = Harvest::Dest { pgsize, report };
         self.backend_mut()?.unmap(host, unmap, harvest)
     }
 
@@ -271,7 +271,7 @@ impl<M: Memory> Container<M> {
         iova: u64,
         size: u64,
         pgsize: PageSize,
-        report: Report<'_>,
+        report: Dest<'_>,
     ) -> Result<(), Error> {
         self.tracker()?.get_bitmap(iova, size, pgsize, report)
     }

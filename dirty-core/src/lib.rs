@@ -53,6 +53,6 @@ pub use error::{Errno, Error};
 pub use pgsize::{normalise, Extent, PageSize};
 pub use type1::ioctl;
 pub use type1::map::Map;
-pub use type1::report::Report;
+pub use type1::report::Dest;
 pub use type1::unmap::{Progress, Target, Unmap};
 pub use type1::Options;

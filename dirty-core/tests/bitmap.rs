@@ -163,7 +163,7 @@ fn apply(op: &Op, bitmap: &mut Bitmap<TestMemory>, model: &mut Model) {
             let first = first.min(expected.len());
             let expected = &expected[first..(first + n).min(expected.len())];
             let mut out = garbage(expected.len());
-            bitmap.image(shift, first, &mut out);
+            bitmap.copy(shift, first, &mut out);
             assert_eq!(out, expected);
         }
     }
@@ -212,7 +212,7 @@ fn every_shift_of_every_word() {
             let expected = model.image(shift);
             for first in 0..expected.len() {
                 let mut out = garbage(expected.len() - first);
-                bitmap.image(shift, first, &mut out);
+                bitmap.copy(shift, first, &mut out);
                 assert_eq!(out, expected[first..], "{npages} pages, shift {shift}");
             }
         }
@@ -225,7 +225,7 @@ fn words_behind_an_image_are_left_alone() {
     bitmap.set_all();
     for (shift, first) in [(0, 3), (63, 4), (63, usize::MAX)] {
         let mut out = garbage(2);
-        bitmap.image(shift, first, &mut out);
+        bitmap.copy(shift, first, &mut out);
         assert_eq!(out, garbage(2), "shift {shift}, from word {first} on");
     }
 }
@@ -247,7 +247,7 @@ fn large_images() {
         bitmap.set(npages - 3, 3);
         bitmap.pin(BLOCK * 2 + 7);
         let mut before = garbage(words);
-        bitmap.image(0, 0, &mut before);
+        bitmap.copy(0, 0, &mut before);
         let mut out = vec![0x5555; at + words + 1];
         bitmap.take(shift, &mut out[at..]).expect("room");
         let mut carry = 0;
@@ -255,7 +255,7 @@ fn large_images() {
             assert_eq!(*out, word << shift | carry, "word {at}, shift {shift}");
             carry = word.checked_shr(64 - shift).unwrap_or(0);
         }
-        bitmap.image(0, 0, &mut out);
+        bitmap.copy(0, 0, &mut out);
         assert_eq!(out.iter().position(|w| *w != 0), Some(BLOCK as usize / 32));
         bitmap.unpin(BLOCK * 2 + 7);
         bitmap.clear();

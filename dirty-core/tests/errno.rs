@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use dirty_core::host::{Prot, UserMemory};
 use dirty_core::uapi::*;
-use dirty_core::{Errno, Error, Map, Options, Report, Target, Unmap};
+use dirty_core::{Dest, Errno, Error, Map, Options, Target, Unmap};
 use support::conditions::{prepare, But, FREE, MAPPED, OK, RESERVED, TOP};
 use support::rig::{pgsize, BITMAP_BYTES};
 use support::{errno, pack, Rig, ARG, BITMAP, PAGE};
@@ -252,7 +252,7 @@ fn a_typed_unmap_reports_only_mappings_of_a_range_that_go() {
         size: 2 * PAGE,
     };
     for mut unmap in [Unmap::new(Target::All), Unmap::vaddr(target)] {
-        let report = Report::Words(&mut [0]);
+        let report = Dest::Words(&mut [0]);
         let page = pgsize(PAGE);
         let step = rig
             .container

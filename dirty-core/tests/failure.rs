@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use dirty_core::host::PageKind;
 use dirty_core::uapi::*;
-use dirty_core::{Errno, Error, Map, Options, Report, Target, Unmap};
+use dirty_core::{Dest, Errno, Error, Map, Options, Target, Unmap};
 use support::rig::{errno, vaddr, Snapshot};
 use support::{Rig, Spec, ARG, PAGE};
 
@@ -85,7 +85,7 @@ impl Scenario<'_> {
         let dirty = match rig.container.tracking() {
             Some(page) => {
                 let mut words = vec![0; SPAN.div_ceil(64) as usize];
-                let report = Report::Words(&mut words);
+                let report = Dest::Words(&mut words);
                 let size = SPAN * PAGE;
                 rig.container
                     .get_bitmap(BASE, size, page, report)

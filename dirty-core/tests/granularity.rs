@@ -221,7 +221,7 @@ impl Model<'_> {
     }
 
     /// The report of `size` bytes from `offset` on, written over `words` as a
-    /// `Report::Words` is.
+    /// `Dest::Words` is.
     fn report(&mut self, offset: u64, size: u64, page: u64, words: &mut [u64]) {
         let pinned = self.pins.iter().map(|pin| pin / self.granule);
         let all: BTreeSet<u64> = pinned.chain(self.dirty.iter().copied()).collect();

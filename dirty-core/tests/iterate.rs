@@ -69,7 +69,7 @@ proptest! {
         pinned.into_iter().for_each(|page| bitmap.pin(page));
         let mut words = vec![0; npages.div_ceil(64) as usize];
         for _ in 0..2 {
-            bitmap.image(0, 0, &mut words);
+            bitmap.copy(0, 0, &mut words);
             let all = bits(&words);
             prop_assert!(bitmap.pages().eq(all.iter().copied()));
             prop_assert!(bitmap.runs().eq(naive_runs(&all)));

@@ -4,7 +4,7 @@
 mod support;
 
 use dirty_core::uapi::*;
-use dirty_core::{Error, Options, Report};
+use dirty_core::{Dest, Error, Options};
 use support::rig::{pgsize, Via};
 use support::words::{bits, garbage};
 use support::{pack, Rig, Spec, PAGE};
@@ -418,7 +418,7 @@ fn a_report_needs_a_page_size_that_fits() {
         assert_eq!(got, Ok(()));
     }
     let mut words = [0];
-    let report = Report::Words(&mut words);
+    let report = Dest::Words(&mut words);
     let got = rig
         .container
         .get_bitmap(BASE, 4 * PAGE, pgsize(8 * PAGE), report);

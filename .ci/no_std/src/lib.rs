@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use dirty_core::host::*;
 use dirty_core::ioctl::Outcome;
 use dirty_core::{
-    normalise, Container, Errno, Error, Extent, Options, PageSize, Report, Target, Unmap,
+    normalise, Container, Dest, Errno, Error, Extent, Options, PageSize, Target, Unmap,
 };
 
 extern "C" {
@@ -176,11 +176,11 @@ fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(),
             7 => container.read(host, device, iova, &mut [0; 8])?,
             8 => container.mark(iova, size)?,
             9 => container.mark_bitmap(words, extent)?,
-            10 => container.get_bitmap(iova, size, pgsize, Report::Words(words))?,
-            11 => container.get_bitmap(iova, size, pgsize, Report::Zeroed(words))?,
+            10 => container.get_bitmap(iova, size, pgsize, Dest::Words(words))?,
+            11 => container.get_bitmap(iova, size, pgsize, Dest::Zeroed(words))?,
             12 => {
                 let mut unmap = Unmap::new(Target::Range { iova, size });
-                container.unmap_dirty(host, &mut unmap, pgsize, Report::Words(words))?;
+                container.unmap_dirty(host, &mut unmap, pgsize, Dest::Words(words))?;
             }
             _ => {
                 let mut outcome = container.ioctl(host, word() as u32, word())?;

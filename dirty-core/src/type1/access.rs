@@ -4,7 +4,7 @@
 use crate::error::Error;
 use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
 use crate::pgsize::PageSize;
-use crate::pins::window::{Again, Unpinned};
+use crate::pins::window::{NotRepinned, Unpinned};
 use crate::type1::dma::Dma;
 use crate::type1::map::last_of;
 use crate::type1::Type1;
@@ -61,10 +61,10 @@ impl<M: Memory> Type1<M> {
                     dma
                 }
             };
-            *pfn = match dma.pins.again(iova) {
+            *pfn = match dma.pins.repin(iova) {
                 Ok(pfn) => pfn,
-                Err(Again::Full) => return Err((pinned, Error::PinCount)),
-                Err(Again::Not) => {
+                Err(NotRepinned::Full) => return Err((pinned, Error::PinCount)),
+                Err(NotRepinned::NotPinned) => {
                     let pfn = dma.pin_page(host, iova, pays, pgsize);
                     pfn.map_err(|e| (pinned, e))?
                 }
@@ -210,7 +210,7 @@ impl<M: Memory> Dma<M> {
         // page gains nothing.)
         let bit = self.bit(iova, pgsize);
         if let Some(bitmap) = &mut self.bitmap {
-            bitmap.fetch(bit);
+            bitmap.prefetch(bit);
         }
         let Unpinned::Last(pfn) = self.pins.remove(iova) else {
             return;

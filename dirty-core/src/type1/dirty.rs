@@ -6,7 +6,7 @@ use crate::host::{Host, Memory};
 use crate::mem::Words;
 use crate::pgsize::PageSize;
 use crate::type1::map::last_of;
-use crate::type1::report::{Range, Report};
+use crate::type1::report::{Dest, Range};
 use crate::type1::user_report::STAGING_WORDS;
 use crate::type1::{Tracking, Type1};
 use crate::uapi::{dirty_bitmap_bytes, vfio_bitmap, DIRTY_BITMAP_SIZE_MAX};
@@ -40,7 +40,7 @@ pub(crate) fn check_user_bitmap(
 }
 
 /// Likewise for a report to a caller of the core.
-pub(crate) fn check_report(size: u64, pgsize: PageSize, report: &Report<'_>) -> Result<(), Error> {
+pub(crate) fn check_report(size: u64, pgsize: PageSize, report: &Dest<'_>) -> Result<(), Error> {
     check_bitmap(size, pgsize.bytes(), report.bytes()).map(|_| ())
 }
 
@@ -107,7 +107,7 @@ impl<M: Memory> Type1<M> {
         iova: u64,
         size: u64,
         pgsize: PageSize,
-        report: Report<'_>,
+        report: Dest<'_>,
     ) -> Result<(), Error> {
         let last = last_of(iova, size)?;
         check_report(size, pgsize, &report)?;

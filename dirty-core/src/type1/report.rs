@@ -6,28 +6,28 @@
 //! clears nothing, so that a retry tells the same (D2). One to a caller of the
 //! core cannot fail, and clears what it takes in the same pass.
 
-use crate::bitmap::copy::full_image;
+use crate::bitmap::copy::copy_full;
 use crate::bits;
 use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::pgsize::{normalise, Extent, PageSize};
 use crate::type1::dma::Dma;
-use crate::type1::user_report::{Stage, STAGING_WORDS};
+use crate::type1::user_report::{UserReport, STAGING_WORDS};
 use crate::type1::{may_be_written, Type1};
 
 /// Where a report goes: bit k for the page at `iova + k * pgsize`.
 #[derive(Debug)]
-pub enum Report<'a> {
+pub enum Dest<'a> {
     /// Words of any content: each that overlaps a mapping is overwritten.
     Words(&'a mut [u64]),
     /// Words that are zero: only those with dirty pages are written.
     Zeroed(&'a mut [u64]),
 }
 
-impl Report<'_> {
+impl Dest<'_> {
     /// Bytes of its words.
     pub(crate) fn bytes(&self) -> u64 {
-        let (Report::Words(words) | Report::Zeroed(words)) = self;
+        let (Dest::Words(words) | Dest::Zeroed(words)) = self;
         (words.len() as u64).saturating_mul(8)
     }
 }
@@ -81,22 +81,22 @@ impl<M: Memory> Type1<M> {
         let Some(tracking) = &mut self.tracking else {
             return Err(Error::NotTracking);
         };
-        let mut stage = Stage::new(host, data, tracking.staging.exclusive());
+        let mut out = UserReport::new(host, data, tracking.staging.exclusive());
         for dma in self.dmas.range_mut(range.first, range.last) {
             let all = all_dirty(dma);
-            stage.add(range.place(dma), dma, all)?;
+            out.add(range.place(dma), dma, all)?;
         }
-        stage.finish()
+        out.finish()
     }
 
     /// Writes the dirty pages of `range` to `report`, and clears them.
-    pub(crate) fn take(&mut self, range: Range, report: Report<'_>) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, range: Range, report: Dest<'_>) -> Result<(), Error> {
         if range.pgsize != self.dirty_page() {
             return self.take_rescaled(range, report);
         }
         let all_dirty = self.all_dirty();
-        let zeroed = matches!(report, Report::Zeroed(_));
-        let (Report::Words(words) | Report::Zeroed(words)) = report;
+        let zeroed = matches!(report, Dest::Zeroed(_));
+        let (Dest::Words(words) | Dest::Zeroed(words)) = report;
         let mut written = 0; // words before it hold bits of this report
         for dma in self.dmas.range_mut(range.first, range.last) {
             let all = all_dirty(dma);
@@ -111,7 +111,7 @@ impl<M: Memory> Type1<M> {
             let before = out.first().copied().filter(|_| shared).unwrap_or(0);
             written = place.end;
             if all {
-                full_image(bitmap.npages(), place.shift, 0, out);
+                copy_full(bitmap.npages(), place.shift, 0, out);
                 bitmap.clear();
             } else if zeroed {
                 bitmap.take_sparse(place.shift, out)?;
@@ -126,10 +126,10 @@ impl<M: Memory> Type1<M> {
     }
 
     /// Likewise at a page size that is not the bitmaps' own.
-    fn take_rescaled(&mut self, range: Range, report: Report<'_>) -> Result<(), Error> {
+    fn take_rescaled(&mut self, range: Range, report: Dest<'_>) -> Result<(), Error> {
         let all_dirty = self.all_dirty();
-        let zeroed = matches!(report, Report::Zeroed(_));
-        let (Report::Words(words) | Report::Zeroed(words)) = report;
+        let zeroed = matches!(report, Dest::Zeroed(_));
+        let (Dest::Words(words) | Dest::Zeroed(words)) = report;
         let Some(tracking) = &mut self.tracking else {
             return Err(Error::NotTracking);
         };
@@ -156,11 +156,11 @@ impl<M: Memory> Type1<M> {
                 let pages = staging.get_mut(..bits::word(from.npages.saturating_add(63)));
                 let pages = pages.unwrap_or_default();
                 match &mut dma.bitmap {
-                    Some(bitmap) if !all => bitmap.image(0, bits::word(done), pages),
+                    Some(bitmap) if !all => bitmap.copy(0, bits::word(done), pages),
                     _ => pages.fill(!0),
                 }
                 let normalised = normalise(pages, from, words, to);
-                pages.fill(0); // as `Stage` wants it
+                pages.fill(0); // as `UserReport` wants it
                 normalised?;
                 done = done.saturating_add(from.npages);
             }

@@ -10,7 +10,7 @@ use crate::host::{Host, Memory};
 use crate::pgsize::PageSize;
 use crate::type1::dirty;
 use crate::type1::map::last_of;
-use crate::type1::report::{Range, Report};
+use crate::type1::report::{Dest, Range};
 use crate::type1::Type1;
 use crate::uapi::{vfio_bitmap, vfio_iommu_type1_dma_unmap};
 
@@ -94,9 +94,9 @@ pub(crate) enum Harvest<'a> {
         addr: u64,
         arg: vfio_iommu_type1_dma_unmap,
     },
-    Report {
+    Dest {
         pgsize: PageSize,
-        report: Report<'a>,
+        report: Dest<'a>,
     },
 }
 
@@ -108,7 +108,7 @@ impl Harvest<'_> {
                 bitmap: Some(bitmap),
                 ..
             } => Some(bitmap.pgsize),
-            Harvest::Report { pgsize, .. } => Some(pgsize.bytes()),
+            Harvest::Dest { pgsize, .. } => Some(pgsize.bytes()),
             _ => None,
         }
     }
@@ -197,7 +197,7 @@ impl<M: Memory> Type1<M> {
         let size = last.wrapping_sub(first).wrapping_add(1);
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
         match harvest {
-            Harvest::Report { report, .. } => dirty::check_report(size, pgsize, report)?,
+            Harvest::Dest { report, .. } => dirty::check_report(size, pgsize, report)?,
             _ if pgsize != latched => return Err(Error::WrongPageSize),
             _ => {}
         }
@@ -233,7 +233,7 @@ impl<M: Memory> Type1<M> {
                 }
                 write_back(host, addr, arg, size)?;
             }
-            Harvest::Report { report, .. } => {
+            Harvest::Dest { report, .. } => {
                 if let Some(range) = dirty {
                     self.take(range, report)?;
                 }

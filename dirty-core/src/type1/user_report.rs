@@ -6,7 +6,7 @@
 
 use core::mem;
 
-use crate::bitmap::copy::{full_image, BLOCK_WORDS, FEW_LINES};
+use crate::bitmap::copy::{copy_full, BLOCK_WORDS, FEW_LINES};
 use crate::bitmap::layout::LINE_WORDS;
 use crate::bits;
 use crate::error::Error;
@@ -18,11 +18,11 @@ use crate::type1::report::Place;
 /// Words that wait for one copy to the user.
 pub(crate) const STAGING_WORDS: usize = 2048;
 
-/// Images of no more words are made by `Bitmap::image_small`.
+/// Images of no more words are made by `Bitmap::copy_small`.
 const SMALL_WORDS: usize = 32;
 
 /// A report to a user, as far as it was made.
-pub(crate) struct Stage<'a> {
+pub(crate) struct UserReport<'a> {
     host: &'a mut dyn Host,
     /// Address of the user's first word.
     data: u64,
@@ -30,22 +30,22 @@ pub(crate) struct Stage<'a> {
     words: &'a mut [u64],
     touched: [u64; STAGING_WORDS / BLOCK_WORDS],
     /// Whether there was a line that was touched.
-    told: bool,
+    any: bool,
     /// The user's word that `words[0]` is for.
     first: usize,
     /// Words in use.
     len: usize,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> UserReport<'a> {
     /// An empty report to a user at `data`, by way of `words` that are zero.
     pub(crate) fn new(host: &'a mut dyn Host, data: u64, words: &'a mut [u64]) -> Self {
-        Stage {
+        UserReport {
             host,
             data,
             words,
             touched: [0; STAGING_WORDS / BLOCK_WORDS],
-            told: false,
+            any: false,
             first: 0,
             len: 0,
         }
@@ -77,7 +77,7 @@ impl<'a> Stage<'a> {
         if total <= SMALL_WORDS.min(room) && !all {
             let end = self.len.saturating_add(total);
             let out = self.words.get_mut(self.len..end).unwrap_or_default();
-            if bitmap.image_small(place.shift, out) {
+            if bitmap.copy_small(place.shift, out) {
                 touch(&mut self.touched, self.len, 0, total);
             }
             if let Some(word) = out.first_mut() {
@@ -101,10 +101,10 @@ impl<'a> Stage<'a> {
             let out = room.get_mut(..n).unwrap_or_default();
             let mut touch = |first, last| touch(&mut self.touched, self.len, first, last);
             if all {
-                full_image(bitmap.npages(), place.shift, done as u64, out);
+                copy_full(bitmap.npages(), place.shift, done as u64, out);
                 touch(0, n);
             } else {
-                bitmap.image_sparse(place.shift, done, out, touch);
+                bitmap.copy_sparse(place.shift, done, out, touch);
             }
             if let Some(word) = out.first_mut() {
                 *word |= mem::take(&mut before);
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
     /// Copies what is left. Says whether there was a page to tell of.
     pub(crate) fn finish(mut self) -> Result<bool, Error> {
         self.flush()?;
-        Ok(self.told)
+        Ok(self.any)
     }
 
     fn flush(&mut self) -> Result<(), Error> {
@@ -140,7 +140,7 @@ impl<'a> Stage<'a> {
         let blocks = self.words.chunks_mut(BLOCK_WORDS);
         for (lines, block) in self.touched.iter_mut().zip(blocks) {
             if *lines != 0 {
-                self.told = true;
+                self.any = true;
                 clear_lines(mem::take(lines), block);
             }
         }

@@ -88,7 +88,7 @@ impl Guest {
             if let Some(bitmap) = bitmap {
                 f(bitmap);
                 // The words that were lent are taken back by the next access.
-                bitmap.image(0, 0, &mut []);
+                bitmap.copy(0, 0, &mut []);
             }
         });
     }

@@ -4,7 +4,7 @@
 use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
 use dirty_core::ioctl::Outcome;
 use dirty_core::uapi::*;
-use dirty_core::{Container, Errno, Error, Map, Options, PageSize, Progress, Report};
+use dirty_core::{Container, Dest, Errno, Error, Map, Options, PageSize, Progress};
 use dirty_core::{Target, Unmap};
 
 use super::host::Books;
@@ -271,8 +271,8 @@ impl Rig {
                     rig.ioctl(VFIO_IOMMU_DIRTY_PAGES, &arg).map(|_| ())
                 });
             }
-            Via::Words => Report::Words(words),
-            Via::Zeroed => Report::Zeroed(words),
+            Via::Words => Dest::Words(words),
+            Via::Zeroed => Dest::Zeroed(words),
         };
         self.container.get_bitmap(iova, size, pgsize(page), report)
     }
@@ -296,8 +296,8 @@ impl Rig {
         let mut unmap = Unmap::new(Target::Range { iova, size });
         loop {
             let report = match via {
-                Via::Zeroed => Report::Zeroed(words),
-                _ => Report::Words(words),
+                Via::Zeroed => Dest::Zeroed(words),
+                _ => Dest::Words(words),
             };
             let step =
                 self.container

@@ -8,7 +8,7 @@ mod user;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::ioctl::Outcome;
-use dirty_core::{Container, Errno, Error, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_core::{Container, Dest, Errno, Error, Options, PageSize, Progress, Target, Unmap};
 
 use crate::op::*;
 use crate::{returned, Answer, AttachError, Driver, Stat, System};
@@ -235,8 +235,8 @@ impl System for Sim {
     fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
         let pgsize = PageSize::new(arg.pgsize).ok_or(Errno::EINVAL)?;
         let report = match arg.fill {
-            Some(_) => Report::Words(words),
-            None => Report::Zeroed(words),
+            Some(_) => Dest::Words(words),
+            None => Dest::Zeroed(words),
         };
         let done = self
             .container()?
@@ -251,8 +251,8 @@ impl System for Sim {
         loop {
             let container = self.container.as_mut().ok_or(Errno::EBADF)?;
             let report = match arg.fill {
-                Some(_) => Report::Words(words),
-                None => Report::Zeroed(words),
+                Some(_) => Dest::Words(words),
+                None => Dest::Zeroed(words),
             };
             let progress = container.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
             match progress.map_err(Error::errno)? {
