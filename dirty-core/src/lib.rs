@@ -8,7 +8,7 @@
 //! and accounting are asked of a [`Host`](host::Host), which a kernel module
 //! or a VMM brings.
 //!
-//! Data flows one way: bytes ([`ioctl`]), typed command ([`Map`], [`Unmap`],
+//! Data flows one way: bytes ([`Container::ioctl`]), typed command ([`Map`], [`Unmap`],
 //! ...), [`Container`], mapping, [`Bitmap`], report.
 //!
 //! Rules are cited as in the project's specification: A2 to A10 for what Linux
@@ -51,8 +51,8 @@ pub use bits::runs::{pages, runs};
 pub use container::Container;
 pub use error::{Errno, Error};
 pub use pgsize::{normalise, Extent, PageSize};
-pub use type1::ioctl;
+pub use type1::ioctl::{Outcome, Pending};
 pub use type1::map::Map;
 pub use type1::report::Dest;
 pub use type1::unmap::{Progress, Target, Unmap};
-pub use type1::Options;
+pub use type1::{Options, Type1};

@@ -160,7 +160,7 @@ fn u9_page_k_is_bit_k_of_the_bytes() {
     let mut rig = tracked(&mappings);
     for (page, npages) in mappings {
         let (iova, size) = (BASE + page * PAGE, npages * PAGE);
-        rig.container.mark(iova, size).expect("mark");
+        rig.backend().mark(iova, size).expect("mark");
     }
     rig.dirty(BASE, 256 * PAGE);
     let mut bytes = [0; 32];
@@ -224,7 +224,7 @@ fn u12_page_size_0_is_einval_and_2g_is_no_int() {
     for shift in [31, 32, 63] {
         let mut rig = Rig::with(&[Some(Spec::pages(1 << shift))]);
         rig.start();
-        assert_eq!(rig.container.tracking(), Some(pgsize(1 << shift)));
+        assert_eq!(rig.tracking(), Some(pgsize(1 << shift)));
         assert_eq!(rig.dirty(0, 1 << shift), [], "2^{shift}");
         let half = rig.get(Via::Words, 0, 1 << (shift - 1), 1 << shift, &mut [0]);
         assert_eq!(half, Err(Error::BitmapSize), "2^{shift}");

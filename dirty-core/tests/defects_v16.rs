@@ -73,16 +73,16 @@ fn v4_a_start_that_fails_leaves_no_bitmap() {
     let before = (rig.mem.live(), rig.mem.bytes());
     for k in [1, 2, 3, 3, 3] {
         rig.mem.fault().arm(k);
-        assert_eq!(rig.container.start(), Err(Error::NoMemory), "mapping {k}");
+        assert_eq!(rig.try_start(), Err(Error::NoMemory), "mapping {k}");
         assert_eq!((rig.mem.live(), rig.mem.bytes()), before, "mapping {k}");
-        assert_eq!(rig.container.tracking(), None, "mapping {k}");
+        assert_eq!(rig.tracking(), None, "mapping {k}");
     }
     // What anybody could do again and again: one mapping is too large.
     let large = 1 << 45;
     rig.map(large, PAGE << 31).expect("map");
     let before = (rig.mem.live(), rig.mem.bytes());
     for _ in 0..100 {
-        assert_eq!(rig.container.start(), Err(Error::TooManyPages));
+        assert_eq!(rig.try_start(), Err(Error::TooManyPages));
         assert_eq!((rig.mem.live(), rig.mem.bytes()), before);
     }
     rig.unmap(large, PAGE << 31).expect("unmap");
@@ -145,7 +145,7 @@ fn v8_exactly_one_flag_or_einval() {
         let one = matches!(flags, 1 | 2 | 4);
         let expected = if one { Errno(0) } else { Errno::EINVAL };
         assert_eq!(errno(got), expected, "flags {flags:#x}");
-        assert_eq!(rig.container.tracking().is_some(), flags != 2);
+        assert_eq!(rig.tracking().is_some(), flags != 2);
     }
 }
 
@@ -156,7 +156,7 @@ fn v9_pages_of_2g_and_more() {
         let mut rig = Rig::with(&[None, Some(Spec::pages(page))]);
         rig.start();
         rig.detach(1); // the page size stays, and nothing has to be pinned
-        assert_eq!(rig.container.tracking(), Some(pgsize(page)));
+        assert_eq!(rig.tracking(), Some(pgsize(page)));
         assert_eq!(rig.info()[40..48], page.to_ne_bytes(), "capability 2");
         rig.map(4 * page, 4 * page).expect("map");
         rig.mark(5 * page);
@@ -283,7 +283,7 @@ fn v16_start_takes_no_more_memory_than_the_budget() {
     (0..4).for_each(|k| rig.map(k * size, size).expect("map"));
     let before = (rig.snapshot(), rig.mem.bytes());
     for _ in 0..2 {
-        assert_eq!(errno(rig.container.start()), Errno::ENOMEM);
+        assert_eq!(errno(rig.try_start()), Errno::ENOMEM);
         assert_eq!((rig.snapshot(), rig.mem.bytes()), before);
     }
     rig.unmap(0, size).expect("unmap");
@@ -354,7 +354,7 @@ fn v20_access_by_an_address_that_is_no_users_fails() {
         size: PAGE,
         prot: Some(Prot::READ_WRITE),
     };
-    rig.container.map(&mut rig.host, &map).expect("map");
+    rig.try_map(&map).expect("map");
     rig.start();
     assert_eq!(errno(rig.write(BASE, &[1; 8])), Errno::EFAULT);
     let (host, device) = (&mut rig.host, DeviceId(0));

@@ -177,7 +177,7 @@ fn d5_bitmaps_have_a_budget() {
     }
     let before = (rig.snapshot(), rig.mem.bytes());
     for _ in 0..2 {
-        assert_eq!(rig.container.start(), Err(Error::BitmapBudget));
+        assert_eq!(rig.try_start(), Err(Error::BitmapBudget));
         assert_eq!((rig.snapshot(), rig.mem.bytes()), before);
     }
     rig.unmap(BASE, 64 * PAGE).expect("unmap");
@@ -193,7 +193,7 @@ fn d5_bitmaps_have_a_budget() {
     rig.map(BASE, 64 * PAGE).expect("there is room again");
     rig.stop();
     rig.map(BASE + 64 * PAGE, 64 * PAGE).expect("no bitmap");
-    assert_eq!(rig.container.start(), Err(Error::BitmapBudget));
+    assert_eq!(rig.try_start(), Err(Error::BitmapBudget));
     rig.unmap(BASE, 64 * PAGE).expect("unmap");
     rig.start();
 }

@@ -224,9 +224,7 @@ fn a9_attach_looks_at_vaddr_before_it_needs_memory() {
     // As many groups as fit the first list, so that one more needs memory.
     (1..4).for_each(|group| rig.attach(group, Some(Spec::pages(PAGE))).expect("attach"));
     let mut unmap = Unmap::vaddr(Target::All);
-    rig.container
-        .unmap(&mut rig.host, &mut unmap)
-        .expect("invalidate");
+    rig.unmap_step(&mut unmap).expect("invalidate");
     rig.mem.fault().arm(1);
     let got = errno(rig.attach(4, Some(Spec::pages(PAGE))));
     rig.mem.fault().arm(0);

@@ -82,12 +82,12 @@ struct Scenario<'a> {
 
 impl Scenario<'_> {
     fn observe(rig: &mut Rig) -> (Snapshot, Vec<u64>) {
-        let dirty = match rig.container.tracking() {
+        let dirty = match rig.tracking() {
             Some(page) => {
                 let mut words = vec![0; SPAN.div_ceil(64) as usize];
                 let report = Dest::Words(&mut words);
                 let size = SPAN * PAGE;
-                rig.container
+                rig.backend_mut()
                     .get_bitmap(BASE, size, page, report)
                     .expect("get");
                 support::words::bits(&words)
@@ -189,7 +189,7 @@ fn pinned(tracking: bool) -> Rig {
 fn start() {
     Scenario {
         setup: &|| pinned(false),
-        call: &|rig| rig.container.start(),
+        call: &|rig| rig.try_start(),
         faults: &[(Fault::Alloc, 4)],
         spare: 0,
         touched: 0..0,
@@ -407,7 +407,7 @@ fn a_new_vaddr_from_another_address_space() {
         let mut rig = Rig::with(&[Some(Spec::pages(PAGE))]);
         rig.map(BASE, 10 * PAGE).expect("map");
         let mut unmap = Unmap::vaddr(Target::All);
-        let step = rig.container.unmap(&mut rig.host, &mut unmap);
+        let step = rig.unmap_step(&mut unmap);
         step.expect("invalidate");
         rig.host.mm = 1;
         rig.host.add_memory(ARG, PAGE);
@@ -421,14 +421,14 @@ fn a_new_vaddr_from_another_address_space() {
     };
     Scenario {
         setup: &setup,
-        call: &|rig| rig.container.map(&mut rig.host, &map),
+        call: &|rig| rig.try_map(&map),
         faults: &[(Fault::Charge, 1), (Fault::Limit, 10)],
         spare: 0,
         touched: 0..0,
     }
     .check();
     let mut rig = setup();
-    rig.container.map(&mut rig.host, &map).expect("map");
+    rig.try_map(&map).expect("map");
     assert_eq!(rig.host.books.locked(0), 0);
     assert_eq!(rig.host.books.locked(1), 10);
     assert_eq!(rig.host.books.grabbed.get(&1), Some(&1));

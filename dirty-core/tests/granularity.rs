@@ -27,7 +27,7 @@ fn rig(granule: u64, mappings: &[(u64, u64)]) -> Rig {
     for (offset, size) in mappings {
         rig.map(BASE + offset, *size).expect("map");
     }
-    assert_eq!(rig.container.tracking(), Some(pgsize(granule)));
+    assert_eq!(rig.tracking(), Some(pgsize(granule)));
     rig
 }
 
@@ -156,7 +156,7 @@ fn a_range_is_aligned_to_the_larger_of_both_page_sizes() {
 fn pages_smaller_than_the_cpus_do_not_count() {
     let mut rig = Rig::with(&[Some(Spec::pages(512))]);
     rig.start();
-    assert_eq!(rig.container.tracking(), Some(pgsize(PAGE)));
+    assert_eq!(rig.tracking(), Some(pgsize(PAGE)));
     assert_eq!(rig.map(BASE, 512), Err(Error::Misaligned));
 }
 
@@ -295,7 +295,7 @@ fn apply(op: &Op, rig: &mut Rig, model: &mut Model<'_>) {
     match op {
         Op::Mark(offset, size) => {
             let whole = model.mark(*offset, *size);
-            let got = rig.container.mark(BASE + offset, *size);
+            let got = rig.backend().mark(BASE + offset, *size);
             let expected = if whole { Ok(()) } else { Err(Error::Unmapped) };
             assert_eq!(got, expected, "{op:?}");
         }
@@ -312,7 +312,7 @@ fn apply(op: &Op, rig: &mut Rig, model: &mut Model<'_>) {
             for k in bits(words).into_iter().filter(|k| k >= bit) {
                 whole &= model.mark(offset + (k - bit) * page, page);
             }
-            let got = rig.container.mark_bitmap(words, extent);
+            let got = rig.backend().mark_bitmap(words, extent);
             let expected = if whole { Ok(()) } else { Err(Error::Unmapped) };
             assert_eq!(got, expected, "{op:?}");
         }

@@ -183,7 +183,7 @@ fn a5_a_vaddr_is_taken_and_given_anew() {
             iova: iova(first),
             size: n * PAGE,
         });
-        rig.container.unmap(&mut rig.host, &mut unmap)
+        rig.unmap_step(&mut unmap)
     };
     assert_eq!(invalidate(&mut rig, 1, 1), Ok(Progress::Done(PAGE)));
     assert_eq!(invalidate(&mut rig, 0, 3), Err(Error::VaddrMismatch));
@@ -196,7 +196,7 @@ fn a5_a_vaddr_is_taken_and_given_anew() {
             size: n * PAGE,
             prot: None,
         };
-        rig.container.map(&mut rig.host, &map)
+        rig.try_map(&map)
     };
     assert_eq!(revive(&mut rig, 0, 1), Err(Error::VaddrMismatch), "valid");
     assert_eq!(revive(&mut rig, 1, 2), Err(Error::VaddrMismatch), "longer");
@@ -336,7 +336,7 @@ fn marks_and_writes_of_several_threads_are_all_there() {
                     for page in (thread..PAGES).step_by(THREADS as usize) {
                         let iova = BASE + page * PAGE;
                         let done = match page % 3 {
-                            0 => container.mark(iova, 1),
+                            0 => container.backend().expect("type1").mark(iova, 1),
                             _ => container.write(&mut host, DeviceId(0), iova, &[1]),
                         };
                         done.expect("mark");
@@ -370,7 +370,7 @@ fn a9_groups_and_devices() {
     rig.attach(0, None).expect("attach");
     let set = rig.container.set_iommu(&mut rig.host, VFIO_TYPE1v2_IOMMU);
     assert_eq!(set, Ok(()), "the type went with the last group");
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.tracking(), None);
     assert_eq!(rig.dma_avail(), 65535, "and so did the mappings");
 }
 

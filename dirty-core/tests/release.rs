@@ -89,8 +89,8 @@ fn a_type_goes_with_the_last_group_and_takes_everything_along() {
     rig.detach(0);
     assert_eq!(rig.host.books, Default::default());
     assert!(!rig.container.has_group(GroupId(0)));
-    assert_eq!(rig.container.tracking(), None);
-    assert_eq!(rig.container.start(), Err(Error::NoIommu));
+    assert_eq!(rig.tracking(), None);
+    assert_eq!(rig.try_start(), Err(Error::NoIommu));
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a10_who_pays_for_which_page() {
         size: PAGE,
         prot: Some(Prot::READ),
     };
-    rig.container.map(&mut rig.host, &map).expect("map");
+    rig.try_map(&map).expect("map");
     rig.host.lock_cap = false; // it counts when a mapping is made
     rig.pin(BASE + 64 * PAGE, 1).expect("pin");
     assert_eq!(locked(&rig), 2);

@@ -142,7 +142,7 @@ proptest! {
                 Op::Mark { near, by, n } => {
                     let first = page(near, by);
                     let n = n.min(total - first);
-                    let marked = rig.container.mark(BASE + first * PAGE, n * PAGE);
+                    let marked = rig.backend().mark(BASE + first * PAGE, n * PAGE);
                     prop_assert_eq!(marked, Ok(()));
                     dirty.extend(first..first + n);
                 }

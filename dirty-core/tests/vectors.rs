@@ -195,8 +195,8 @@ fn a0_a_mapping_of_2_to_31_pages_is_not_tracked() {
     let size = (1u64 << 31) * PAGE;
     let mut rig = Rig::emulated();
     rig.map(0, size).expect("map");
-    assert_eq!(rig.container.start(), Err(Error::TooManyPages));
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.try_start(), Err(Error::TooManyPages));
+    assert_eq!(rig.tracking(), None);
     rig.unmap(0, size).expect("unmap");
     rig.start();
     assert_eq!(rig.map(0, size), Err(Error::TooManyPages));
@@ -213,7 +213,7 @@ fn ranges_may_end_with_the_address_space() {
         rig.map_memory(start + 2 * PAGE, PAGE);
         rig.start();
         rig.write(u64::MAX, &[1]).expect("the last byte");
-        rig.container.mark(start, 3 * PAGE).expect("mark");
+        rig.backend().mark(start, 3 * PAGE).expect("mark");
         let mut words = [0];
         rig.get(via, start, 3 * PAGE, PAGE, &mut words)
             .expect("get");
@@ -272,7 +272,7 @@ fn a8_start_reports_what_is_pinned() {
         assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
     }
     rig.stop();
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.tracking(), None);
     rig.start();
     assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
 }
@@ -420,7 +420,7 @@ fn a_report_needs_a_page_size_that_fits() {
     let mut words = [0];
     let report = Dest::Words(&mut words);
     let got = rig
-        .container
+        .backend_mut()
         .get_bitmap(BASE, 4 * PAGE, pgsize(8 * PAGE), report);
     assert_eq!(got, Err(Error::BitmapSize), "half a page has no bit");
 }

@@ -3,17 +3,27 @@
 
 use crate::error::Error;
 use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
-use crate::pgsize::PageSize;
+use crate::pgsize::{Extent, PageSize};
 use crate::pins::window::{NotRepinned, Unpinned};
 use crate::type1::dma::Dma;
 use crate::type1::map::last_of;
 use crate::type1::Type1;
 
 impl<M: Memory> Type1<M> {
-    /// pin_pages of a device of `group`: one page at `iova` and at each
-    /// following page, as many as `pfns` has room for.
+    /// pin_pages of a device of `group`: pins the page at `iova` and the pages
+    /// that follow, one for each entry of `pfns`, and stores their pfns there. A
+    /// pinned page is dirty in every report; from now on the group's devices
+    /// count as writing through pins only.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `NotV2`; `ZeroSize` if `pfns` is empty; `Wraps`;
+    /// `VaddrInvalid` while the vaddr of a mapping is invalid. Then for each
+    /// page: `Unmapped`; `Denied` if its mapping has not all rights of `prot`;
+    /// `PinCount`; `Pin`; `Charge`; `NoStructPage`; `NoMemory`. No page stays
+    /// pinned then, though pages that were pinned for a moment are dirty.
     #[inline]
-    pub(crate) fn pin_pages(
+    pub fn pin_pages(
         &mut self,
         host: &mut dyn Host,
         group: GroupId,
@@ -21,6 +31,10 @@ impl<M: Memory> Type1<M> {
         prot: Prot,
         pfns: &mut [u64],
     ) -> Result<(), Error> {
+        self.check_v2()?;
+        let page = self.options.page_size;
+        let size = (pfns.len() as u64).checked_mul(page.bytes());
+        last_of(iova, size.ok_or(Error::Wraps)?)?;
         if self.vaddr_invalid != 0 {
             return Err(Error::VaddrInvalid);
         }
@@ -75,8 +89,11 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// unpin_pages: stops at the first page that is not mapped.
-    pub(crate) fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) {
+    /// unpin_pages: drops one pin of the page at `iova` and of each of the
+    /// `npages - 1` pages that follow. Stops at the first page that is not
+    /// mapped, and passes over a page that is not pinned. A page whose last pin
+    /// goes is dirty once more, so call it after the last write.
+    pub fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) {
         let pays = self.domains.is_empty();
         let pgsize = self.dirty_page();
         let page = self.options.page_size;
@@ -92,9 +109,17 @@ impl<M: Memory> Type1<M> {
         }
     }
 
-    /// dma_rw to memory: every page that may have been written is marked, also
-    /// when the write fails half-way (D4).
-    pub(crate) fn write(&self, host: &mut dyn Host, iova: u64, data: &[u8]) -> Result<(), Error> {
+    /// dma_rw: writes `data` to the memory behind `iova`, and marks every page
+    /// that may have been written, also when the write fails half-way (D4).
+    /// Threads may write at the same time.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `ZeroSize`; `VaddrInvalid` while the vaddr of a mapping is
+    /// invalid. Then for each mapping: `Unmapped`; `Denied` unless it allows
+    /// reading and writing; `OtherMm` or `MmGone`; `BadAddress`. What was
+    /// written before stays.
+    pub fn write(&self, host: &mut dyn Host, iova: u64, data: &[u8]) -> Result<(), Error> {
         let pgsize = self.dirty_page();
         let mut at = iova;
         let mut rest = data;
@@ -112,13 +137,12 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// dma_rw from memory.
-    pub(crate) fn read(
-        &self,
-        host: &mut dyn Host,
-        iova: u64,
-        data: &mut [u8],
-    ) -> Result<(), Error> {
+    /// dma_rw: fills `data` from the memory behind `iova`.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Type1::write), but reading needs READ only.
+    pub fn read(&self, host: &mut dyn Host, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut at = iova;
         let mut rest = data;
         self.check_access(rest.len())?;
@@ -167,9 +191,23 @@ impl<M: Memory> Type1<M> {
         Ok((dma, n))
     }
 
-    /// Marks `size` bytes from `iova` on as written by a device that writes by
-    /// itself; holes in between have no bits to mark.
-    pub(crate) fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
+    /// Marks `size` bytes from `iova` on as written, for a device or a thread
+    /// that writes to guest memory by itself. Threads may mark at the same time.
+    ///
+    /// Call it *after* the write, and before anybody is told that the write is
+    /// done (by a completion, an interrupt, or a device that is stopped), since
+    /// that is when somebody makes the last report. The lock around the
+    /// container orders this call (`&self`) with each report (`&mut self`). So a
+    /// copy of the page made after the report that has the mark has the write
+    /// too, and a mark that comes too late for one report is in the next.
+    ///
+    /// # Errors
+    ///
+    /// `ZeroSize`, `Wraps`. `Unmapped` if a part of the range lies in no
+    /// mapping: the rest is marked, but no report has that part, nor had one of
+    /// an unmap that came between the write and the mark. So stop writers before
+    /// a range is unmapped.
+    pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         let last = last_of(iova, size)?;
         let pgsize = self.dirty_page();
         let mut covered = true;
@@ -186,6 +224,26 @@ impl<M: Memory> Type1<M> {
         } else {
             Err(Error::Unmapped)
         }
+    }
+}
+
+impl<M: Memory> Type1<M> {
+    /// Marks the pages whose bits are set in `words`, at the page size of
+    /// `extent`: takes in the report of another tracker. As with
+    /// [`mark`](Type1::mark), call it after the writes.
+    ///
+    /// # Errors
+    ///
+    /// `Misaligned`, `BitmapSize` or `Wraps` if `extent` does not describe
+    /// `words`; nothing is marked then. `Unmapped` if a dirty page lies in no
+    /// mapping; the rest is marked.
+    pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (first, last) in extent.ranges(words)? {
+            let size = last.wrapping_sub(first).wrapping_add(1);
+            result = result.and(self.mark(first, size));
+        }
+        result
     }
 }
 

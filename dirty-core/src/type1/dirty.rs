@@ -45,8 +45,15 @@ pub(crate) fn check_report(size: u64, pgsize: PageSize, report: &Dest<'_>) -> Re
 }
 
 impl<M: Memory> Type1<M> {
-    /// START: no effect if it is on.
-    pub(crate) fn start(&mut self) -> Result<(), Error> {
+    /// DIRTY_PAGES START: reports tell what is written from now on, so copy all
+    /// memory after this call. No effect if tracking is on.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `NotV2`; `TooManyPages` if a mapping has more than 2^31-1
+    /// pages; `BitmapBudget`; `NoMemory`. Tracking stays off then.
+    pub fn start(&mut self) -> Result<(), Error> {
+        self.check_v2()?;
         if self.tracking.is_some() {
             return Ok(());
         }
@@ -66,14 +73,24 @@ impl<M: Memory> Type1<M> {
                 Ok(())
             }
             Err(e) => {
-                self.stop();
+                self.untrack();
                 Err(e)
             }
         }
     }
 
-    /// STOP: what was dirty is forgotten.
-    pub(crate) fn stop(&mut self) {
+    /// DIRTY_PAGES STOP: forgets what was dirty. No effect if tracking is off.
+    ///
+    /// # Errors
+    ///
+    /// `NotV2`.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        self.check_v2()?;
+        self.untrack();
+        Ok(())
+    }
+
+    fn untrack(&mut self) {
         for dma in self.dmas.iter_mut() {
             dma.untrack(&mut self.bitmap_bytes);
         }
@@ -101,18 +118,29 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// GET_BITMAP for a caller of the core, who may choose any page size.
-    pub(crate) fn get_bitmap(
+    /// DIRTY_PAGES GET_BITMAP at any page size: bit k of `dest` is the page at
+    /// `iova + k * pgsize`. Pages that are reported are clean afterwards, unless
+    /// a device pins them.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `NotV2`; `ZeroSize`; `Wraps`; `BitmapSize` if `dest` has
+    /// too few words, or more than 2^28 bytes; `Misaligned` if `iova` or `size`
+    /// is no multiple of `pgsize` and of the bitmaps' own page size;
+    /// `NotTracking`; `Bisects` if the range starts or ends inside a mapping.
+    /// Nothing is cleared then.
+    pub fn get_bitmap(
         &mut self,
         iova: u64,
         size: u64,
         pgsize: PageSize,
-        report: Dest<'_>,
+        dest: Dest<'_>,
     ) -> Result<(), Error> {
+        self.check_v2()?;
         let last = last_of(iova, size)?;
-        check_report(size, pgsize, &report)?;
+        check_report(size, pgsize, &dest)?;
         let range = self.dirty_range(iova, size, last, pgsize)?;
-        self.take(range, report)
+        self.take(range, dest)
     }
 
     /// Steps 12 to 15 of A6.

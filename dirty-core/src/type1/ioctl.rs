@@ -2,7 +2,6 @@
 //! The ioctl interface of a container: bytes of the caller's memory to typed
 //! calls, in the order of checks of A2 to A6.
 
-use crate::container::Container;
 use crate::error::Error;
 use crate::host::{Host, Memory, Prot};
 use crate::type1::dirty::check_user_bitmap;
@@ -53,47 +52,41 @@ fn offset(addr: u64, by: u64) -> Result<u64, Error> {
     addr.checked_add(by).ok_or(Error::BadAddress)
 }
 
-impl<M: Memory> Container<M> {
-    /// An ioctl of the container's file: number and argument, which is a value
-    /// or an address in the caller's memory.
+impl<M: Memory> Type1<M> {
+    /// An ioctl that VFIO's generic layer hands to the backend: its number, and
+    /// its argument as a value or as an address in the caller's memory.
     ///
     /// # Errors
     ///
-    /// As Linux; the caller turns [`Error::errno`] into -errno.
+    /// `UnknownIoctl` for a number that type1 does not have. Otherwise errors
+    /// come in the order of rules A3 to A6 in docs/rules.md.
     pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
         let done = |()| Outcome::Done(0);
         match nr {
-            VFIO_GET_API_VERSION => Ok(Outcome::Done(0)),
             VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
-            VFIO_SET_IOMMU => self.set_iommu(host, arg).map(done),
-            VFIO_IOMMU_GET_INFO => self.backend()?.get_info(host, arg).map(done),
+            VFIO_IOMMU_GET_INFO => self.get_info(host, arg).map(done),
             VFIO_IOMMU_MAP_DMA => {
-                let backend = self.backend_mut()?;
                 let map = read_map(host, arg)?;
-                backend.map(host, &map).map(done)
+                self.map(host, &map).map(done)
             }
             VFIO_IOMMU_UNMAP_DMA => {
-                let backend = self.backend()?;
                 let pending = read_unmap(host, arg)?;
-                backend.check_all(&pending.arg)?;
+                self.check_all(&pending.arg)?;
                 self.resume(host, pending)
             }
-            // Version 1 is refused before the argument is looked at.
-            VFIO_IOMMU_DIRTY_PAGES => self.tracker()?.dirty_pages(host, arg).map(done),
-            _ => {
-                self.backend()?;
-                Err(Error::UnknownIoctl)
-            }
+            VFIO_IOMMU_DIRTY_PAGES => self.dirty_pages(host, arg).map(done),
+            _ => Err(Error::UnknownIoctl),
         }
     }
 
-    /// Goes on with an UNMAP_DMA after an [`Outcome::Notify`]: each device's
-    /// dma_unmap callback has been called for `iova` and `size` of `pending`,
-    /// with the container's lock released.
+    /// Goes on with an UNMAP_DMA after an [`Outcome::Notify`], once each
+    /// device's dma_unmap callback has been called for `iova` and `size` of
+    /// `pending`, with the container's lock released.
     ///
     /// # Errors
     ///
-    /// As Linux; nothing is unmapped then.
+    /// Those of UNMAP_DMA: everything is checked again. Nothing is unmapped
+    /// then.
     pub fn resume(&mut self, host: &mut dyn Host, pending: Pending) -> Result<Outcome, Error> {
         let mut pending = pending;
         let harvest = Harvest::User {
@@ -101,10 +94,7 @@ impl<M: Memory> Container<M> {
             addr: pending.addr,
             arg: pending.arg,
         };
-        match self
-            .backend_mut()?
-            .unmap(host, &mut pending.unmap, harvest)?
-        {
+        match self.unmap_step(host, &mut pending.unmap, harvest)? {
             Progress::Done(_) => Ok(Outcome::Done(0)),
             Progress::Notify { iova, size } => Ok(Outcome::Notify(Pending {
                 iova,
@@ -209,6 +199,7 @@ impl<M: Memory> Type1<M> {
 
     /// DIRTY_PAGES, steps 1 to 5 of A6.
     fn dirty_pages(&mut self, host: &mut dyn Host, addr: u64) -> Result<(), Error> {
+        self.check_v2()?; // before the argument is read
         let arg = vfio_iommu_type1_dirty_bitmap::from_bytes(&read(host, addr)?);
         if arg.argsz < 8 {
             return Err(Error::ShortArgsz);
@@ -218,10 +209,7 @@ impl<M: Memory> Type1<M> {
         }
         match arg.flags {
             VFIO_IOMMU_DIRTY_PAGES_FLAG_START => self.start(),
-            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => {
-                self.stop();
-                Ok(())
-            }
+            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => self.stop(),
             VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
                 if arg.argsz < 48 {
                     return Err(Error::ShortArgsz);

@@ -30,8 +30,19 @@ pub(crate) fn last_of(first: u64, size: u64) -> Result<u64, Error> {
 }
 
 impl<M: Memory> Type1<M> {
-    /// MAP_DMA, checks in the order of A4.
-    pub(crate) fn map(&mut self, host: &mut dyn Host, map: &Map) -> Result<(), Error> {
+    /// MAP_DMA: maps `map.size` bytes at `map.iova`, or with `map.prot` `None`
+    /// gives a mapping whose vaddr was invalidated a new one.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `ZeroSize`; `Wraps`; `FlagCombination` for rights that
+    /// allow nothing, `UnknownFlags` for others than READ and WRITE;
+    /// `Misaligned`. For a new vaddr then `NoMapping`, `VaddrMismatch`, `Mm` or
+    /// `Charge`. For a new mapping then `Overlap`; `MappingLimit`;
+    /// `ForbiddenIova`; `Mm`; `NoMemory`; with an IOMMU `Pin`, `Charge` or
+    /// `Iommu`; while tracking `TooManyPages`, `BitmapBudget` or `NoMemory`.
+    /// Nothing is mapped then.
+    pub fn map(&mut self, host: &mut dyn Host, map: &Map) -> Result<(), Error> {
         let last = last_of(map.iova, map.size)?;
         last_of(map.vaddr, map.size)?;
         match map.prot {

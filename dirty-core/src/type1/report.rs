@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::pgsize::{normalise, Extent, PageSize};
 use crate::type1::dma::Dma;
+use crate::type1::groups::may_be_written;
 use crate::type1::user_report::{UserReport, STAGING_WORDS};
-use crate::type1::{may_be_written, Type1};
+use crate::type1::Type1;
 
 /// Where a report goes: bit k for the page at `iova + k * pgsize`.
 #[derive(Debug)]

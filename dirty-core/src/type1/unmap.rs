@@ -62,11 +62,6 @@ impl Unmap {
             ..Unmap::new(target)
         }
     }
-
-    /// Whether dirty pages can be harvested on the way.
-    pub(crate) fn may_harvest(&self) -> bool {
-        !self.vaddr && self.target != Target::All
-    }
 }
 
 /// How far an unmap is.
@@ -86,7 +81,7 @@ pub enum Progress {
 }
 
 /// Where the harvested bits go.
-pub(crate) enum Harvest<'a> {
+pub(super) enum Harvest<'a> {
     None,
     /// The user's bitmap, and the argument to write back at an address.
     User {
@@ -96,7 +91,7 @@ pub(crate) enum Harvest<'a> {
     },
     Dest {
         pgsize: PageSize,
-        report: Dest<'a>,
+        dest: Dest<'a>,
     },
 }
 
@@ -115,8 +110,44 @@ impl Harvest<'_> {
 }
 
 impl<M: Memory> Type1<M> {
+    /// One step of UNMAP_DMA: call it again after each [`Progress::Notify`].
+    ///
+    /// # Errors
+    ///
+    /// In this order: `EmulatedGroup` if vaddrs are to be invalidated and an
+    /// emulated group is attached; `Misaligned`, `ZeroSize`, `Wraps` if the
+    /// range is wrong; `Bisects` if it starts or ends inside a mapping (version
+    /// 2 only); `VaddrMismatch` if a vaddr is invalid already; `StillPinned` if
+    /// devices do not unpin when they are told to. Nothing is unmapped then.
+    pub fn unmap(&mut self, host: &mut dyn Host, unmap: &mut Unmap) -> Result<Progress, Error> {
+        self.unmap_step(host, unmap, Harvest::None)
+    }
+
+    /// As [`unmap`](Type1::unmap), and writes the dirty pages of what goes to
+    /// `dest`, at any page size: bit k is the page at `iova + k * pgsize`. Pass
+    /// the same `dest` at each step.
+    ///
+    /// # Errors
+    ///
+    /// `FlagCombination` for an unmap of vaddrs or of [`Target::All`]; then
+    /// those of `unmap`, and before `Bisects`: `NotTracking`; `BitmapSize`;
+    /// `Misaligned` if the range is no multiple of `pgsize` and of the bitmaps'
+    /// own page size. Nothing is unmapped then.
+    pub fn unmap_dirty(
+        &mut self,
+        host: &mut dyn Host,
+        unmap: &mut Unmap,
+        pgsize: PageSize,
+        dest: Dest<'_>,
+    ) -> Result<Progress, Error> {
+        if unmap.vaddr || unmap.target == Target::All {
+            return Err(Error::FlagCombination);
+        }
+        self.unmap_step(host, unmap, Harvest::Dest { pgsize, dest })
+    }
+
     /// One step of an unmap, from step 5 of A5 on.
-    pub(crate) fn unmap(
+    pub(super) fn unmap_step(
         &mut self,
         host: &mut dyn Host,
         unmap: &mut Unmap,
@@ -197,7 +228,7 @@ impl<M: Memory> Type1<M> {
         let size = last.wrapping_sub(first).wrapping_add(1);
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
         match harvest {
-            Harvest::Dest { report, .. } => dirty::check_report(size, pgsize, report)?,
+            Harvest::Dest { dest, .. } => dirty::check_report(size, pgsize, dest)?,
             _ if pgsize != latched => return Err(Error::WrongPageSize),
             _ => {}
         }
@@ -233,9 +264,9 @@ impl<M: Memory> Type1<M> {
                 }
                 write_back(host, addr, arg, size)?;
             }
-            Harvest::Dest { report, .. } => {
+            Harvest::Dest { dest, .. } => {
                 if let Some(range) = dirty {
-                    self.take(range, report)?;
+                    self.take(range, dest)?;
                 }
             }
         }

@@ -58,7 +58,7 @@ pub(crate) fn prepare(kind: u64, but: But) -> Rig {
         But::NoCharge => rig.host.charge_fault.arm(1),
         But::VaddrInvalid | But::OtherMm => {
             let mut unmap = Unmap::vaddr(Target::All);
-            let step = rig.container.unmap(&mut rig.host, &mut unmap);
+            let step = rig.unmap_step(&mut unmap);
             step.expect("invalidate");
             if but == But::OtherMm {
                 rig.host.mm = 1;

@@ -2,10 +2,10 @@
 //! A container on a test host, and short ways to call it.
 
 use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
-use dirty_core::ioctl::Outcome;
 use dirty_core::uapi::*;
+use dirty_core::Outcome;
 use dirty_core::{Container, Dest, Errno, Error, Map, Options, PageSize, Progress};
-use dirty_core::{Target, Unmap};
+use dirty_core::{Target, Type1, Unmap};
 
 use super::host::Books;
 use super::{words, Spec, TestHost, TestMemory};
@@ -132,6 +132,32 @@ impl Rig {
         detached.expect("detach");
     }
 
+    /// The backend, which must be set.
+    pub(crate) fn backend(&self) -> &Type1<TestMemory> {
+        self.container.backend().expect("an IOMMU type")
+    }
+
+    pub(crate) fn backend_mut(&mut self) -> &mut Type1<TestMemory> {
+        self.container.backend_mut().expect("an IOMMU type")
+    }
+
+    /// The page size of the bitmaps, if the container tracks.
+    pub(crate) fn tracking(&self) -> Option<PageSize> {
+        self.container.backend().ok()?.tracking()
+    }
+
+    pub(crate) fn try_start(&mut self) -> Result<(), Error> {
+        self.container.backend_mut()?.start()
+    }
+
+    pub(crate) fn try_map(&mut self, map: &Map) -> Result<(), Error> {
+        self.container.backend_mut()?.map(&mut self.host, map)
+    }
+
+    pub(crate) fn unmap_step(&mut self, unmap: &mut Unmap) -> Result<Progress, Error> {
+        self.container.backend_mut()?.unmap(&mut self.host, unmap)
+    }
+
     /// Maps, with a user address of its own, to read and write.
     pub(crate) fn map(&mut self, iova: u64, size: u64) -> Result<(), Error> {
         self.map_prot(iova, size, Prot::READ_WRITE)
@@ -145,7 +171,7 @@ impl Rig {
             size,
             prot: Some(prot),
         };
-        self.container.map(&mut self.host, &map)
+        self.try_map(&map)
     }
 
     /// Maps, and gives the memory that the mapping stands for to the process.
@@ -181,16 +207,16 @@ impl Rig {
     }
 
     pub(crate) fn start(&mut self) {
-        self.container.start().expect("start");
+        self.try_start().expect("start");
     }
 
     pub(crate) fn stop(&mut self) {
-        self.container.stop().expect("stop");
+        self.backend_mut().stop().expect("stop");
     }
 
     /// Marks one page.
     pub(crate) fn mark(&mut self, iova: u64) {
-        self.container.mark(iova, 1).expect("mark");
+        self.backend().mark(iova, 1).expect("mark");
     }
 
     /// Puts an argument at [`ARG`].
@@ -218,7 +244,8 @@ impl Rig {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Notify(pending) => {
                     dma_unmap(self, pending.iova, pending.size);
-                    outcome = self.container.resume(&mut self.host, pending)?;
+                    let backend = self.container.backend_mut()?;
+                    outcome = backend.resume(&mut self.host, pending)?;
                 }
             }
         }
@@ -238,7 +265,7 @@ impl Rig {
     ) -> Result<u64, Error> {
         let mut unmap = Unmap::new(target);
         loop {
-            match self.container.unmap(&mut self.host, &mut unmap)? {
+            match self.unmap_step(&mut unmap)? {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => dma_unmap(self, iova, size),
             }
@@ -274,7 +301,9 @@ impl Rig {
             Via::Words => Dest::Words(words),
             Via::Zeroed => Dest::Zeroed(words),
         };
-        self.container.get_bitmap(iova, size, pgsize(page), report)
+        self.container
+            .backend_mut()?
+            .get_bitmap(iova, size, pgsize(page), report)
     }
 
     /// UNMAP with bitmap into `words`; bytes unmapped.
@@ -299,9 +328,12 @@ impl Rig {
                 Via::Zeroed => Dest::Zeroed(words),
                 _ => Dest::Words(words),
             };
-            let step =
-                self.container
-                    .unmap_dirty(&mut self.host, &mut unmap, pgsize(page), report)?;
+            let step = self.container.backend_mut()?.unmap_dirty(
+                &mut self.host,
+                &mut unmap,
+                pgsize(page),
+                report,
+            )?;
             match step {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => self.unpin(iova, size / PAGE),
@@ -325,7 +357,7 @@ impl Rig {
     /// The pages of a range that the ioctl reports dirty, at the granularity
     /// that tracking has. They are clean afterwards.
     pub(crate) fn dirty(&mut self, iova: u64, size: u64) -> Vec<u64> {
-        let page = self.container.tracking().expect("tracking").bytes();
+        let page = self.tracking().expect("tracking").bytes();
         let mut words = vec![0; (size / page).div_ceil(64) as usize];
         let got = self.get(Via::Ioctl, iova, size, page, &mut words);
         got.expect("get");
@@ -372,7 +404,7 @@ impl Rig {
         Snapshot {
             books: self.host.books.clone(),
             info: self.info(),
-            tracking: self.container.tracking(),
+            tracking: self.tracking(),
         }
     }
 }

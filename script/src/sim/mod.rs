@@ -7,8 +7,9 @@ mod pages;
 mod user;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
-use dirty_core::ioctl::Outcome;
-use dirty_core::{Container, Dest, Errno, Error, Options, PageSize, Progress, Target, Unmap};
+use dirty_core::{
+    Container, Dest, Errno, Error, Options, Outcome, PageSize, Progress, Target, Type1, Unmap,
+};
 
 use crate::op::*;
 use crate::{returned, Answer, AttachError, Driver, Stat, System};
@@ -102,6 +103,10 @@ impl Sim {
         self.container.as_mut().ok_or(Errno::EBADF)
     }
 
+    fn backend(&mut self) -> Result<&mut Type1<CountingMemory>, Errno> {
+        self.container()?.backend_mut().map_err(Error::errno)
+    }
+
     /// A device that has the recorder's driver.
     fn driver(&mut self, index: DeviceIndex) -> Result<&mut Driver, Errno> {
         let slot = &mut self.slots[index];
@@ -132,8 +137,8 @@ impl Sim {
                 // What fails in a callback fails unseen.
                 match action {
                     Action::Unpin => self.unpin_range(index, iova, size),
-                    Action::Start => drop(self.container().map(Container::start)),
-                    Action::Stop => drop(self.container().map(Container::stop)),
+                    Action::Start => drop(self.backend().map(Type1::start)),
+                    Action::Stop => drop(self.backend().map(Type1::stop)),
                     Action::Pin => drop(self.pin(index, iova, 1, Prot::READ.0)),
                 }
             }
@@ -226,7 +231,8 @@ impl System for Sim {
                 Outcome::Notify(pending) => {
                     self.notify(pending.iova, pending.size);
                     let container = self.container.as_mut().ok_or(Errno::EBADF)?;
-                    outcome = container.resume(&mut self.host, pending);
+                    let backend = container.backend_mut();
+                    outcome = backend.and_then(|b| b.resume(&mut self.host, pending));
                 }
             }
         }
@@ -239,7 +245,7 @@ impl System for Sim {
             None => Dest::Zeroed(words),
         };
         let done = self
-            .container()?
+            .backend()?
             .get_bitmap(arg.iova, arg.size, pgsize, report);
         done.map(|()| 0).map_err(Error::errno)
     }
@@ -254,7 +260,8 @@ impl System for Sim {
                 Some(_) => Dest::Words(words),
                 None => Dest::Zeroed(words),
             };
-            let progress = container.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
+            let backend = container.backend_mut().map_err(Error::errno)?;
+            let progress = backend.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
             match progress.map_err(Error::errno)? {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => self.notify(iova, size),
@@ -301,7 +308,7 @@ impl System for Sim {
     }
 
     fn mark(&mut self, iova: u64, len: u64) -> Answer {
-        let marked = self.container()?.mark(iova, len);
+        let marked = self.backend()?.mark(iova, len);
         marked.map(|()| 0).map_err(Error::errno)
     }
 
