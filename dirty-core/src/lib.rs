@@ -36,6 +36,7 @@ mod mem;
 mod pgsize;
 mod pins;
 mod rescale;
+mod span;
 mod type1;
 pub mod uapi;
 
@@ -50,7 +51,8 @@ pub use bitmap::Bitmap;
 pub use bits::runs::{pages, runs};
 pub use container::Container;
 pub use error::{Errno, Error};
-pub use pgsize::{normalise, Extent, PageSize};
+pub use pgsize::PageSize;
+pub use rescale::{normalise, Extent};
 pub use type1::ioctl::{Outcome, Pending};
 pub use type1::map::Map;
 pub use type1::report::Dest;

@@ -15,7 +15,9 @@ use crate::host::Memory;
 use crate::mem::tree::Tree;
 use crate::mem::List;
 use crate::pgsize::PageSize;
-use crate::pins::window::{NotRepinned, Unpinned, Window};
+use crate::pins::window::Window;
+
+pub(crate) use crate::pins::window::{NotRepinned, Unpinned};
 
 /// Pages from here on are in no window.
 const PAGES: u64 = 1 << 31;

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What devices do: pin, unpin, read and write.
+//! What devices do: pin, unpin, write, read, and mark what they wrote.
 
 use crate::error::Error;
 use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
-use crate::pgsize::{Extent, PageSize};
-use crate::pins::window::{NotRepinned, Unpinned};
+use crate::pgsize::PageSize;
+use crate::pins::{NotRepinned, Unpinned};
+use crate::rescale::Extent;
+use crate::span::Span;
 use crate::type1::dma::Dma;
-use crate::type1::map::last_of;
 use crate::type1::Type1;
 
 impl<M: Memory> Type1<M> {
-    /// pin_pages of a device of `group`: pins the page at `iova` and the pages
-    /// that follow, one for each entry of `pfns`, and stores their pfns there. A
-    /// pinned page is dirty in every report; from now on the group's devices
-    /// count as writing through pins only.
+    /// pin_pages of a device in `group`: pins the page at `iova` and the pages
+    /// that follow, one for each entry of `pfns`, and stores their pfns there
+    /// (rule A9 in docs/rules.md). A pinned page is dirty in every report. The
+    /// group's devices count as writing through pins only from now on.
     ///
     /// # Errors
     ///
     /// In this order: `NotV2`; `ZeroSize` if `pfns` is empty; `Wraps`;
-    /// `VaddrInvalid` while the vaddr of a mapping is invalid. Then for each
-    /// page: `Unmapped`; `Denied` if its mapping has not all rights of `prot`;
+    /// `VaddrInvalid` while the vaddr of any mapping is invalid. Then for each
+    /// page: `Unmapped`; `Denied` if its mapping lacks a right of `prot`;
     /// `PinCount`; `Pin`; `Charge`; `NoStructPage`; `NoMemory`. No page stays
-    /// pinned then, though pages that were pinned for a moment are dirty.
+    /// pinned then, but pages that were pinned for a moment are dirty.
     #[inline]
     pub fn pin_pages(
         &mut self,
@@ -32,9 +33,8 @@ impl<M: Memory> Type1<M> {
         pfns: &mut [u64],
     ) -> Result<(), Error> {
         self.check_v2()?;
-        let page = self.options.page_size;
-        let size = (pfns.len() as u64).checked_mul(page.bytes());
-        last_of(iova, size.ok_or(Error::Wraps)?)?;
+        let size = (pfns.len() as u64).checked_mul(self.options.page_size.bytes());
+        Span::new(iova, size.ok_or(Error::Wraps)?)?;
         if self.vaddr_invalid != 0 {
             return Err(Error::VaddrInvalid);
         }
@@ -50,7 +50,7 @@ impl<M: Memory> Type1<M> {
         }
     }
 
-    /// Pins pages until one cannot be: after how many, and why.
+    /// Pins pages until one cannot be pinned: after how many, and why.
     #[inline]
     fn pin_each(
         &mut self,
@@ -65,7 +65,7 @@ impl<M: Memory> Type1<M> {
         let mut here: Option<&mut Dma<M>> = None;
         for (pinned, pfn) in (0..).zip(pfns) {
             let dma = match here {
-                Some(dma) if iova <= dma.last => dma,
+                Some(dma) if iova <= dma.span.last() => dma,
                 _ => {
                     let dma = self.dmas.find_mut(iova);
                     let dma = dma.ok_or((pinned, Error::Unmapped))?;
@@ -91,8 +91,8 @@ impl<M: Memory> Type1<M> {
 
     /// unpin_pages: drops one pin of the page at `iova` and of each of the
     /// `npages - 1` pages that follow. Stops at the first page that is not
-    /// mapped, and passes over a page that is not pinned. A page whose last pin
-    /// goes is dirty once more, so call it after the last write.
+    /// mapped; passes over a page that is not pinned. A page whose last pin goes
+    /// is dirty once more, so call it after the last write.
     pub fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) {
         let pays = self.domains.is_empty();
         let pgsize = self.dirty_page();
@@ -103,10 +103,14 @@ impl<M: Memory> Type1<M> {
             };
             if let Some(dma) = self.dmas.find_mut(iova) {
                 dma.unpin_page(host, iova, pays, pgsize);
-            } else if !self.dmas.overlaps(iova, iova.saturating_add(page.mask())) {
+            } else if !self.maps_any(iova, iova.saturating_add(page.mask())) {
                 break;
             }
         }
+    }
+
+    fn maps_any(&self, first: u64, last: u64) -> bool {
+        Span::between(first, last).is_some_and(|span| self.dmas.overlaps(span))
     }
 
     /// dma_rw: writes `data` to the memory behind `iova`, and marks every page
@@ -115,9 +119,9 @@ impl<M: Memory> Type1<M> {
     ///
     /// # Errors
     ///
-    /// In this order: `ZeroSize`; `VaddrInvalid` while the vaddr of a mapping is
-    /// invalid. Then for each mapping: `Unmapped`; `Denied` unless it allows
-    /// reading and writing; `OtherMm` or `MmGone`; `BadAddress`. What was
+    /// In this order: `ZeroSize`; `VaddrInvalid` while the vaddr of any mapping
+    /// is invalid. Then for each mapping: `Unmapped`; `Denied` unless it allows
+    /// both reading and writing; `OtherMm`, `MmGone`; `BadAddress`. What was
     /// written before stays.
     pub fn write(&self, host: &mut dyn Host, iova: u64, data: &[u8]) -> Result<(), Error> {
         let pgsize = self.dirty_page();
@@ -129,10 +133,12 @@ impl<M: Memory> Type1<M> {
             let (chunk, tail) = rest.split_at_checked(n).unwrap_or((rest, &[]));
             let written = host.write_mm(dma.mm, dma.vaddr_of(at), chunk);
             let touched = written.map_or_else(|Fault { done }| done.min(n), |()| n);
-            dma.mark(at, touched as u64, pgsize);
+            if let Ok(span) = Span::new(at, touched as u64) {
+                dma.mark(span, pgsize);
+            }
             written.map_err(|_| Error::BadAddress)?;
             rest = tail;
-            at = at.wrapping_add(n as u64); // past the end comes 0, as in Linux
+            at = at.wrapping_add(n as u64); // 0 comes after the last address, as in Linux
         }
         Ok(())
     }
@@ -141,7 +147,7 @@ impl<M: Memory> Type1<M> {
     ///
     /// # Errors
     ///
-    /// As [`write`](Type1::write), but reading needs READ only.
+    /// As [`write`](Type1::write), but a mapping needs to allow reading only.
     pub fn read(&self, host: &mut dyn Host, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut at = iova;
         let mut rest = data;
@@ -168,8 +174,7 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// The mapping at `iova`, and how many of `len` bytes lie in it. READ is
-    /// needed even to write, as in Linux.
+    /// The mapping at `iova`, and how many of `len` bytes lie in it.
     fn chunk(
         &self,
         host: &dyn Host,
@@ -186,7 +191,7 @@ impl<M: Memory> Type1<M> {
             Reach::Other => return Err(Error::OtherMm),
             Reach::Gone => return Err(Error::MmGone),
         }
-        let left = dma.last.wrapping_sub(iova).saturating_add(1);
+        let left = dma.span.last().wrapping_sub(iova).saturating_add(1);
         let n = usize::try_from(left).map_or(len, |left| left.min(len));
         Ok((dma, n))
     }
@@ -195,55 +200,57 @@ impl<M: Memory> Type1<M> {
     /// that writes to guest memory by itself. Threads may mark at the same time.
     ///
     /// Call it *after* the write, and before anybody is told that the write is
-    /// done (by a completion, an interrupt, or a device that is stopped), since
-    /// that is when somebody makes the last report. The lock around the
-    /// container orders this call (`&self`) with each report (`&mut self`). So a
-    /// copy of the page made after the report that has the mark has the write
-    /// too, and a mark that comes too late for one report is in the next.
+    /// done (by a completion, an interrupt or a device that is stopped), because
+    /// on that somebody makes the last report. The lock around the backend
+    /// orders this call (`&self`) with each report (`&mut self`). So a copy of
+    /// the page that is made after the report with the mark has the write too,
+    /// and a mark that comes too late for one report is in the next.
     ///
     /// # Errors
     ///
-    /// `ZeroSize`, `Wraps`. `Unmapped` if a part of the range lies in no
-    /// mapping: the rest is marked, but no report has that part, nor had one of
-    /// an unmap that came between the write and the mark. So stop writers before
-    /// a range is unmapped.
+    /// `ZeroSize`; `Wraps`; `Unmapped` if a part of the range lies in no
+    /// mapping. The rest is marked then, but no report has that part, nor had
+    /// the report of an unmap that came between the write and the mark. So stop
+    /// writers before you unmap what they write to.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        let last = last_of(iova, size)?;
-        let pgsize = self.dirty_page();
-        let mut covered = true;
-        let mut at = Some(iova);
-        for dma in self.dmas.range(iova, last) {
-            let first = iova.max(dma.iova);
-            covered &= at == Some(first);
-            let end = last.min(dma.last);
-            dma.mark(first, end.wrapping_sub(first).wrapping_add(1), pgsize);
-            at = end.checked_add(1);
-        }
-        if covered && at == last.checked_add(1) {
-            Ok(())
-        } else {
-            Err(Error::Unmapped)
-        }
+        self.mark_span(Span::new(iova, size)?)
     }
-}
 
-impl<M: Memory> Type1<M> {
-    /// Marks the pages whose bits are set in `words`, at the page size of
-    /// `extent`: takes in the report of another tracker. As with
+    /// Marks the pages whose bits are set in `words`, which `extent` describes,
+    /// at its own page size: takes in the report of another tracker. As with
     /// [`mark`](Type1::mark), call it after the writes.
     ///
     /// # Errors
     ///
     /// `Misaligned`, `BitmapSize` or `Wraps` if `extent` does not describe
     /// `words`; nothing is marked then. `Unmapped` if a dirty page lies in no
-    /// mapping; the rest is marked.
+    /// mapping; the rest is marked then.
     pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
         let mut result = Ok(());
         for (first, last) in extent.ranges(words)? {
-            let size = last.wrapping_sub(first).wrapping_add(1);
-            result = result.and(self.mark(first, size));
+            let run = Span::between(first, last);
+            result = result.and(run.map_or(Ok(()), |run| self.mark_span(run)));
         }
         result
+    }
+
+    fn mark_span(&self, span: Span) -> Result<(), Error> {
+        let pgsize = self.dirty_page();
+        let mut covered = true;
+        let mut at = Some(span.first());
+        for dma in self.dmas.range(span) {
+            let Some(part) = dma.span.intersect(span) else {
+                continue; // unreachable: it overlaps
+            };
+            covered &= at == Some(part.first());
+            dma.mark(part, pgsize);
+            at = part.last().checked_add(1);
+        }
+        if covered && at == span.last().checked_add(1) {
+            Ok(())
+        } else {
+            Err(Error::Unmapped)
+        }
     }
 }
 
@@ -255,7 +262,7 @@ impl<M: Memory> Dma<M> {
         pays: bool,
         pgsize: PageSize,
     ) -> Result<u64, Error> {
-        let pfn = first_pin(host, self, iova, pays)?;
+        let pfn = self.first_pin(host, iova, pays)?;
         let bit = self.bit(iova, pgsize);
         if let Some(bitmap) = &mut self.bitmap {
             bitmap.pin(bit);
@@ -263,9 +270,32 @@ impl<M: Memory> Dma<M> {
         Ok(pfn)
     }
 
+    /// Pins the page behind `iova` for a device, and records the pin.
+    fn first_pin(&mut self, host: &mut dyn Host, iova: u64, pays: bool) -> Result<u64, Error> {
+        let mut pfn = [0];
+        self.pin(host, iova, &mut pfn)?;
+        let [pfn] = pfn;
+        let kind = host.page_kind(pfn);
+        let cost = u64::from(pays && kind == PageKind::Normal);
+        let recorded = self.charge(host, cost).and_then(|()| {
+            let inserted = match kind {
+                PageKind::NoPage => Err(Error::NoStructPage),
+                _ => self.pins.insert(iova, pfn).map_err(Error::from),
+            };
+            if inserted.is_err() {
+                self.uncharge(host, cost);
+            }
+            inserted
+        });
+        if recorded.is_err() {
+            host.unpin(pfn, 1, self.prot);
+        }
+        recorded.map(|()| pfn)
+    }
+
     fn unpin_page(&mut self, host: &mut dyn Host, iova: u64, pays: bool, pgsize: PageSize) {
-        // While its pin is looked for: 0.7 x the time among 1e5 pins. (To pin a
-        // page gains nothing.)
+        // The page's bits arrive while its pin is looked for: 0.7 x the time
+        // among 1e5 pins. (A pin gains nothing from it.)
         let bit = self.bit(iova, pgsize);
         if let Some(bitmap) = &mut self.bitmap {
             bitmap.prefetch(bit);
@@ -278,55 +308,11 @@ impl<M: Memory> Dma<M> {
             self.uncharge(host, 1);
         }
         // A granule stays pinned as long as any page in it is.
-        let start = self.iova.wrapping_add(bit << pgsize.shift());
+        let start = self.span.first().wrapping_add(bit << pgsize.shift());
         if let Some(bitmap) = &mut self.bitmap {
             if !self.pins.any_beside(iova, start, start | pgsize.mask()) {
                 bitmap.unpin(bit);
             }
-        }
-    }
-
-    /// Marks the pages that `n` bytes at `iova`, inside the mapping, touch.
-    fn mark(&self, iova: u64, n: u64, pgsize: PageSize) {
-        if let (Some(bitmap), Ok(last)) = (&self.bitmap, last_of(iova, n)) {
-            let first = self.bit(iova, pgsize);
-            let pages = self.bit(last, pgsize).wrapping_sub(first).wrapping_add(1);
-            bitmap.mark(first, pages);
-        }
-    }
-}
-
-/// Pins the page behind `iova` for a device, and keeps it in the mapping.
-fn first_pin<M: Memory>(
-    host: &mut dyn Host,
-    dma: &mut Dma<M>,
-    iova: u64,
-    pays: bool,
-) -> Result<u64, Error> {
-    let mut pfn = [0];
-    dma.pin(host, iova, &mut pfn)?;
-    let [pfn] = pfn;
-    let kind = host.page_kind(pfn);
-    let cost = u64::from(pays && kind == PageKind::Normal);
-    let kept = match dma.charge(host, cost) {
-        Err(e) => Err(e),
-        Ok(()) => {
-            let inserted = if kind == PageKind::NoPage {
-                Err(Error::NoStructPage)
-            } else {
-                dma.pins.insert(iova, pfn).map_err(Error::from)
-            };
-            if inserted.is_err() {
-                dma.uncharge(host, cost);
-            }
-            inserted
-        }
-    };
-    match kept {
-        Ok(()) => Ok(pfn),
-        Err(e) => {
-            host.unpin(pfn, 1, dma.prot);
-            Err(e)
         }
     }
 }

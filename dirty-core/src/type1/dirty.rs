@@ -5,30 +5,29 @@ use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::mem::Words;
 use crate::pgsize::PageSize;
-use crate::type1::map::last_of;
+use crate::span::Span;
 use crate::type1::report::{Dest, Range};
-use crate::type1::user_report::STAGING_WORDS;
-use crate::type1::{Tracking, Type1};
+use crate::type1::{Tracking, Type1, STAGING_WORDS};
 use crate::uapi::{dirty_bitmap_bytes, vfio_bitmap, DIRTY_BITMAP_SIZE_MAX};
 
-/// Test T of A5 and A6: whether a bitmap of `bytes` fits `size` bytes of pages
-/// of the smallest size in `pgsize`.
-fn check_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<PageSize, Error> {
-    let pgsize_min = PageSize::smallest(pgsize).ok_or(Error::WrongPageSize)?;
-    let npages = pgsize_min.pages(size);
+/// Test T of A5 and A6: whether `bytes` of bitmap hold a bit for each page in
+/// `size` bytes, at the smallest page size in `pgsizes`.
+fn check_size(size: u64, pgsizes: u64, bytes: u64) -> Result<(), Error> {
+    let smallest = PageSize::smallest(pgsizes).ok_or(Error::WrongPageSize)?;
+    let npages = smallest.pages(size);
     let fits = npages != 0
         && bytes != 0
         && bytes <= DIRTY_BITMAP_SIZE_MAX
         && bytes >= dirty_bitmap_bytes(npages);
     if fits {
-        Ok(pgsize_min)
+        Ok(())
     } else {
         Err(Error::BitmapSize)
     }
 }
 
 /// The checks of a user's bitmap that need no container.
-pub(crate) fn check_user_bitmap(
+pub(super) fn check_user_bitmap(
     host: &dyn Host,
     size: u64,
     bitmap: &vfio_bitmap,
@@ -36,12 +35,12 @@ pub(crate) fn check_user_bitmap(
     if !host.is_user_range(bitmap.data, bitmap.size) {
         return Err(Error::NotUserRange);
     }
-    check_bitmap(size, bitmap.pgsize, bitmap.size).map(|_| ())
+    check_size(size, bitmap.pgsize, bitmap.size)
 }
 
-/// Likewise for a report to a caller of the core.
-pub(crate) fn check_report(size: u64, pgsize: PageSize, report: &Dest<'_>) -> Result<(), Error> {
-    check_bitmap(size, pgsize.bytes(), report.bytes()).map(|_| ())
+/// As [`check_user_bitmap`], for a caller of the core.
+pub(super) fn check_dest(span: Span, pgsize: PageSize, dest: &Dest<'_>) -> Result<(), Error> {
+    check_size(span.size(), pgsize.bytes(), dest.bytes())
 }
 
 impl<M: Memory> Type1<M> {
@@ -50,8 +49,8 @@ impl<M: Memory> Type1<M> {
     ///
     /// # Errors
     ///
-    /// In this order: `NotV2`; `TooManyPages` if a mapping has more than 2^31-1
-    /// pages; `BitmapBudget`; `NoMemory`. Tracking stays off then.
+    /// `NotV2`; then for each mapping `BitmapBudget`, `TooManyPages` for more
+    /// than 2^31-1 pages, or `NoMemory`. Tracking stays off then.
     pub fn start(&mut self) -> Result<(), Error> {
         self.check_v2()?;
         if self.tracking.is_some() {
@@ -97,30 +96,9 @@ impl<M: Memory> Type1<M> {
         self.tracking = None;
     }
 
-    /// GET_BITMAP of the ioctl, from step 6 of A6 on.
-    pub(crate) fn get_user_bitmap(
-        &mut self,
-        host: &mut dyn Host,
-        iova: u64,
-        size: u64,
-        bitmap: &vfio_bitmap,
-    ) -> Result<(), Error> {
-        let last = last_of(iova, size)?;
-        check_user_bitmap(host, size, bitmap)?;
-        let latched = self.dirty_page();
-        if bitmap.pgsize != latched.bytes() {
-            return Err(Error::WrongPageSize);
-        }
-        let range = self.dirty_range(iova, size, last, latched)?;
-        if self.copy_out(host, range, bitmap.data)? {
-            self.clear(range); // only now (D2)
-        }
-        Ok(())
-    }
-
     /// DIRTY_PAGES GET_BITMAP at any page size: bit k of `dest` is the page at
-    /// `iova + k * pgsize`. Pages that are reported are clean afterwards, unless
-    /// a device pins them.
+    /// `iova + k * pgsize`. The pages that are reported are clean afterwards,
+    /// unless a device pins them.
     ///
     /// # Errors
     ///
@@ -137,39 +115,52 @@ impl<M: Memory> Type1<M> {
         dest: Dest<'_>,
     ) -> Result<(), Error> {
         self.check_v2()?;
-        let last = last_of(iova, size)?;
-        check_report(size, pgsize, &dest)?;
-        let range = self.dirty_range(iova, size, last, pgsize)?;
+        let span = Span::new(iova, size)?;
+        check_dest(span, pgsize, &dest)?;
+        let range = self.dirty_range(span, pgsize)?;
         self.take(range, dest)
     }
 
-    /// Steps 12 to 15 of A6.
-    fn dirty_range(
-        &self,
+    /// GET_BITMAP of the ioctl, from step 6 of A6 on. It takes the bitmaps' own
+    /// page size only.
+    pub(super) fn get_user_bitmap(
+        &mut self,
+        host: &mut dyn Host,
         iova: u64,
         size: u64,
-        last: u64,
-        pgsize: PageSize,
-    ) -> Result<Range, Error> {
-        if !pgsize.max(self.dirty_page()).aligns(iova | size) {
+        bitmap: &vfio_bitmap,
+    ) -> Result<(), Error> {
+        let span = Span::new(iova, size)?;
+        check_user_bitmap(host, size, bitmap)?;
+        let latched = self.dirty_page();
+        if bitmap.pgsize != latched.bytes() {
+            return Err(Error::WrongPageSize);
+        }
+        let range = self.dirty_range(span, latched)?;
+        if self.copy_out(host, range, bitmap.data)? {
+            self.clear(range); // only now, after the last copy (D2)
+        }
+        Ok(())
+    }
+
+    /// Steps 12 to 15 of A6.
+    fn dirty_range(&self, span: Span, pgsize: PageSize) -> Result<Range, Error> {
+        let aligned = span.first() | span.size();
+        if !pgsize.max(self.dirty_page()).aligns(aligned) {
             return Err(Error::Misaligned);
         }
         if self.tracking.is_none() {
             return Err(Error::NotTracking);
         }
-        if self.dmas.bisected(iova, last) {
+        if self.dmas.bisected(span) {
             return Err(Error::Bisects);
         }
-        Ok(Range {
-            first: iova,
-            last,
-            pgsize,
-        })
+        Ok(Range { span, pgsize })
     }
 
-    /// Clears the dirty pages of `range`; pins stay.
-    pub(crate) fn clear(&mut self, range: Range) {
-        for dma in self.dmas.range_mut(range.first, range.last) {
+    /// Cleans the pages of `range`; pins stay.
+    pub(super) fn clear(&mut self, range: Range) {
+        for dma in self.dmas.range_mut(range.span) {
             dma.bitmap.iter_mut().for_each(|b| b.clear());
         }
     }

@@ -5,66 +5,60 @@ use crate::bitmap::Bitmap;
 use crate::error::{Errno, Error, NoMemory};
 use crate::host::{Host, Memory, Mm, PageKind, Prot};
 use crate::mem::tree::Tree;
-use crate::pgsize::{Extent, PageSize};
+use crate::pgsize::PageSize;
 use crate::pins::Pins;
+use crate::span::Span;
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// A mapping of user memory for devices.
-pub(crate) struct Dma<M: Memory> {
-    pub(crate) iova: u64,
-    /// Last address, so that a mapping may end with the address space.
-    pub(crate) last: u64,
-    pub(crate) vaddr: u64,
-    pub(crate) vaddr_invalid: bool,
-    pub(crate) prot: Prot,
+pub(super) struct Dma<M: Memory> {
+    /// Its iovas.
+    pub(super) span: Span,
+    pub(super) vaddr: u64,
+    pub(super) vaddr_invalid: bool,
+    pub(super) prot: Prot,
     /// Whether whoever mapped it might lock memory without limit.
-    pub(crate) lock_cap: bool,
+    pub(super) lock_cap: bool,
     /// Held by `Accounting::grab` until the mapping goes.
-    pub(crate) mm: Mm,
+    pub(super) mm: Mm,
     /// Pages charged to `mm` for this mapping.
-    pub(crate) locked: u64,
+    pub(super) locked: u64,
     /// Whether its pages are pinned and mapped in every domain.
-    pub(crate) iommu_mapped: bool,
-    pub(crate) pins: Pins<M>,
+    pub(super) iommu_mapped: bool,
+    pub(super) pins: Pins<M>,
     /// INVARIANT: there while tracking is on, and only then.
-    pub(crate) bitmap: Option<Bitmap<M>>,
+    pub(super) bitmap: Option<Bitmap<M>>,
 }
 
 impl<M: Memory> Dma<M> {
-    /// Bytes; wraps to 0 for the whole address space, which one mapping
-    /// cannot have.
-    pub(crate) fn size(&self) -> u64 {
-        self.last.wrapping_sub(self.iova).wrapping_add(1)
-    }
-
-    pub(crate) fn npages(&self, pgsize: PageSize) -> u64 {
-        pgsize.pages(self.size())
+    pub(super) fn npages(&self, pgsize: PageSize) -> u64 {
+        pgsize.pages(self.span.size())
     }
 
     /// The user address behind `iova`, which is in the mapping.
-    pub(crate) fn vaddr_of(&self, iova: u64) -> u64 {
-        self.vaddr.wrapping_add(iova.wrapping_sub(self.iova))
+    pub(super) fn vaddr_of(&self, iova: u64) -> u64 {
+        self.vaddr
+            .wrapping_add(iova.wrapping_sub(self.span.first()))
     }
 
     /// The bit of `iova`, which is in the mapping.
-    pub(crate) fn bit(&self, iova: u64, pgsize: PageSize) -> u64 {
-        pgsize.pages(iova.wrapping_sub(self.iova))
+    #[inline]
+    pub(super) fn bit(&self, iova: u64, pgsize: PageSize) -> u64 {
+        pgsize.pages(iova.wrapping_sub(self.span.first()))
     }
 
-    /// Pages `done..` of the mapping, at most so many as fit `words` words.
-    pub(crate) fn pages_from(&self, done: u64, words: usize, pgsize: PageSize) -> Extent {
-        let left = self.npages(pgsize).saturating_sub(done);
-        Extent {
-            bit: 0,
-            iova: self.iova.wrapping_add(done << pgsize.shift()),
-            npages: left.min((words as u64).saturating_mul(64)),
-            pgsize,
+    /// Marks the pages that `span`, inside the mapping, touches.
+    pub(super) fn mark(&self, span: Span, pgsize: PageSize) {
+        if let Some(bitmap) = &self.bitmap {
+            let first = self.bit(span.first(), pgsize);
+            let last = self.bit(span.last(), pgsize);
+            bitmap.mark(first, last.wrapping_sub(first).wrapping_add(1));
         }
     }
 
-    /// Pins pages behind `iova`, at least one and as many as `pfns` has room
-    /// for; returns the pfns.
-    pub(crate) fn pin<'a>(
+    /// Pins pages behind `iova`, at least one and at most one for each entry of
+    /// `pfns`; returns their pfns.
+    pub(super) fn pin<'a>(
         &self,
         host: &mut dyn Host,
         iova: u64,
@@ -80,7 +74,7 @@ impl<M: Memory> Dma<M> {
     }
 
     /// Charges `npages` to the mapping's owner.
-    pub(crate) fn charge(&mut self, host: &mut dyn Host, npages: u64) -> Result<(), Error> {
+    pub(super) fn charge(&mut self, host: &mut dyn Host, npages: u64) -> Result<(), Error> {
         if npages != 0 {
             host.charge(self.mm, npages, self.lock_cap)
                 .map_err(Error::Charge)?;
@@ -91,7 +85,7 @@ impl<M: Memory> Dma<M> {
 
     /// Gives a charge back, but never more than was charged: pins beyond the
     /// limit may have gone unpaid when the last domain left.
-    pub(crate) fn uncharge(&mut self, host: &mut dyn Host, npages: u64) {
+    pub(super) fn uncharge(&mut self, host: &mut dyn Host, npages: u64) {
         let npages = npages.min(self.locked);
         if npages != 0 {
             host.uncharge(self.mm, npages);
@@ -99,9 +93,9 @@ impl<M: Memory> Dma<M> {
         }
     }
 
-    /// How many of `npages` pages at `iova` and `pfn` a domain's mapping pays
-    /// for: reserved pages are free, and pages that a device pinned are paid.
-    pub(crate) fn chargeable(
+    /// How many of the pages at `iova` and after it a domain's mapping pays for:
+    /// reserved pages are free, and pages that a device pinned are paid for.
+    pub(super) fn chargeable(
         &self,
         host: &dyn Host,
         iova: u64,
@@ -109,15 +103,21 @@ impl<M: Memory> Dma<M> {
         page: PageSize,
     ) -> u64 {
         let iovas = (0..).map(|k: u64| iova.wrapping_add(k << page.shift()));
-        let free = |(pfn, iova): &(u64, u64)| {
+        let due = |(pfn, iova): &(u64, u64)| {
             host.page_kind(*pfn) == PageKind::Normal && self.pins.get(*iova).is_none()
         };
-        pfns.zip(iovas).filter(free).count() as u64
+        pfns.zip(iovas).filter(due).count() as u64
     }
 
-    /// Gives the mapping a bitmap at `pgsize`, in which what is pinned is
-    /// pinned, and counts its bytes in `used`, up to `budget`.
-    pub(crate) fn track(
+    /// Pages that devices pinned and that count as locked memory.
+    pub(super) fn pinned_charge(&self, host: &dyn Host) -> u64 {
+        let normal = |(_, pfn): &(u64, u64)| host.page_kind(*pfn) == PageKind::Normal;
+        self.pins.iter().filter(normal).count() as u64
+    }
+
+    /// Gives the mapping a bitmap at `pgsize`, in which every pinned page is
+    /// pinned, and adds its bytes to `used`, which may not exceed `budget`.
+    pub(super) fn track(
         &mut self,
         mem: &M,
         pgsize: PageSize,
@@ -139,7 +139,7 @@ impl<M: Memory> Dma<M> {
     }
 
     /// Undoes [`track`](Dma::track).
-    pub(crate) fn untrack(&mut self, used: &mut u64) {
+    pub(super) fn untrack(&mut self, used: &mut u64) {
         if let Some(bitmap) = self.bitmap.take() {
             *used = used.saturating_sub(Bitmap::<M>::bytes(bitmap.npages()));
         }
@@ -147,78 +147,83 @@ impl<M: Memory> Dma<M> {
 }
 
 /// The mappings of a container; none overlap.
-pub(crate) struct Dmas<M: Memory> {
+pub(super) struct Dmas<M: Memory> {
     tree: Tree<Dma<M>, M>,
 }
 
 impl<M: Memory> Dmas<M> {
-    pub(crate) fn new(mem: &M) -> Self {
+    pub(super) fn new(mem: &M) -> Self {
         Dmas {
             tree: Tree::new(mem),
         }
     }
 
     /// Adds a mapping where none is.
-    pub(crate) fn insert(&mut self, dma: Dma<M>) -> Result<&mut Dma<M>, NoMemory> {
-        self.tree.insert(dma.iova, dma)
+    pub(super) fn insert(&mut self, dma: Dma<M>) -> Result<&mut Dma<M>, NoMemory> {
+        self.tree.insert(dma.span.first(), dma)
     }
 
-    pub(crate) fn remove(&mut self, iova: u64) -> Option<Dma<M>> {
+    /// Takes out the mapping that starts at `iova`.
+    pub(super) fn remove(&mut self, iova: u64) -> Option<Dma<M>> {
         self.tree.remove(iova)
     }
 
-    pub(crate) fn get_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
+    /// The mapping that starts at `iova`.
+    pub(super) fn get_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
         self.tree.get_mut(iova)
     }
 
     /// The mapping that `iova` lies in.
-    pub(crate) fn find(&self, iova: u64) -> Option<&Dma<M>> {
-        self.tree.floor(iova).filter(|dma| dma.last >= iova)
+    pub(super) fn find(&self, iova: u64) -> Option<&Dma<M>> {
+        self.tree.floor(iova).filter(|dma| dma.span.last() >= iova)
     }
 
-    /// Likewise, exclusively.
-    pub(crate) fn find_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
-        self.tree.floor_mut(iova).filter(|dma| dma.last >= iova)
-    }
-
-    /// The mappings that overlap `first..=last`, in order.
-    pub(crate) fn range(&self, first: u64, last: u64) -> impl Iterator<Item = &Dma<M>> {
+    /// As [`find`](Dmas::find), to change it.
+    pub(super) fn find_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
         self.tree
-            .range(first, move |dma| dma.last >= last)
-            .skip_while(move |dma| dma.last < first)
-            .take_while(move |dma| dma.iova <= last)
+            .floor_mut(iova)
+            .filter(|dma| dma.span.last() >= iova)
     }
 
-    /// Likewise, exclusively.
-    pub(crate) fn range_mut(&mut self, first: u64, last: u64) -> impl Iterator<Item = &mut Dma<M>> {
+    /// The mappings that overlap `span`, in ascending order.
+    pub(super) fn range(&self, span: Span) -> impl Iterator<Item = &Dma<M>> {
         self.tree
-            .range_mut(first, move |dma| dma.last >= last)
-            .skip_while(move |dma| dma.last < first)
-            .take_while(move |dma| dma.iova <= last)
+            .range(span.first(), move |dma| dma.span.last() >= span.last())
+            .skip_while(move |dma| dma.span.last() < span.first())
+            .take_while(move |dma| dma.span.first() <= span.last())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Dma<M>> {
-        self.range(0, u64::MAX)
+    /// As [`range`](Dmas::range), to change them.
+    pub(super) fn range_mut(&mut self, span: Span) -> impl Iterator<Item = &mut Dma<M>> {
+        self.tree
+            .range_mut(span.first(), move |dma| dma.span.last() >= span.last())
+            .skip_while(move |dma| dma.span.last() < span.first())
+            .take_while(move |dma| dma.span.first() <= span.last())
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Dma<M>> {
-        self.range_mut(0, u64::MAX)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Dma<M>> {
+        self.range(Span::ALL)
     }
 
-    pub(crate) fn overlaps(&self, first: u64, last: u64) -> bool {
-        self.first_in(first, last).is_some()
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Dma<M>> {
+        self.range_mut(Span::ALL)
     }
 
-    /// Where the first mapping that overlaps `first..=last` starts.
-    pub(crate) fn first_in(&self, first: u64, last: u64) -> Option<u64> {
-        self.range(first, last).next().map(|dma| dma.iova)
+    pub(super) fn overlaps(&self, span: Span) -> bool {
+        self.first_in(span).is_some()
     }
 
-    /// Whether `first..=last` starts or ends inside a mapping.
-    pub(crate) fn bisected(&self, first: u64, last: u64) -> bool {
-        let start = self.find(first);
-        let end = start.filter(|dma| dma.last >= last); // most often
-        let end = end.or_else(|| self.find(last));
-        start.is_some_and(|dma| dma.iova != first) || end.is_some_and(|dma| dma.last != last)
+    /// Where the first mapping that overlaps `span` starts.
+    pub(super) fn first_in(&self, span: Span) -> Option<u64> {
+        self.range(span).next().map(|dma| dma.span.first())
+    }
+
+    /// Whether `span` starts or ends inside a mapping.
+    pub(super) fn bisected(&self, span: Span) -> bool {
+        let start = self.find(span.first());
+        let end = start.filter(|dma| dma.span.last() >= span.last()); // most often
+        let end = end.or_else(|| self.find(span.last()));
+        start.is_some_and(|dma| dma.span.first() != span.first())
+            || end.is_some_and(|dma| dma.span.last() != span.last())
     }
 }

@@ -6,8 +6,9 @@ use crate::error::Error;
 use crate::host::{DomainId, DomainInfo, GroupId, Host, Memory, Prot};
 use crate::mem::List;
 use crate::pgsize::PageSize;
+use crate::span::Span;
 use crate::type1::dma::Dma;
-use crate::type1::domain::{self, Domain};
+use crate::type1::domain::{Domain, Domains};
 use crate::type1::iova::{self, Ranges};
 use crate::type1::Type1;
 
@@ -88,23 +89,14 @@ impl<M: Memory> Type1<M> {
         info: DomainInfo,
     ) -> Result<DomainId, Error> {
         let (first, last) = info.aperture;
-        // No mapping lies outside the ranges.
-        if let (Some(head), Some(tail)) = (self.iova_ranges.first(), self.iova_ranges.last()) {
-            let below = first > head.0 && self.dmas.overlaps(head.0, first.saturating_sub(1));
-            let above = last < tail.1 && self.dmas.overlaps(last.saturating_add(1), tail.1);
-            if below || above {
-                return Err(Error::Aperture);
-            }
+        let aperture = Span::between(first, last).ok_or(Error::Aperture)?;
+        if self.maps_outside(aperture) {
+            return Err(Error::Aperture);
         }
-        for index in 0.. {
-            let Some((start, end)) = host.reserved(id, index) else {
-                break;
-            };
-            if self.dmas.overlaps(start, end) {
-                return Err(Error::ReservedRegion);
-            }
+        if iova::reserved(host, id).any(|hole| self.dmas.overlaps(hole)) {
+            return Err(Error::ReservedRegion);
         }
-        let mut ranges = iova::narrowed(&self.mem, &self.iova_ranges, info.aperture)?;
+        let mut ranges = iova::narrowed(&self.mem, &self.iova_ranges, aperture)?;
         iova::exclude_reserved(&mut ranges, host, id)?;
         if ranges.is_empty() {
             return Err(Error::Aperture);
@@ -128,6 +120,20 @@ impl<M: Memory> Type1<M> {
         Ok(new)
     }
 
+    /// Whether a mapping lies where the valid iovas reach beyond `aperture`. (No
+    /// mapping lies outside the valid iovas.)
+    fn maps_outside(&self, aperture: Span) -> bool {
+        let (Some(head), Some(tail)) = (self.iova_ranges.first(), self.iova_ranges.last()) else {
+            return false;
+        };
+        let valid = Span::between(head.first(), tail.last());
+        let beyond = valid.map_or([None, None], |valid| valid.without(aperture));
+        beyond
+            .into_iter()
+            .flatten()
+            .any(|span| self.dmas.overlaps(span))
+    }
+
     /// The common page sizes once a domain is added. Every mapping must fit
     /// the smallest.
     fn pgsizes_with(&self, info: DomainInfo) -> Result<u64, Error> {
@@ -137,8 +143,7 @@ impl<M: Memory> Type1<M> {
         }
         pgsizes = usable_pgsizes(pgsizes, self.options.page_size);
         let min = PageSize::smallest(pgsizes).ok_or(Error::NoPageSize)?;
-        let fits = |dma: &Dma<M>| min.aligns(dma.iova) && min.aligns(dma.last.wrapping_add(1));
-        if !self.dmas.iter().all(fits) {
+        if !self.dmas.iter().all(|dma| dma.span.is_aligned(min)) {
             return Err(Error::NoPageSize);
         }
         Ok(pgsizes)
@@ -146,19 +151,23 @@ impl<M: Memory> Type1<M> {
 
     /// Brings every mapping into a new domain, or none.
     fn replay(&mut self, host: &mut dyn Host, to: Domain) -> Result<(), Error> {
-        let page = self.options.page_size;
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
         let mut failed = None;
         for dma in self.dmas.iter_mut() {
-            if let Err(e) = domain::replay(host, dma, &self.domains, to, page) {
-                failed = Some((dma.iova, e));
+            if let Err(e) = domains.replay(host, dma, to) {
+                failed = Some((dma.span.first(), e));
                 break;
             }
         }
         let Some((end, e)) = failed else {
             return Ok(());
         };
-        for dma in self.dmas.iter_mut().take_while(|dma| dma.iova < end) {
-            domain::unreplay(host, dma, &self.domains, to, page);
+        let done = self.dmas.iter_mut();
+        for dma in done.take_while(|dma| dma.span.first() < end) {
+            domains.unreplay(host, dma, to);
         }
         Err(e)
     }
@@ -180,7 +189,7 @@ impl<M: Memory> Type1<M> {
             self.leave_domain(host, id, domain);
         }
         if self.groups.is_empty() {
-            self.remove_all(host);
+            self.remove_all(host, Span::ALL);
         }
         if !group.pinned_page_dirty_scope {
             self.narrow_scope();
@@ -205,13 +214,16 @@ impl<M: Memory> Type1<M> {
         }
     }
 
-    /// The last domain goes: unmaps and unpins every mapping. What devices
-    /// pinned has to be paid for from now on, and nothing else.
+    /// The last domain goes: unmaps and unpins every mapping. From now on the
+    /// pins of devices have to be paid for, and nothing else.
     fn unpin_for_domains(&mut self, host: &mut dyn Host) {
-        let page = self.options.page_size;
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
         for dma in self.dmas.iter_mut() {
-            domain::unmap_and_unpin(host, dma, &self.domains, page);
-            let due = domain::pinned_charge(host, dma);
+            domains.unmap_and_unpin(host, dma);
+            let due = dma.pinned_charge(host);
             let surplus = dma.locked.saturating_sub(due);
             dma.uncharge(host, surplus);
             // Beyond the limit the pins stay, and stay unpaid, as in Linux.
@@ -221,13 +233,14 @@ impl<M: Memory> Type1<M> {
 
     /// The valid iovas of the groups that are left.
     fn widened_ranges(&self, host: &dyn Host) -> Result<Ranges<M>, Error> {
-        let mut all = (0, u64::MAX);
-        for domain in self.domains.iter() {
-            let (first, last) = domain.info.aperture;
-            all = (all.0.max(first), all.1.min(last));
-        }
         let mut ranges = List::new(&self.mem);
-        ranges.push(all)?;
+        let apertures = self.domains.iter().map(|domain| domain.info.aperture);
+        let (first, last) = apertures.fold((0, u64::MAX), |all, (first, last)| {
+            (all.0.max(first), all.1.min(last))
+        });
+        if let Some(all) = Span::between(first, last) {
+            ranges.push(all)?;
+        }
         for group in self.groups.iter().filter(|g| g.domain.is_some()) {
             iova::exclude_reserved(&mut ranges, host, group.id)?;
         }
@@ -235,7 +248,7 @@ impl<M: Memory> Type1<M> {
     }
 
     /// The devices of group `id` write through pins only from now on.
-    pub(crate) fn set_pinned_scope(&mut self, id: GroupId) {
+    pub(super) fn set_pinned_scope(&mut self, id: GroupId) {
         let group = self.groups.as_mut_slice().iter_mut().find(|g| g.id == id);
         if let Some(group) = group.filter(|g| !g.pinned_page_dirty_scope) {
             group.pinned_page_dirty_scope = true;
@@ -243,8 +256,8 @@ impl<M: Memory> Type1<M> {
         }
     }
 
-    /// One group fewer writes unseen. What it wrote until now is reported once
-    /// more (D11).
+    /// One group fewer may write anywhere without a mark. What it wrote until
+    /// now is reported once more (D11).
     fn narrow_scope(&mut self) {
         self.num_non_pinned_groups = self.num_non_pinned_groups.saturating_sub(1);
         let skip_read_only = self.options.skip_read_only;
@@ -257,7 +270,7 @@ impl<M: Memory> Type1<M> {
 }
 
 /// Whether the all-dirty rule counts `dma` (D10).
-pub(crate) fn may_be_written<M: Memory>(dma: &Dma<M>, skip_read_only: bool) -> bool {
+pub(super) fn may_be_written<M: Memory>(dma: &Dma<M>, skip_read_only: bool) -> bool {
     !skip_read_only || dma.prot.contains(Prot::WRITE)
 }
 

@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The type1 backend of a container: its state, and the groups in it.
+//! The type1 backend of a container: its state. What is done with it is in the
+//! files beside this one.
 //!
-//! What is done with the state is beside it: `map`, `unmap`, `dirty`
-//! (tracking and reports) and `access` (what devices do).
+//! `ioctl` turns bytes into calls. `groups` attaches and detaches; `map`,
+//! `unmap` and `dirty` do what the user of the container asks for; `access`
+//! does what devices ask for. `report` and `user_report` carry dirty pages out.
+//! `dma` is a mapping and the tree of mappings, `domain` a mapping's pages in an
+//! IOMMU, `iova` the valid iovas.
 
 mod access;
-pub(crate) mod dirty;
-pub(crate) mod dma;
-pub(crate) mod domain;
+mod dirty;
+mod dma;
+mod domain;
 mod groups;
 pub(crate) mod ioctl;
-pub(crate) mod iova;
+mod iova;
 pub(crate) mod map;
 pub(crate) mod report;
 pub(crate) mod unmap;
-pub(crate) mod user_report;
+mod user_report;
 
 use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::mem::{List, Words};
 use crate::pgsize::PageSize;
+use crate::span::Span;
 use crate::type1::dma::Dmas;
 use crate::type1::domain::Domain;
 use crate::type1::groups::Group;
@@ -55,12 +60,16 @@ impl Default for Options {
     }
 }
 
+/// Words of staging memory.
+const STAGING_WORDS: usize = 2048;
+
 /// Dirty-page tracking, while it is on.
-pub(crate) struct Tracking<M: Memory> {
+struct Tracking<M: Memory> {
     /// Granularity, latched by START (D6).
-    pub(crate) pgsize: PageSize,
-    /// Where words wait for a copy to the user.
-    pub(crate) staging: Words<M>,
+    pgsize: PageSize,
+    /// Where words of a report wait for a copy to the user, or for another page
+    /// size. INVARIANT: zero between reports.
+    staging: Words<M>,
 }
 
 /// The type1 backend of a container: mappings, pinned pages and dirty bitmaps.
@@ -190,13 +199,6 @@ impl<M: Memory> Type1<M> {
         self.num_non_pinned_groups != 0
     }
 
-    /// Removes every mapping, pins of devices and all.
-    fn remove_all(&mut self, host: &mut dyn Host) {
-        while let Some(iova) = self.dmas.first_in(0, u64::MAX) {
-            self.remove_dma(host, iova);
-        }
-    }
-
     /// Empties the backend: every group is detached, every mapping goes. Call
     /// it before dropping a backend: dropping one frees its memory, but cannot
     /// give pins back to the host.
@@ -204,6 +206,6 @@ impl<M: Memory> Type1<M> {
         while let Some(id) = self.groups.last().map(|g| g.id) {
             self.detach_group(host, id);
         }
-        self.remove_all(host);
+        self.remove_all(host, Span::ALL);
     }
 }

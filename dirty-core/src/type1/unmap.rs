@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UNMAP_DMA.
 //!
-//! Devices drop their pins first, with the container's lock released; then
-//! everything is checked again (D7), the bits are reported, and only then do
-//! mappings go, all of them (D3, D8).
+//! Devices drop their pins first, while the container's lock is released. Then
+//! everything is checked again (D7) and the dirty pages are reported. Mappings
+//! go last, and all of them, so that no failure loses a bit (D3, D8).
 
 use crate::error::Error;
 use crate::host::{Host, Memory};
 use crate::pgsize::PageSize;
+use crate::span::Span;
 use crate::type1::dirty;
-use crate::type1::map::last_of;
 use crate::type1::report::{Dest, Range};
 use crate::type1::Type1;
 use crate::uapi::{vfio_bitmap, vfio_iommu_type1_dma_unmap};
@@ -31,7 +31,7 @@ pub enum Target {
     All,
 }
 
-/// An unmap under way; it may take several steps.
+/// An unmap under way, which may take several steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Unmap {
     target: Target,
@@ -43,7 +43,7 @@ pub struct Unmap {
 }
 
 impl Unmap {
-    /// Removes mappings.
+    /// An unmap that removes mappings.
     #[must_use]
     pub fn new(target: Target) -> Self {
         Unmap {
@@ -54,7 +54,8 @@ impl Unmap {
         }
     }
 
-    /// Invalidates the vaddr of mappings instead; MAP gives them a new one.
+    /// An unmap that invalidates the vaddr of mappings and keeps them: MAP_DMA
+    /// gives them a new one.
     #[must_use]
     pub fn vaddr(target: Target) -> Self {
         Unmap {
@@ -69,9 +70,9 @@ impl Unmap {
 pub enum Progress {
     /// Done: so many bytes were unmapped or invalidated (modulo 2^64).
     Done(u64),
-    /// Devices still pin pages of the mapping at `iova`. Call the dma_unmap
-    /// callback of each device with this range, the container's lock released,
-    /// and take the next step.
+    /// Devices still pin pages of the mapping at `iova`. Release the container's
+    /// lock, call the dma_unmap callback of each device with this range, and
+    /// take the next step.
     Notify {
         /// First address of the mapping.
         iova: u64,
@@ -80,59 +81,46 @@ pub enum Progress {
     },
 }
 
-/// Where the harvested bits go.
+/// Where the dirty pages of what goes are reported to.
 pub(super) enum Harvest<'a> {
+    /// Nowhere.
     None,
-    /// The user's bitmap, and the argument to write back at an address.
+    /// The user's bitmap if there is one; and the argument, to be written back
+    /// at `addr` with the bytes that were unmapped.
     User {
         bitmap: Option<vfio_bitmap>,
         addr: u64,
         arg: vfio_iommu_type1_dma_unmap,
     },
-    Dest {
-        pgsize: PageSize,
-        dest: Dest<'a>,
-    },
-}
-
-impl Harvest<'_> {
-    /// The page size of the bits, in bytes.
-    fn pgsize(&self) -> Option<u64> {
-        match self {
-            Harvest::User {
-                bitmap: Some(bitmap),
-                ..
-            } => Some(bitmap.pgsize),
-            Harvest::Dest { pgsize, .. } => Some(pgsize.bytes()),
-            _ => None,
-        }
-    }
+    /// A caller of the core.
+    Dest { pgsize: PageSize, dest: Dest<'a> },
 }
 
 impl<M: Memory> Type1<M> {
-    /// One step of UNMAP_DMA: call it again after each [`Progress::Notify`].
+    /// One step of UNMAP_DMA (rule A5 in docs/rules.md). Call it again after
+    /// each [`Progress::Notify`].
     ///
     /// # Errors
     ///
-    /// In this order: `EmulatedGroup` if vaddrs are to be invalidated and an
-    /// emulated group is attached; `Misaligned`, `ZeroSize`, `Wraps` if the
-    /// range is wrong; `Bisects` if it starts or ends inside a mapping (version
-    /// 2 only); `VaddrMismatch` if a vaddr is invalid already; `StillPinned` if
-    /// devices do not unpin when they are told to. Nothing is unmapped then.
+    /// In this order: `EmulatedGroup` if vaddrs are to be invalidated while an
+    /// emulated group is attached; `Misaligned`, `ZeroSize` or `Wraps` for a bad
+    /// range; `Bisects` if it starts or ends inside a mapping, in version 2;
+    /// `VaddrMismatch` if a vaddr is invalid already; `StillPinned` if devices
+    /// do not unpin when they are told to. Nothing changes then.
     pub fn unmap(&mut self, host: &mut dyn Host, unmap: &mut Unmap) -> Result<Progress, Error> {
         self.unmap_step(host, unmap, Harvest::None)
     }
 
-    /// As [`unmap`](Type1::unmap), and writes the dirty pages of what goes to
-    /// `dest`, at any page size: bit k is the page at `iova + k * pgsize`. Pass
-    /// the same `dest` at each step.
+    /// As [`unmap`](Type1::unmap), and reports the dirty pages of what goes, at
+    /// any page size: bit k of `dest` is the page at `iova + k * pgsize`. Pass
+    /// the same destination at each step; only the last one writes to it.
     ///
     /// # Errors
     ///
-    /// `FlagCombination` for an unmap of vaddrs or of [`Target::All`]; then
+    /// `FlagCombination` for an unmap of vaddrs or of [`Target::All`]. Otherwise
     /// those of `unmap`, and before `Bisects`: `NotTracking`; `BitmapSize`;
     /// `Misaligned` if the range is no multiple of `pgsize` and of the bitmaps'
-    /// own page size. Nothing is unmapped then.
+    /// own page size. Nothing changes then.
     pub fn unmap_dirty(
         &mut self,
         host: &mut dyn Host,
@@ -156,47 +144,35 @@ impl<M: Memory> Type1<M> {
         if unmap.vaddr && self.has_emulated_group() {
             return Err(Error::EmulatedGroup);
         }
-        let (first, last) = self.unmap_range(unmap.target)?;
-        let dirty = match harvest.pgsize() {
-            Some(bytes) => Some(self.harvest_range(first, last, bytes, &harvest)?),
-            None => None,
-        };
+        let span = self.unmap_span(unmap.target)?;
+        let dirty = self.harvest_range(span, &harvest)?;
+        let mut going = Some(span);
         if unmap.target != Target::All {
-            if self.v2 && self.dmas.bisected(first, last) {
+            if self.v2 && self.dmas.bisected(span) {
                 return Err(Error::Bisects);
             }
             // Version 1 stops at a mapping that starts before the range.
-            if !self.v2 && self.dmas.find(first).is_some_and(|dma| dma.iova < first) {
-                return self.finish(host, harvest, dirty, first, None);
+            let before = |iova: u64| iova < span.first();
+            if !self.v2 && self.dmas.first_in(span).is_some_and(before) {
+                going = None;
             }
         }
-        if unmap.vaddr {
-            return self.invalidate(host, first, last, harvest);
+        if let (true, Some(span)) = (unmap.vaddr, going) {
+            return self.invalidate(host, span, harvest);
         }
-        let mut hits = self.dmas.range(first, last);
-        let pinned = hits.find(|dma| !dma.pins.is_empty());
-        if let Some((iova, size)) = pinned.map(|dma| (dma.iova, dma.size())) {
-            // Each mapping has its tries; going back to an earlier one counts
-            // as another try of the last.
-            if unmap.asked.is_some_and(|asked| iova <= asked) {
-                unmap.tries = unmap.tries.saturating_add(1);
-            } else {
-                unmap.tries = 0;
-                unmap.asked = Some(iova);
-            }
-            if unmap.tries >= MAX_TRIES {
-                return Err(Error::StillPinned);
-            }
-            return Ok(Progress::Notify { iova, size });
-        }
+        let mut hits = going.into_iter().flat_map(|span| self.dmas.range(span));
+        let pinned = hits.find(|dma| !dma.pins.is_empty()).map(|dma| dma.span);
         drop(hits);
-        self.finish(host, harvest, dirty, first, Some(last))
+        if let Some(span) = pinned {
+            return unmap.notify(span);
+        }
+        self.finish(host, harvest, dirty, going)
     }
 
-    /// First and last address of the target.
-    fn unmap_range(&self, target: Target) -> Result<(u64, u64), Error> {
+    /// The addresses of the target.
+    fn unmap_span(&self, target: Target) -> Result<Span, Error> {
         match target {
-            Target::All => Ok((0, u64::MAX)),
+            Target::All => Ok(Span::ALL),
             Target::Range { iova, size } => {
                 let page = self.min_page();
                 if !page.aligns(iova) {
@@ -208,54 +184,46 @@ impl<M: Memory> Type1<M> {
                 if !page.aligns(size) {
                     return Err(Error::Misaligned);
                 }
-                Ok((iova, last_of(iova, size)?))
+                Span::new(iova, size)
             }
         }
     }
 
-    /// Step 9: whether bits can be harvested at `pgsize` bytes.
-    fn harvest_range(
-        &self,
-        first: u64,
-        last: u64,
-        pgsize: u64,
-        harvest: &Harvest<'_>,
-    ) -> Result<Range, Error> {
+    /// Step 9 of A5: the pages to report, if there is somewhere to report them.
+    fn harvest_range(&self, span: Span, harvest: &Harvest<'_>) -> Result<Option<Range>, Error> {
+        let pgsize = match harvest {
+            Harvest::Dest { pgsize, .. } => Some(*pgsize),
+            Harvest::User {
+                bitmap: Some(bitmap),
+                ..
+            } => PageSize::new(bitmap.pgsize),
+            _ => return Ok(None),
+        };
         if self.tracking.is_none() {
             return Err(Error::NotTracking);
         }
         let latched = self.dirty_page();
-        let size = last.wrapping_sub(first).wrapping_add(1);
-        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
+        let pgsize = pgsize.ok_or(Error::WrongPageSize)?;
         match harvest {
-            Harvest::Dest { dest, .. } => dirty::check_report(size, pgsize, dest)?,
+            Harvest::Dest { dest, .. } => dirty::check_dest(span, pgsize, dest)?,
             _ if pgsize != latched => return Err(Error::WrongPageSize),
             _ => {}
         }
-        if !pgsize.max(latched).aligns(first | size) {
+        if !pgsize.max(latched).aligns(span.first() | span.size()) {
             return Err(Error::Misaligned);
         }
-        Ok(Range {
-            first,
-            last,
-            pgsize,
-        })
+        Ok(Some(Range { span, pgsize }))
     }
 
-    /// Reports, then removes the mappings from `first` to `last`, if any are
-    /// to go.
+    /// Reports, then removes the mappings in `going`, if any are to go.
     fn finish(
         &mut self,
         host: &mut dyn Host,
         harvest: Harvest<'_>,
         dirty: Option<Range>,
-        first: u64,
-        last: Option<u64>,
+        going: Option<Span>,
     ) -> Result<Progress, Error> {
-        let hits = last
-            .into_iter()
-            .flat_map(|last| self.dmas.range(first, last));
-        let size = hits.fold(0u64, |sum, dma| sum.wrapping_add(dma.size()));
+        let size = going.map_or(0, |span| self.mapped_bytes(span));
         match harvest {
             Harvest::None => {}
             Harvest::User { bitmap, addr, arg } => {
@@ -270,39 +238,69 @@ impl<M: Memory> Type1<M> {
                 }
             }
         }
-        if let Some(last) = last {
-            while let Some(iova) = self.dmas.first_in(first, last) {
-                self.remove_dma(host, iova);
-            }
+        if let Some(span) = going {
+            self.remove_all(host, span);
         }
         Ok(Progress::Done(size))
     }
 
-    /// Invalidates the vaddr of every mapping in the range, or of none.
+    /// Removes every mapping that overlaps `span`.
+    pub(super) fn remove_all(&mut self, host: &mut dyn Host, span: Span) {
+        while let Some(iova) = self.dmas.first_in(span) {
+            self.remove_dma(host, iova);
+        }
+    }
+
+    /// Invalidates the vaddr of every mapping in `span`, or of none.
     fn invalidate(
         &mut self,
         host: &mut dyn Host,
-        first: u64,
-        last: u64,
+        span: Span,
         harvest: Harvest<'_>,
     ) -> Result<Progress, Error> {
-        if self.dmas.range(first, last).any(|dma| dma.vaddr_invalid) {
+        if self.dmas.range(span).any(|dma| dma.vaddr_invalid) {
             return Err(Error::VaddrMismatch);
         }
-        let hits = self.dmas.range(first, last);
-        let size = hits.fold(0u64, |sum, dma| sum.wrapping_add(dma.size()));
+        let size = self.mapped_bytes(span);
         if let Harvest::User { addr, arg, .. } = harvest {
             write_back(host, addr, arg, size)?;
         }
-        for dma in self.dmas.range_mut(first, last) {
+        for dma in self.dmas.range_mut(span) {
             dma.vaddr_invalid = true;
             self.vaddr_invalid = self.vaddr_invalid.saturating_add(1);
         }
         Ok(Progress::Done(size))
     }
+
+    /// Bytes of the mappings that overlap `span`.
+    fn mapped_bytes(&self, span: Span) -> u64 {
+        let sizes = self.dmas.range(span).map(|dma| dma.span.size());
+        sizes.fold(0, u64::wrapping_add)
+    }
 }
 
-/// Tells the user what was unmapped, before it is: a fault loses nothing.
+impl Unmap {
+    /// Asks for the devices to be told of a mapping that is still pinned. Each
+    /// mapping has its tries; going back to an earlier mapping counts as another
+    /// try of the last.
+    fn notify(&mut self, mapping: Span) -> Result<Progress, Error> {
+        if self.asked.is_some_and(|asked| mapping.first() <= asked) {
+            self.tries = self.tries.saturating_add(1);
+        } else {
+            self.tries = 0;
+            self.asked = Some(mapping.first());
+        }
+        if self.tries >= MAX_TRIES {
+            return Err(Error::StillPinned);
+        }
+        Ok(Progress::Notify {
+            iova: mapping.first(),
+            size: mapping.size(),
+        })
+    }
+}
+
+/// Tells the user what is unmapped before it is: a fault loses nothing.
 fn write_back(
     host: &mut dyn Host,
     addr: u64,
