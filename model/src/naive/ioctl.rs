@@ -5,31 +5,10 @@ use dirty_core::Errno;
 use dirty_script::Answer;
 
 use super::abi::*;
-use super::mapping::smallest;
+use super::check::{check, test_bitmap};
 use super::process::{is_user_range, Result};
 use super::unmap::{Harvest, Unmap};
 use super::Naive;
-
-/// Test T: whether a bitmap of `bytes` is right for `size` bytes of pages.
-pub(super) fn test_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<()> {
-    if pgsize == 0 {
-        return Err(Errno::EINVAL);
-    }
-    let pages = size / smallest(pgsize);
-    let enough = bytes >= pages.div_ceil(64) * 8;
-    match pages != 0 && bytes != 0 && bytes <= MAX_BITMAP && enough {
-        true => Ok(()),
-        false => Err(Errno::EINVAL),
-    }
-}
-
-/// Fails with EINVAL.
-pub(super) fn check(holds: bool) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(Errno::EINVAL),
-    }
-}
 
 impl Naive {
     pub(super) fn any_ioctl(&mut self, nr: u32, arg: u64) -> Answer {

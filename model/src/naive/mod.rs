@@ -4,6 +4,7 @@
 mod abi;
 mod access;
 mod backend;
+mod check;
 mod ioctl;
 mod mapping;
 mod process;

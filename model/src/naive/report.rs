@@ -7,7 +7,7 @@ use dirty_script::Answer;
 
 use super::abi::Bitmap;
 use super::backend::Backend;
-use super::ioctl::{check, test_bitmap};
+use super::check::{check, test_bitmap};
 use super::process::{is_user_range, Result};
 use super::Naive;
 

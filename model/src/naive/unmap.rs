@@ -6,7 +6,7 @@ use dirty_script::op::{Action, ReportArg, DEVICES};
 use dirty_script::System;
 
 use super::backend::Backend;
-use super::ioctl::{check, test_bitmap};
+use super::check::{check, test_bitmap};
 use super::process::Result;
 use super::Naive;
 
