@@ -7,7 +7,8 @@ use super::abi::MAX_BITMAP;
 use super::mapping::smallest;
 use super::process::Result;
 
-/// Test T: whether a bitmap of `bytes` is right for `size` bytes of pages.
+/// Test T of rule A5: fails unless a bitmap of `bytes` fits `size` bytes of
+/// pages.
 pub(super) fn test_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<()> {
     if pgsize == 0 {
         return Err(Errno::EINVAL);
@@ -20,7 +21,7 @@ pub(super) fn test_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<()> {
     }
 }
 
-/// Fails with EINVAL.
+/// Fails with EINVAL unless the condition holds.
 pub(super) fn check(holds: bool) -> Result<()> {
     match holds {
         true => Ok(()),

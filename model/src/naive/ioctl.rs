@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ioctls' arguments.
+//! The ioctls: their arguments in the process's memory, in the order of checks
+//! of rules A2 to A6.
 
 use dirty_core::Errno;
 use dirty_script::Answer;
@@ -32,13 +33,14 @@ impl Naive {
         .map(|()| 0)
     }
 
+    /// CHECK_EXTENSION.
     fn extension(&self, number: u64) -> bool {
         let backend = self.backend().ok();
         match number {
             1 | 3 | 9 => true, // type1, type1v2, unmap of everything
-            // Coherent DMA.
+            // Coherent DMA: no simulated IOMMU has it.
             4 => backend.is_some_and(|b| b.domains().is_empty()),
-            // New vaddrs.
+            // New vaddrs for mappings.
             10 => backend.is_some_and(|b| !b.has_emulated()),
             _ => false,
         }
@@ -132,7 +134,7 @@ impl Naive {
             vaddr,
             harvest: bitmap.map(|b| Harvest::Ioctl { pgsize: b.pgsize }),
         };
-        let iovas = self.unmap_look(&request)?;
+        let iovas = self.unpin_for_unmap(&request)?;
         let (backend, process) = self.parts()?;
         if let Some(b) = bitmap {
             let last = iova + (size - 1);
