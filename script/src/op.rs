@@ -37,8 +37,8 @@ pub struct DeviceSpec {
     pub pgsizes: Option<u64>,
     /// Whether its driver has a dma_unmap callback.
     pub dma_unmap: bool,
-    /// Whether its driver is the test driver of the recordings, which can be told
-    /// to pin, read and write.
+    /// Whether its driver is the test driver of the recordings, which can be
+    /// told to pin, read and write.
     pub pins: bool,
 }
 
@@ -289,8 +289,8 @@ pub struct GetArg {
     pub size: u64,
     pub bitmap: Bitmap,
     pub ptr: Option<u64>,
-    /// Puts so many bytes of the argument at the very end of [`BUF`], and has the
-    /// ioctl read it there.
+    /// Puts so many bytes of the argument at the very end of [`BUF`], and has
+    /// the ioctl read it there.
     pub hdrend: Option<u64>,
 }
 
@@ -303,8 +303,8 @@ pub struct ReportArg {
     pub pgsize: u64,
     /// Words of the bitmap.
     pub words: u64,
-    /// The byte that they are filled with; `None`: they are zero and the callee is
-    /// told so.
+    /// The byte that they are filled with; `None`: they are zero and the callee
+    /// is told so.
     pub fill: Option<u8>,
 }
 

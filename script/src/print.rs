@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Prints typed operations as lines of a script, which [`parse`](crate::parse())
-//! turns into the same operations.
+//! Prints typed operations as lines of a script, which
+//! [`parse`](crate::parse()) turns into the same operations.
 
 use std::fmt;
 

@@ -26,15 +26,16 @@ pub enum Reply {
     Answer(Answer),
     /// Bytes of memory.
     Bytes(Vec<u8>),
-    /// UNMAP_DMA: its result, `size` in the argument afterwards, and the bitmap if
-    /// one was asked for.
+    /// UNMAP_DMA: its result, `size` in the argument afterwards, and the bitmap
+    /// if one was asked for.
     Unmap(Answer, u64, Option<Words>),
     /// GET_BITMAP: its result, and the bitmap.
     Get(Answer, Words),
-    /// A typed report or harvest: bytes unmapped (0 for a report), and the bitmap.
+    /// A typed report or harvest: bytes unmapped (0 for a report), and the
+    /// bitmap.
     Report(Result<u64, Errno>, Words),
-    /// What a call inside the kernel returned: a value, or minus an errno; an errno
-    /// if the device could not be told to make it.
+    /// What a call inside the kernel returned: a value, or minus an errno; an
+    /// errno if the device could not be told to make it.
     Returned(Result<i32, Errno>),
     /// As `Returned`, for a call by a child process.
     Child(Result<i32, Errno>),

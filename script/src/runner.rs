@@ -161,7 +161,8 @@ fn open(s: &mut dyn System, new: &New) -> String {
     text
 }
 
-// Writing to a string cannot fail, so the results of `write!` are dropped below.
+// Writing to a string cannot fail, so the results of `write!` are dropped
+// below.
 
 /// Attaches a group, and sets the IOMMU type if one is given. Returns whether
 /// both succeeded.

@@ -58,8 +58,8 @@ pub trait System {
     ///
     /// # Errors
     ///
-    /// EBADF if its group is not in the container, EINVAL before an IOMMU type is
-    /// set.
+    /// EBADF if its group is not in the container, EINVAL before an IOMMU type
+    /// is set.
     fn open_device(&mut self, device: DeviceIndex) -> Result<(), Errno>;
 
     /// Closes a device. Its driver unpins everything first.
@@ -72,7 +72,8 @@ pub trait System {
     /// Linux's errno.
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer;
 
-    /// GET_BITMAP as a typed call, into `words`, which hold what `arg.fill` says.
+    /// GET_BITMAP as a typed call, into `words`, which hold what `arg.fill`
+    /// says.
     ///
     /// # Errors
     ///
@@ -90,8 +91,8 @@ pub trait System {
     ///
     /// # Errors
     ///
-    /// The call is not made: EBADF for a closed device, ENOTTY for one whose driver
-    /// cannot be told to make it.
+    /// The call is not made: EBADF for a closed device, ENOTTY for one whose
+    /// driver cannot be told to make it.
     fn pin(&mut self, device: DeviceIndex, iova: u64, n: i32, prot: u32) -> Result<i32, Errno>;
 
     /// vfio_unpin_pages by a device's driver.
@@ -101,8 +102,8 @@ pub trait System {
     /// As [`pin`](System::pin).
     fn unpin(&mut self, device: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno>;
 
-    /// vfio_dma_rw by a device's driver; writes bytes 0x5a. Returns what the call
-    /// returned.
+    /// vfio_dma_rw by a device's driver; writes bytes 0x5a. Returns what the
+    /// call returned.
     ///
     /// # Errors
     ///
@@ -131,8 +132,8 @@ pub trait System {
     /// As [`pin`](System::pin).
     fn on_unmap(&mut self, device: DeviceIndex, actions: &[Action]) -> Answer;
 
-    /// Makes the `n`-th thing of a kind fail during the next operation. Only the
-    /// [simulated host](crate::sim) can do that.
+    /// Makes the `n`-th thing of a kind fail during the next operation. Only
+    /// the [simulated host](crate::sim) can do that.
     ///
     /// # Errors
     ///
@@ -141,8 +142,8 @@ pub trait System {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Ends the operation that faults were ordered for: faults that were not met are
-    /// forgotten.
+    /// Ends the operation that faults were ordered for: faults that were not
+    /// met are forgotten.
     fn end_faults(&mut self) {}
 
     /// The counters of a device's driver.
@@ -155,8 +156,8 @@ pub trait System {
     /// The pages that are charged as locked memory.
     fn locked_pages(&self) -> u64;
 
-    /// Sets the module parameter `dma_entry_limit` for containers opened from now
-    /// on.
+    /// Sets the module parameter `dma_entry_limit` for containers opened from
+    /// now on.
     fn set_entry_limit(&mut self, limit: u32);
 
     /// Maps fresh user memory at an address.
@@ -166,11 +167,11 @@ pub trait System {
     /// The kernel's errno.
     fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno>;
 
-    /// Reads user memory; returns false, with `buf` in any state, if a byte cannot be
-    /// read.
+    /// Reads user memory; returns false, with `buf` in any state, if a byte
+    /// cannot be read.
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool;
 
-    /// Writes user memory; returns false if a byte cannot be written. Bytes before
-    /// it may have been.
+    /// Writes user memory; returns false if a byte cannot be written. Bytes
+    /// before it may have been.
     fn poke(&mut self, addr: u64, buf: &[u8]) -> bool;
 }

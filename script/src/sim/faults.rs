@@ -15,7 +15,8 @@ pub(super) struct Countdown {
 }
 
 impl Countdown {
-    /// Counts `n` chances to fail. Returns which of them fails, from 0, if one does.
+    /// Counts `n` chances to fail. Returns which of them fails, from 0, if one
+    /// does.
     pub(super) fn strikes(&self, n: u64) -> Option<u64> {
         let left = self.left.get();
         if left == 0 || left > n {

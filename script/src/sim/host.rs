@@ -44,7 +44,8 @@ unsafe impl Memory for CountingMemory {
 
     unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
         self.live.set(self.live.get() - 1);
-        // SAFETY: the caller promises that `ptr` was allocated above with this layout.
+        // SAFETY: the caller promises that `ptr` was allocated above with this
+        // layout.
         unsafe { dealloc(ptr.as_ptr(), layout) }
     }
 }
@@ -148,8 +149,8 @@ impl Pinning for SimHost {
         let attempts = n as u64 + u64::from(n < wanted);
         let n = match self.faults.pin.strikes(attempts) {
             Some(at) => {
-                // `pin` reports an errno for the first page of a call only, so a
-                // fault at a later page waits for the next call.
+                // `pin` reports an errno for the first page of a call only, so
+                // a fault at a later page waits for the next call.
                 if at != 0 {
                     self.faults.pin.postpone();
                 }

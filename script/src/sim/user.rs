@@ -30,8 +30,8 @@ impl Default for User {
 }
 
 impl User {
-    /// Adds a region. Returns false, and adds nothing, if it is empty or overlaps
-    /// another.
+    /// Adds a region. Returns false, and adds nothing, if it is empty or
+    /// overlaps another.
     pub fn map(&mut self, addr: u64, size: u64, write: bool) -> bool {
         let taken = |r: &(u64, u64, bool)| addr < r.0 + r.1 && r.0 < addr.saturating_add(size);
         let free = size != 0 && !self.regions.iter().any(taken);
@@ -41,8 +41,8 @@ impl User {
         free
     }
 
-    /// How many of `len` bytes from `addr` on can be read (or written, if `write`).
-    /// Ends with the region, even if another follows.
+    /// How many of `len` bytes from `addr` on can be read (or written, if
+    /// `write`). Ends with the region, even if another follows.
     #[must_use]
     pub fn accessible(&self, addr: u64, len: usize, write: bool) -> usize {
         let region = self
@@ -71,7 +71,8 @@ impl User {
         n
     }
 
-    /// Writes up to the first byte that cannot be written; returns how many bytes.
+    /// Writes up to the first byte that cannot be written; returns how many
+    /// bytes.
     pub fn write(&mut self, addr: u64, buf: &[u8]) -> usize {
         let n = self.accessible(addr, buf.len(), true);
         for (page, offset, piece) in pieces(addr, n) {
@@ -83,8 +84,8 @@ impl User {
     }
 }
 
-/// Splits `n` bytes from `addr` on at page boundaries: the page, the offset in it,
-/// and which of the bytes.
+/// Splits `n` bytes from `addr` on at page boundaries: the page, the offset in
+/// it, and which of the bytes.
 fn pieces(addr: u64, n: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
     let mut done = 0;
     iter::from_fn(move || {
