@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Walks over pages and over runs, against a look at every bit.
+//! Compares walks over dirty pages and runs with a look at every bit.
 
 mod support;
 
@@ -40,7 +40,7 @@ proptest! {
         let all = bits(&words);
         prop_assert!(pages(&words).eq(all.iter().copied()));
         prop_assert!(runs(&words).eq(naive_runs(&all)));
-        // The rest of a walk that has begun, all at once.
+        // `for_each` on a walk that has begun visits the rest.
         let mut rest = pages(&words);
         rest.by_ref().take(skip).for_each(drop);
         let mut found = Vec::new();
@@ -79,7 +79,7 @@ proptest! {
             let mut found = Vec::new();
             bitmap.runs().for_each(|run| found.push(run));
             prop_assert_eq!(found, naive_runs(&all));
-            bitmap.clear(); // what is pinned stays
+            bitmap.clear(); // pinned pages stay dirty
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A container on a test host, and short ways to call it.
+//! A container on the test host, with short ways to call it.
 
 use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
 use dirty_core::uapi::*;
@@ -10,15 +10,15 @@ use dirty_core::{Target, Type1, Unmap};
 use super::host::Books;
 use super::{words, Spec, TestHost, TestMemory};
 
-/// The CPU's page.
+/// Bytes of a CPU page.
 pub(crate) const PAGE: u64 = 4096;
-/// Where arguments of ioctls go: one page, then a hole.
+/// Where arguments of ioctls are put: one page, then a hole.
 pub(crate) const ARG: u64 = 0x1000_0000;
-/// Where bitmaps of ioctls go.
+/// Where ioctls write bitmaps.
 pub(crate) const BITMAP: u64 = 0x2000_0000;
-/// Bytes there; then a hole.
+/// Bytes at [`BITMAP`]; then a hole.
 pub(crate) const BITMAP_BYTES: u64 = 0x10000;
-/// User address behind iova 0; see [`vaddr`].
+/// The user address behind iova 0; see [`vaddr`].
 const VADDR: u64 = 1 << 44;
 
 /// The user address that [`Rig::map`] puts behind an iova.
@@ -56,8 +56,8 @@ impl Via {
     pub(crate) const ALL: [Via; 3] = [Via::Ioctl, Via::Words, Via::Zeroed];
 }
 
-/// What a failed call must not change: dirty bits aside, which a snapshot
-/// would clear.
+/// Everything that a failed call must not change, except dirty bits, which a
+/// snapshot would clear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     books: Books,
@@ -65,7 +65,8 @@ pub(crate) struct Snapshot {
     tracking: Option<PageSize>,
 }
 
-/// A container, its host and its memory. When it goes, nothing may be left.
+/// A container, its host and its allocator. When it is dropped, nothing may be
+/// left in the host or the allocator.
 pub(crate) struct Rig {
     pub(crate) container: Container<TestMemory>,
     pub(crate) host: TestHost,
@@ -87,8 +88,8 @@ impl Rig {
         }
     }
 
-    /// A container of type `kind` with groups 0, 1, ... and in each an open
-    /// device that may pin. Without a spec a group is emulated.
+    /// A container of type `kind` with groups 0, 1, ..., each with an open
+    /// device that may pin. A group without a spec is emulated.
     pub(crate) fn new(options: Options, kind: u64, groups: &[Option<Spec>]) -> Rig {
         let mut rig = Rig::empty(options);
         for (group, spec) in (0..).zip(groups) {
@@ -99,12 +100,12 @@ impl Rig {
         rig
     }
 
-    /// Version 2, with these groups.
+    /// A version 2 container with these groups.
     pub(crate) fn with(groups: &[Option<Spec>]) -> Rig {
         Rig::new(Options::default(), VFIO_TYPE1v2_IOMMU, groups)
     }
 
-    /// Version 2, with one emulated group.
+    /// A version 2 container with one emulated group.
     pub(crate) fn emulated() -> Rig {
         Rig::with(&[None])
     }
@@ -119,7 +120,7 @@ impl Rig {
             .attach_group(&mut self.host, GroupId(group), emulated)
     }
 
-    /// Opens a device that may pin; it has the number of its group.
+    /// Opens a device that may pin, with the number of its group.
     pub(crate) fn open(&mut self, group: u64) -> Result<(), Error> {
         self.container
             .open_device(DeviceId(group), GroupId(group), true)
@@ -158,12 +159,12 @@ impl Rig {
         self.container.backend_mut()?.unmap(&mut self.host, unmap)
     }
 
-    /// Maps, with a user address of its own, to read and write.
+    /// Maps a range to a user address of its own, for reading and writing.
     pub(crate) fn map(&mut self, iova: u64, size: u64) -> Result<(), Error> {
         self.map_prot(iova, size, Prot::READ_WRITE)
     }
 
-    /// Likewise for some rights.
+    /// As [`map`](Rig::map), with the protection `prot`.
     pub(crate) fn map_prot(&mut self, iova: u64, size: u64, prot: Prot) -> Result<(), Error> {
         let map = Map {
             iova,
@@ -174,13 +175,13 @@ impl Rig {
         self.try_map(&map)
     }
 
-    /// Maps, and gives the memory that the mapping stands for to the process.
+    /// Maps a range, and adds the memory behind it to the process.
     pub(crate) fn map_memory(&mut self, iova: u64, size: u64) {
         self.host.add_memory(vaddr(iova), size);
         self.map(iova, size).expect("map");
     }
 
-    /// Pins `n` pages for the device of group 0; their pfns.
+    /// Pins `n` pages for the device of group 0. Returns their pfns.
     pub(crate) fn pin(&mut self, iova: u64, n: usize) -> Result<Vec<u64>, Error> {
         self.pin_by(0, iova, n)
     }
@@ -224,14 +225,15 @@ impl Rig {
         self.host.copy_to_user(ARG, arg).expect("argument");
     }
 
-    /// An ioctl with an argument in memory. Devices unpin when they are told.
+    /// Makes an ioctl with `arg` as its argument. Devices unpin in their
+    /// callback.
     pub(crate) fn ioctl(&mut self, nr: u32, arg: &[u8]) -> Result<u32, Error> {
         self.put(arg);
         self.ioctl_at(nr, ARG, |rig, iova, size| rig.unpin(iova, size / PAGE))
     }
 
-    /// Likewise with the argument at some address, and `dma_unmap` for what
-    /// the devices do when they are told of an unmap.
+    /// Makes an ioctl whose argument is at `addr`. `dma_unmap` is what devices
+    /// do in their callback.
     pub(crate) fn ioctl_at(
         &mut self,
         nr: u32,
@@ -251,13 +253,13 @@ impl Rig {
         }
     }
 
-    /// Removes the mappings of a range; devices unpin when they are told.
+    /// Removes the mappings of a range. Devices unpin in their callback.
     pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Error> {
         let target = Target::Range { iova, size };
         self.unmap_with(target, |rig, iova, size| rig.unpin(iova, size / PAGE))
     }
 
-    /// Likewise, with what the devices do instead.
+    /// Removes mappings. `dma_unmap` is what devices do in their callback.
     pub(crate) fn unmap_with(
         &mut self,
         target: Target,
@@ -272,12 +274,12 @@ impl Rig {
         }
     }
 
-    /// Argument of GET_BITMAP.
+    /// The argument of GET_BITMAP.
     pub(crate) fn get_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
         pack(&[48, 4], &[iova, size, page, bytes, BITMAP])
     }
 
-    /// Argument of UNMAP_DMA with bitmap.
+    /// The argument of UNMAP_DMA with a bitmap.
     pub(crate) fn unmap_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
         pack(&[48, 1], &[iova, size, page, bytes, BITMAP])
     }
@@ -306,7 +308,7 @@ impl Rig {
             .get_bitmap(iova, size, pgsize(page), report)
     }
 
-    /// UNMAP with bitmap into `words`; bytes unmapped.
+    /// UNMAP_DMA with a bitmap into `words`. Returns the bytes unmapped.
     pub(crate) fn harvest(
         &mut self,
         via: Via,
@@ -354,8 +356,8 @@ impl Rig {
         result
     }
 
-    /// The pages of a range that the ioctl reports dirty, at the granularity
-    /// that tracking has. They are clean afterwards.
+    /// Reports a range by the ioctl, at the granularity of tracking. Returns
+    /// the pages that were dirty; they are clean afterwards.
     pub(crate) fn dirty(&mut self, iova: u64, size: u64) -> Vec<u64> {
         let page = self.tracking().expect("tracking").bytes();
         let mut words = vec![0; (size / page).div_ceil(64) as usize];
@@ -364,7 +366,7 @@ impl Rig {
         words::bits(&words)
     }
 
-    /// The user's bitmap.
+    /// The first `n` words of the user's bitmap.
     pub(crate) fn read_words(&mut self, n: usize) -> Vec<u64> {
         let at = (BITMAP..).step_by(8).take(n);
         at.map(|addr| self.read_u64(addr)).collect()
@@ -381,7 +383,8 @@ impl Rig {
         u64::from_ne_bytes(bytes)
     }
 
-    /// GET_INFO with room for everything; empty if no type is set.
+    /// The answer of GET_INFO with room for everything; zeros if no type is
+    /// set.
     pub(crate) fn info(&mut self) -> Vec<u8> {
         let got = self.ioctl(VFIO_IOMMU_GET_INFO, &pack(&[1024, 0], &[0; 127]));
         let mut bytes = vec![0; 1024];
@@ -392,14 +395,14 @@ impl Rig {
         bytes
     }
 
-    /// How many more mappings are possible: capability 3, the second one.
+    /// How many more mappings are possible, as capability 3 says.
     pub(crate) fn dma_avail(&mut self) -> u32 {
         let info = self.info();
         let avail = info[64..68].try_into().expect("4 bytes");
         u32::from_ne_bytes(avail)
     }
 
-    /// What can be seen of the container and the host without a change.
+    /// Everything that can be seen of container and host without changing them.
     pub(crate) fn snapshot(&mut self) -> Snapshot {
         Snapshot {
             books: self.host.books.clone(),
@@ -412,7 +415,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // one failure is enough
+            return; // a second panic would hide the first
         }
         self.container.close(&mut self.host);
         assert_eq!(self.host.books, Books::default(), "left after close");
