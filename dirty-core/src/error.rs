@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a call failed, by cause; the errno is made at the edge.
+//! Why a call failed, by cause. The errno is made at the edge.
 
 use core::fmt;
 
@@ -12,7 +12,7 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: Errno = Errno($value);)*
 
-            /// The symbolic name, for the numbers that the core or its hosts use.
+            /// The symbolic name, for a number that the core or its hosts use.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
@@ -47,7 +47,7 @@ impl fmt::Debug for Errno {
 
 macro_rules! errors {
     ($($(#[$doc:meta])* $name:ident => $errno:ident, $text:literal;)*) => {
-        /// Why a call failed. [`Error::errno`] gives what Linux would answer.
+        /// Why a call failed. [`Error::errno`] is what Linux answers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Error {
@@ -63,7 +63,7 @@ macro_rules! errors {
         }
 
         impl Error {
-            /// Every cause that has an errno of its own.
+            /// Every cause whose errno does not come from the host.
             pub const ALL: &'static [Error] = &[$(Error::$name,)*];
 
             /// What Linux answers for this cause.

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The boundary: what the core asks of its host.
 //!
-//! The core decides everything; a host only does what it is told. A host is
-//! passed to each call that needs one, as `&mut dyn Host`; the core keeps
-//! nothing of it but the [`Memory`] handle it was created with.
+//! The core decides everything, and a host only does what it is told. A host is
+//! passed to each call that needs one, as `&mut dyn Host`. The core keeps
+//! nothing of it but the [`Memory`] handle that it was created with.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use crate::error::Errno;
 
-/// Where the core's memory comes from. There is no global allocator.
+/// Where the core's memory comes from; it uses no global allocator.
 ///
 /// # Safety
 ///
@@ -20,10 +20,11 @@ use crate::error::Errno;
 /// [`free`](Memory::free) of this handle or of a clone of it.
 #[allow(unsafe_code)] // the core's memory safety rests on it
 pub unsafe trait Memory: Clone {
-    /// Allocates zeroed memory, or `None`. `layout.size()` is never 0.
+    /// Allocates zeroed memory; `None` if there is none. `layout.size()` is never
+    /// 0.
     fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>>;
 
-    /// Gives memory back.
+    /// Frees memory.
     ///
     /// # Safety
     ///
@@ -32,8 +33,8 @@ pub unsafe trait Memory: Clone {
     unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout);
 }
 
-/// An address space that a mapping points into; what it stands for is the
-/// host's business (a process, or memory that the host owns).
+/// An address space that a mapping points into. The host decides what it stands
+/// for: a process, or memory that the host owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mm(pub u64);
 
@@ -49,7 +50,7 @@ pub struct DomainId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceId(pub u64);
 
-/// What a device may do with memory: the low two flag bits of `MAP_DMA`.
+/// What a device may do with memory: the low two flag bits of MAP_DMA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prot(pub u32);
 
@@ -61,15 +62,15 @@ impl Prot {
     /// Both.
     pub const READ_WRITE: Prot = Prot(3);
 
-    /// True if every right in `other` is in `self`.
+    /// Whether every right in `other` is in `self`.
     #[must_use]
     pub const fn contains(self, other: Prot) -> bool {
         self.0 & other.0 == other.0
     }
 }
 
-/// A copy stopped at a bad address. The first `done` bytes may have been
-/// copied, no byte after them was.
+/// A copy stopped at a bad address. The first `done` bytes may have been copied;
+/// no byte after them was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Bytes that may have been copied.
@@ -79,26 +80,25 @@ pub struct Fault {
 /// What stands behind a pfn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
-    /// Ordinary memory: counts as locked while it is pinned.
+    /// Ordinary memory, which counts as locked while it is pinned.
     Normal,
-    /// Reserved: never counts as locked.
+    /// A reserved page, which never counts as locked.
     Reserved,
-    /// No `struct page` (device memory): never counts, and a device may not
-    /// pin it by `pin_pages`.
+    /// Device memory without a `struct page`, which never counts as locked.
+    /// `pin_pages` refuses it.
     NoPage,
 }
 
 /// Pinning of pages.
 pub trait Pinning {
-    /// Pins up to `pfns.len()` pages of `mm` from the page that holds `vaddr`
-    /// on, for writing too if `prot` has [`Prot::WRITE`]. Stores their pfns
-    /// and returns how many were pinned: at least one, or else why the first
-    /// could not be.
+    /// Pins up to `pfns.len()` pages of `mm`, from the page that holds `vaddr`
+    /// on, for writing too if `prot` has [`Prot::WRITE`]. Stores their pfns and
+    /// returns how many were pinned, at least one.
     ///
     /// # Errors
     ///
-    /// The errno of the first page: EFAULT for a bad address, ENOMEM, ENODEV
-    /// if `mm` is gone.
+    /// Why the first page could not be pinned: EFAULT for a bad address, ENOMEM,
+    /// ENODEV if `mm` is gone.
     fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno>;
 
     /// Drops one pin of each of `npages` pages from `pfn` on. Cannot fail.
@@ -108,31 +108,32 @@ pub trait Pinning {
     fn page_kind(&self, pfn: u64) -> PageKind;
 }
 
-/// Whether the caller of the core may touch an address space.
+/// Whether the caller of the core may access an address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// It is the caller's own, or the caller is a kernel thread that adopts it.
+    /// It may: the address space is its own, or it is a kernel thread that can
+    /// adopt it.
     Own,
-    /// It belongs to somebody else.
+    /// It may not: the address space belongs to another process.
     Other,
-    /// It has ended.
+    /// The address space has ended.
     Gone,
 }
 
 /// Address spaces and the locked memory that they pay for.
 pub trait Accounting {
-    /// Takes a reference to the address space that a mapping made now points
-    /// into.
+    /// Takes a reference to the address space of the caller, into which a mapping
+    /// made now points.
     ///
     /// # Errors
     ///
-    /// The host's errno if there is none.
+    /// The host's errno if the caller has none.
     fn grab(&mut self) -> Result<Mm, Errno>;
 
-    /// Gives such a reference back.
+    /// Drops a reference that [`grab`](Accounting::grab) took.
     fn release(&mut self, mm: Mm);
 
-    /// Whether the caller may touch `mm` now.
+    /// Whether the caller may access `mm` now.
     fn reach(&self, mm: Mm) -> Reach;
 
     /// Whether the caller may lock memory beyond its limit (`CAP_IPC_LOCK`).
@@ -142,18 +143,18 @@ pub trait Accounting {
     ///
     /// # Errors
     ///
-    /// ENOMEM beyond `RLIMIT_MEMLOCK` unless `lock_cap`; EINTR; ESRCH if `mm`
-    /// is gone.
+    /// ENOMEM beyond `RLIMIT_MEMLOCK` unless `lock_cap` is set; EINTR; ESRCH if
+    /// `mm` is gone.
     fn charge(&mut self, mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno>;
 
     /// Counts `npages` fewer locked pages of `mm`.
     fn uncharge(&mut self, mm: Mm, npages: u64);
 }
 
-/// Copies from and to the memory of users.
+/// Copies from and to user memory.
 pub trait UserMemory {
-    /// Whether `[addr, addr + len)` lies in the range of user addresses; says
-    /// nothing of what is mapped there.
+    /// Whether the `len` bytes at `addr` lie in the range of user addresses. They
+    /// need not be mapped.
     fn is_user_range(&self, addr: u64, len: u64) -> bool;
 
     /// Copies `buf.len()` bytes from `addr` of the calling process.
@@ -170,14 +171,16 @@ pub trait UserMemory {
     /// A [`Fault`] at a bad address.
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault>;
 
-    /// Copies from `vaddr` of `mm`, which the core knows to be in reach.
+    /// Fills `buf` from `vaddr` of `mm`, for which [`reach`](Accounting::reach)
+    /// was [`Reach::Own`].
     ///
     /// # Errors
     ///
     /// A [`Fault`] at a bad address.
     fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault>;
 
-    /// Copies to `vaddr` of `mm`, which the core knows to be in reach.
+    /// Copies `buf` to `vaddr` of `mm`, for which [`reach`](Accounting::reach)
+    /// was [`Reach::Own`].
     ///
     /// # Errors
     ///
@@ -188,19 +191,21 @@ pub trait UserMemory {
 /// What an IOMMU domain can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainInfo {
-    /// Supported page sizes: bit k stands for 2^k bytes.
+    /// The page sizes that it supports: bit k stands for 2^k bytes.
     pub pgsize_bitmap: u64,
-    /// First and last address that the domain translates.
+    /// The first and the last address that it translates.
     pub aperture: (u64, u64),
     /// Whether DMA is cache-coherent, whatever the device asks for.
     pub coherent: bool,
-    /// Whether the group's interrupts are isolated from other groups'.
+    /// Whether the group's interrupts are isolated from those of other groups, or
+    /// may be treated as if they were.
     pub isolated_msi: bool,
-    /// Groups whose domains are of one kind may share a domain.
+    /// Groups whose domains have the same kind may share a domain.
     pub kind: u64,
 }
 
-/// The IOMMU behind groups that have one. Emulated groups never get here.
+/// The IOMMU behind groups that have one. Nothing here is called for emulated
+/// groups.
 pub trait Iommu {
     /// Creates a domain and attaches `group` to it.
     ///
@@ -209,20 +214,20 @@ pub trait Iommu {
     /// The driver's errno.
     fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno>;
 
-    /// Attaches `group` to `domain` instead, if it can; its old domain `old`
-    /// is then free again and gone. False: nothing changed.
+    /// Moves `group` from its domain `old` to `domain`, and frees `old`. Returns
+    /// false, and changes nothing, if the group cannot share that domain.
     fn join(&mut self, group: GroupId, old: DomainId, domain: DomainId) -> bool;
 
-    /// Detaches `group` from `domain`; `last` says that no group is left in
-    /// it, so that the domain goes too.
+    /// Detaches `group` from `domain`. If `last` is set, no group is left in the
+    /// domain, and the domain goes too.
     fn detach(&mut self, group: GroupId, domain: DomainId, last: bool);
 
-    /// The `index`-th reserved region of `group`: first and last address. No
-    /// mapping may lie there.
+    /// The first and the last address of reserved region `index` of `group`,
+    /// where no mapping may lie; `None` after the last region.
     fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)>;
 
-    /// Maps `npages` pages from `iova` on to the pages from `pfn` on. On an
-    /// error nothing of it stays mapped.
+    /// Maps `npages` pages from `iova` on to the pages from `pfn` on. On an error
+    /// none of them stays mapped.
     ///
     /// # Errors
     ///
@@ -236,14 +241,14 @@ pub trait Iommu {
         prot: Prot,
     ) -> Result<(), Errno>;
 
-    /// Unmaps `npages` pages, never 0, from `iova` on. Cannot fail.
+    /// Unmaps `npages` pages from `iova` on, at least one. Cannot fail.
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64);
 
-    /// The pfn that `iova` is mapped to.
+    /// The pfn that `iova` is mapped to, if it is mapped.
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64>;
 }
 
-/// Everything the core asks for, in one object.
+/// Everything that the core asks for, in one object.
 pub trait Host: Pinning + Accounting + UserMemory + Iommu {}
 
 impl<T: Pinning + Accounting + UserMemory + Iommu> Host for T {}

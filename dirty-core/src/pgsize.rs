@@ -9,7 +9,7 @@ pub struct PageSize {
 }
 
 impl PageSize {
-    /// `bytes` must be a power of two.
+    /// A page size of so many bytes; `None` unless they are a power of two.
     #[must_use]
     pub const fn new(bytes: u64) -> Option<PageSize> {
         if bytes.is_power_of_two() {
@@ -19,7 +19,8 @@ impl PageSize {
         }
     }
 
-    /// The smallest of a `pgsize_bitmap`, where bit k stands for 2^k bytes.
+    /// The smallest page size of a `pgsize_bitmap`, in which bit k stands for 2^k
+    /// bytes; `None` if it is 0.
     #[must_use]
     pub const fn smallest(pgsize_bitmap: u64) -> Option<PageSize> {
         if pgsize_bitmap == 0 {
@@ -30,7 +31,7 @@ impl PageSize {
         })
     }
 
-    /// Bytes of a page.
+    /// The bytes of a page.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         1 << self.shift
@@ -42,13 +43,13 @@ impl PageSize {
         self.shift
     }
 
-    /// Whether `value` is a multiple.
+    /// Whether `value` is a multiple of the page size.
     #[must_use]
     pub const fn aligns(self, value: u64) -> bool {
         value & self.mask() == 0
     }
 
-    /// Whole pages in `size` bytes.
+    /// The number of whole pages in `size` bytes.
     #[must_use]
     pub const fn pages(self, size: u64) -> u64 {
         size >> self.shift

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The interface of `linux/vfio.h` that a type1 container speaks, under its C
-//! names. Layouts and numbers are proved below, for LP64.
+//! The part of `linux/vfio.h` that a type1 container uses, under its C names. The
+//! compiler checks layouts and numbers, for LP64.
 
 #![allow(non_camel_case_types, non_upper_case_globals)]
 

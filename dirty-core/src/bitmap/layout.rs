@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the bits of a bitmap lie: in one array, a bit for each page (dirty, then
-//! pinned), behind them a bit for each line (summaries).
+//! Where the bits of a bitmap lie: in one array. First comes a bit for each page,
+//! dirty and then pinned; then a bit for each line, in three summaries (dirty,
+//! pinned, locked).
 //!
-//! A page that is in the bitmap has its words in the array; to check that once
-//! more for each word would take a mark 1.2 x the time. So this module is
-//! `unsafe` too.
+//! A page that is in the bitmap has its words in the array. Checking that once
+//! more for each word would make a mark take 1.2 x the time, so this module uses
+//! `unsafe`.
 #![allow(unsafe_code)]
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
@@ -42,24 +43,27 @@ pub(crate) struct Layout<M: Memory> {
     lines: usize,
 }
 
-/// The parts of a bitmap: a bit for each page, and a bit for each line.
+/// The bits of a bitmap, as slices.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    /// Of lines that are in `lines`; the rest is stale.
+    /// A bit for each page. What is not in `lines` is stale.
     pub(crate) dirty: &'a [u64],
+    /// A bit for each page.
     pub(crate) pinned: &'a [u64],
+    /// A bit for each line with a dirty page.
     pub(crate) lines: &'a [u64],
+    /// A bit for each line with a pinned page.
     pub(crate) pinned_lines: &'a [u64],
 }
 
 impl View<'_> {
-    /// The words of a line: what is dirty or pinned. 0 where there are none.
+    /// The words of a line: the pages that are dirty or pinned. 0 beyond the end.
     pub(crate) fn line(self, line: usize) -> [u64; LINE_WORDS] {
         let bit = |summary| u64::from(bits::get(summary, line as u64));
         self.words(line, bit(self.lines), bit(self.pinned_lines))
     }
 
-    /// Likewise, for whoever knows its bits in the summaries.
+    /// As `line`, for a caller who knows the line's bits in the summaries.
     #[inline]
     pub(crate) fn words(self, line: usize, dirty: u64, pinned: u64) -> [u64; LINE_WORDS] {
         let first = line * LINE_WORDS;
@@ -67,7 +71,7 @@ impl View<'_> {
         if dirty == 0 {
             all = [0; LINE_WORDS]; // stale
         }
-        // Most lines have no pins: do not fetch what is zero.
+        // Most lines have no pins: do not load words that are zero.
         if pinned != 0 {
             let pinned = words_from(self.pinned, first);
             all.iter_mut().zip(pinned).for_each(|(w, p)| *w |= p);
@@ -75,8 +79,8 @@ impl View<'_> {
         all
     }
 
-    /// Says that the dirty lines of a block will be wanted soon: 0.7 x the time
-    /// of a walk where few are.
+    /// Has the dirty lines of a block fetched: 0.7 x the time of a walk over few
+    /// dirty pages.
     #[inline]
     pub(crate) fn prefetch(self, block: usize) {
         for line in bits::ones(self.lines.get(block).copied().unwrap_or(0)) {
@@ -86,7 +90,7 @@ impl View<'_> {
     }
 }
 
-/// A line of words, from `first` on; 0 where there are no more.
+/// The words of a line, from `first` on; 0 beyond the end.
 #[inline]
 fn words_from(words: &[u64], first: usize) -> [u64; LINE_WORDS] {
     let words = words.get(first..).unwrap_or_default();
@@ -97,27 +101,27 @@ fn words_from(words: &[u64], first: usize) -> [u64; LINE_WORDS] {
     })
 }
 
-/// The words of pages `first..=last`, if no line is between theirs.
+/// The words of pages `first..=last`, if no whole line lies between the two.
 #[inline]
 fn near(first: u64, last: u64) -> Option<Range<usize>> {
     let (from, to) = (bits::word(first), bits::word(last));
-    // Below 0 is far beyond.
+    // A negative difference wraps to a large one.
     (to.wrapping_sub(from) <= LINE_WORDS).then(|| from..to + 1)
 }
 
-/// Words with a bit for each page, and all words of a bitmap.
+/// The words that hold a bit for each page, and the words of the whole array.
 fn lengths(npages: u64) -> (usize, usize) {
     let len = bits::word(npages.saturating_add(63));
     (len, 2 * len + 3 * summary(len))
 }
 
-/// Words of a summary of so many words.
+/// The words of a summary of so many words.
 fn summary(words: usize) -> usize {
     words.div_ceil(64 * LINE_WORDS)
 }
 
 impl<M: Memory> Layout<M> {
-    /// Bytes that so many pages take from the host.
+    /// The bytes that so many pages take from the host.
     pub(crate) fn bytes(npages: u64) -> u64 {
         let (_, words) = lengths(npages);
         (words as u64).saturating_mul(8)
@@ -163,7 +167,7 @@ impl<M: Memory> Layout<M> {
         }
     }
 
-    /// The dirty word of a page, if its line is good.
+    /// The dirty word of a page, if the page's line is valid.
     #[inline]
     pub(crate) fn valid(&mut self, page: u64) -> Option<&mut u64> {
         if page >= self.npages {
@@ -173,16 +177,17 @@ impl<M: Memory> Layout<M> {
         let words = self.words.exclusive();
         debug_assert!(at < words.len());
         // SAFETY: `page` is below 64 * `len`, so its word is below `len` and the
-        // word of its line below `summary(len)`; INVARIANT of `words`.
+        // word of its line below `summary(len)`. INVARIANT of `words`.
         let lines = unsafe { *words.get_unchecked(at) };
         if lines >> (line(page) & 63) & 1 == 0 {
             return None;
         }
-        // SAFETY: likewise.
+        // SAFETY: the word of `page` is below `len`, as above.
         Some(unsafe { words.get_unchecked_mut(bits::word(page)) })
     }
 
-    /// Likewise; the stores are seen that made the line good.
+    /// As `valid`, through a shared handle. The caller sees the stores that made
+    /// the line valid.
     #[inline]
     pub(crate) fn valid_shared(&self, page: u64) -> Option<&AtomicU64> {
         if page >= self.npages {
@@ -191,30 +196,30 @@ impl<M: Memory> Layout<M> {
         let at = self.lines + bits::word(line(page));
         let words = self.words.shared();
         debug_assert!(at < words.len());
-        // SAFETY: `page` is below 64 * `len`, so its word is below `len` and the
-        // word of its line below `summary(len)`; INVARIANT of `words`.
+        // SAFETY: as `valid`.
         let lines = unsafe { words.get_unchecked(at) }.load(Acquire);
         if lines >> (line(page) & 63) & 1 == 0 {
             return None;
         }
-        // SAFETY: likewise.
+        // SAFETY: as `valid`.
         Some(unsafe { words.get_unchecked(bits::word(page)) })
     }
 
-    /// The dirty words of pages `first..=last`, if no line is between theirs and
-    /// both are good.
+    /// The dirty words of pages `first..=last`, if no whole line lies between the
+    /// two and the lines of both are valid.
     #[inline]
     pub(crate) fn valid_run(&mut self, first: u64, last: u64) -> Option<&mut [u64]> {
         let near = near(first, last)?;
         self.valid(first)?;
         self.valid(last)?;
         debug_assert!(near.end <= self.len);
-        // SAFETY: `near` is in order; its ends are words of pages that are in the
-        // bitmap, else they were not good; INVARIANT of `words`.
+        // SAFETY: `near` is in order, and its ends are words of pages that are in
+        // the bitmap, since `valid` found them. INVARIANT of `words`.
         Some(unsafe { self.words.exclusive().get_unchecked_mut(near) })
     }
 
-    /// Likewise; the stores are seen that made the lines good.
+    /// As `valid_run`, through a shared handle. The caller sees the stores that
+    /// made the lines valid.
     #[inline]
     pub(crate) fn valid_run_shared(&self, first: u64, last: u64) -> Option<&[AtomicU64]> {
         let near = near(first, last)?;
@@ -225,7 +230,7 @@ impl<M: Memory> Layout<M> {
         Some(unsafe { self.words.shared().get_unchecked(near) })
     }
 
-    /// Says that the words of a page will be wanted soon.
+    /// Has the words of a page fetched.
     #[inline]
     pub(crate) fn prefetch(&mut self, page: u64) {
         let word = bits::word(page);
@@ -242,34 +247,34 @@ impl<M: Memory> Layout<M> {
         first..self.len.min(first + LINE_WORDS)
     }
 
-    /// The words with its pinned bits.
+    /// The words with the pinned bits of a line.
     pub(crate) fn pinned(&self, line: u64) -> Range<usize> {
         let dirty = self.dirty(line);
         self.len + dirty.start..self.len + dirty.end
     }
 
-    /// The summary of lines that are dirty.
+    /// The words of the dirty summary.
     pub(crate) fn lines(&self) -> Range<usize> {
         self.lines..self.lines + summary(self.len)
     }
 
-    /// The pinned bit of a page.
+    /// The number of a page's pinned bit.
     pub(crate) fn pinned_bit(&self, page: u64) -> u64 {
         64 * self.len as u64 + page
     }
 
-    /// The bit of a line in the summary of those that are dirty.
+    /// The number of a line's bit in the dirty summary.
     #[inline]
     pub(crate) fn line_bit(&self, line: u64) -> u64 {
         64 * self.lines as u64 + line
     }
 
-    /// Likewise of those that are pinned.
+    /// The number of a line's bit in the pinned summary.
     pub(crate) fn pinned_line_bit(&self, line: u64) -> u64 {
         self.line_bit(line) + 64 * summary(self.len) as u64
     }
 
-    /// Likewise of those that a thread wipes just now.
+    /// The number of a line's lock, which a thread holds while it wipes the line.
     pub(crate) fn lock_bit(&self, line: u64) -> u64 {
         self.pinned_line_bit(line) + 64 * summary(self.len) as u64
     }

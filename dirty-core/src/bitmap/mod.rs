@@ -1,33 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The dirty bitmap of one mapping.
 //!
-//! A bit is a page of the container's granularity. Beside the dirty bits lie
-//! the pinned bits: a page reported is one that is dirty or pinned, so a
-//! report is a pass over words and never a walk over pins.
+//! A bit is a page of the container's granularity. The pinned bits lie beside
+//! the dirty bits. A report has the pages that are dirty or pinned, so it is a
+//! pass over words and never a walk over pins.
 //!
-//! Summaries have one bit per line of 512 pages: of the lines with a dirty page,
-//! and of those with a pinned page. So a clean line costs nothing, and neither
-//! does it to clean one: a line that is not in the summary is clean, whatever
-//! its words are. They are *stale*, and wiped before its next page is marked.
-//! To clear all that is dirty is to clear the summary, 1/512 of the words: a
-//! dense report takes 0.5 to 0.8 x the time that it takes if the words are
-//! cleared.
+//! There are two summaries with one bit for each line of 512 pages: the lines
+//! with a dirty page, and the lines with a pinned page. A clean line costs a
+//! report nothing, and neither does cleaning one. A line that is not in the
+//! dirty summary is clean, whatever its words hold: it is *stale*, and its words
+//! are wiped before the next page in it is marked. So to clean all pages is to
+//! clear the summary, 1/512 of the words: a dense report takes 0.5 to 0.8 x the
+//! time that it takes to clear the words.
 //!
-//! Two ways to mark. [`Bitmap::set`] is for the owner: plain words.
-//! [`Bitmap::mark`] needs only `&`: threads mark at the same time with atomic
-//! operations. Reports and clears take `&mut`. Of threads that find a line stale
-//! one wipes it, and the others wait for its eight stores.
+//! There are two ways to mark. [`Bitmap::set`] is for the owner and uses plain
+//! words. [`Bitmap::mark`] needs only `&self`: threads mark at the same time,
+//! with atomic operations. Of the threads that find a line stale, one locks and
+//! wipes it, and the others wait for its eight stores. Reports and
+//! [`Bitmap::clear`] take `&mut self`.
 //!
 //! No write is lost as long as four steps keep their order: write, mark, report,
-//! copy. Whoever writes a page marks it after that. Whatever hands out `&` and
-//! `&mut` (a reader-writer lock, say) orders the mark with every report, which
-//! is why relaxed operations are enough. Whoever reports copies the page after
-//! that. So a copy made after the report that has the mark has the write too,
-//! and a mark that comes too late for one report is in the next.
+//! copy. Whoever writes a page marks it afterwards. Whatever hands out `&self`
+//! and `&mut self` (a reader-writer lock, say) orders the mark with every
+//! report, which is why relaxed operations are enough. Whoever reports copies
+//! the page afterwards. So a copy made after the report that has the mark has
+//! the write too, and a mark that comes too late for one report is in the next.
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
 pub(crate) mod copy;
 pub(crate) mod layout;
+mod walk;
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -40,8 +42,8 @@ use crate::mem::{spin_loop, AtomicU64};
 /// The dirty and pinned pages of one mapping.
 pub struct Bitmap<M: Memory> {
     /// INVARIANT: no bit beyond the last page is pinned, or dirty in a line that
-    /// is in the summary; lines in the summaries, and no others, have dirty or
-    /// pinned pages. No line is being wiped while nobody marks.
+    /// is in the dirty summary. Each line in a summary has a dirty or a pinned
+    /// page, and no other line has one. No line is locked while nobody marks.
     layout: Layout<M>,
 }
 
@@ -52,17 +54,17 @@ impl<M: Memory> Bitmap<M> {
         Layout::<M>::bytes(npages)
     }
 
-    /// A clean bitmap.
+    /// A clean bitmap of `npages` pages, without pins.
     ///
     /// # Errors
     ///
-    /// `TooManyPages` beyond 2^31-1, `NoMemory`.
+    /// `TooManyPages` for more than 2^31-1 pages; `NoMemory`.
     pub fn new(mem: &M, npages: u64) -> Result<Self, Error> {
         let layout = Layout::new(mem, npages)?;
         Ok(Bitmap { layout })
     }
 
-    /// Number of pages.
+    /// The number of pages.
     #[must_use]
     pub fn npages(&self) -> u64 {
         self.layout.npages()
@@ -72,14 +74,16 @@ impl<M: Memory> Bitmap<M> {
         self.layout.view()
     }
 
-    /// `n` pages from `first` on, as far as they are in the bitmap: first, last.
+    /// The first and the last of `n` pages from `first` on, as far as they are
+    /// in the bitmap.
     #[inline]
     fn clip(&self, first: u64, n: u64) -> Option<(u64, u64)> {
         let n = n.min(self.npages().checked_sub(first)?);
         (n != 0).then(|| (first, first + n - 1))
     }
 
-    /// Marks `n` pages from `first` on dirty; pages beyond the end are none.
+    /// Marks `n` pages from `first` on as dirty. Pages beyond the end are left
+    /// out.
     #[inline]
     pub fn set(&mut self, first: u64, n: u64) {
         let Some((first, last)) = self.clip(first, n) else {
@@ -94,7 +98,7 @@ impl<M: Memory> Bitmap<M> {
         }
     }
 
-    /// Likewise, in more words than one.
+    /// As `set`, for pages in more than one word.
     #[inline(never)]
     fn set_run(&mut self, first: u64, last: u64) {
         match self.layout.valid_run(first, last) {
@@ -103,7 +107,7 @@ impl<M: Memory> Bitmap<M> {
         }
     }
 
-    /// Likewise where lines may be stale.
+    /// As `set`, where lines may be stale.
     #[cold]
     #[inline(never)]
     fn set_stale(&mut self, first: u64, last: u64) {
@@ -115,10 +119,10 @@ impl<M: Memory> Bitmap<M> {
         let lines = [first_line, last_line].map(|line| self.layout.line_bit(line));
         let words = self.layout.exclusive();
         bits::set(words, first, last);
-        bits::set(words, lines[0], lines[1]); // those in between are all dirty
+        bits::set(words, lines[0], lines[1]); // the lines between are dirty as a whole
     }
 
-    /// Zeroes the dirty bits of a line if they are stale.
+    /// Zeroes the dirty bits of a line if the line is stale.
     #[inline]
     fn wipe(&mut self, line: u64) {
         let (stale, bit) = (self.layout.dirty(line), self.layout.line_bit(line));
@@ -133,15 +137,16 @@ impl<M: Memory> Bitmap<M> {
         }
     }
 
-    /// Marks likewise, beside other threads that mark.
+    /// Marks `n` pages from `first` on as dirty, beside other threads that mark.
+    /// Pages beyond the end are left out.
     ///
     /// Call it *after* the write: a report between a mark and its write clears
     /// the mark, and the copy made then may lack the write. The operations on
-    /// bits are relaxed; the order of a mark and a report is that of the `&` and
-    /// the `&mut`, and comes from whatever hands them out.
+    /// bits are relaxed. Whatever hands out `&self` and `&mut self` orders the
+    /// mark and the report.
     ///
-    /// A mark may wait for another thread's wipe of the same line, so it is not
-    /// for a signal handler that may have interrupted a mark.
+    /// A mark may wait for another thread that wipes the same line, so do not
+    /// call it in a signal handler that may have interrupted a mark.
     #[inline]
     pub fn mark(&self, first: u64, n: u64) {
         let Some((first, last)) = self.clip(first, n) else {
@@ -156,7 +161,7 @@ impl<M: Memory> Bitmap<M> {
         }
     }
 
-    /// Likewise, in more words than one.
+    /// As `mark`, for pages in more than one word.
     #[inline(never)]
     fn mark_run(&self, first: u64, last: u64) {
         match self.layout.valid_run_shared(first, last) {
@@ -165,7 +170,7 @@ impl<M: Memory> Bitmap<M> {
         }
     }
 
-    /// Likewise where lines may be stale.
+    /// As `mark`, where lines may be stale.
     #[cold]
     #[inline(never)]
     fn mark_stale(&self, first: u64, last: u64) {
@@ -177,14 +182,14 @@ impl<M: Memory> Bitmap<M> {
         or_run(words.unwrap_or_default(), first, last);
     }
 
-    /// Makes the words of a line good, or waits until another thread has.
+    /// Makes the words of a line valid, or waits until another thread has.
     #[cold]
     #[inline(never)]
     fn wipe_shared(&self, line: u64) {
         let bits = [self.layout.line_bit(line), self.layout.lock_bit(line)];
         let words = self.layout.shared();
         let [Some(lines), Some(locks)] = bits.map(|bit| words.get(bits::word(bit))) else {
-            return; // every line is in all summaries: never
+            return; // unreachable: summaries have a bit for every line
         };
         let bit = 1 << (line & 63);
         while lines.load(Acquire) & bit == 0 {
@@ -192,7 +197,7 @@ impl<M: Memory> Bitmap<M> {
                 spin_loop();
                 continue;
             }
-            // Whoever wiped it last has made it good.
+            // Another thread may have wiped it before this one had the lock.
             if lines.load(Relaxed) & bit == 0 {
                 let stale = words.get(self.layout.dirty(line)).unwrap_or_default();
                 stale.iter().for_each(|w| w.store(0, Relaxed));
@@ -207,21 +212,21 @@ impl<M: Memory> Bitmap<M> {
         self.set(0, self.npages());
     }
 
-    /// Clears the dirty pages: all lines are stale now.
+    /// Cleans every page: all lines are stale now. Pins stay.
     pub fn clear(&mut self) {
         let lines = self.layout.lines();
         let lines = self.layout.exclusive().get_mut(lines);
         lines.unwrap_or_default().fill(0);
     }
 
-    /// Says that a page will be unpinned soon.
+    /// Has the bits of a page fetched that will be unpinned soon.
     #[inline]
     pub(crate) fn prefetch(&mut self, page: u64) {
         self.layout.prefetch(page);
     }
 
-    /// The page holds a pin now: it is in every report until
-    /// [`unpin`](Bitmap::unpin).
+    /// Notes that a page is pinned: it is in every report until
+    /// [`unpin`](Bitmap::unpin). No effect beyond the end.
     pub fn pin(&mut self, page: u64) {
         if page >= self.npages() {
             return;
@@ -233,7 +238,8 @@ impl<M: Memory> Bitmap<M> {
         bits::set(words, line_bit, line_bit);
     }
 
-    /// The page's last pin is gone: it is dirty once more.
+    /// Notes that the last pin of a page is gone: the page is dirty once more.
+    /// No effect on a page that is not pinned.
     pub fn unpin(&mut self, page: u64) {
         if page >= self.npages() {
             return;
@@ -256,9 +262,9 @@ impl<M: Memory> Bitmap<M> {
 
 #[cfg(test)]
 impl<M: Memory> Bitmap<M> {
-    /// Whether each line in `lines` has a dirty page, or else it costs a report
-    /// for nothing; and a line is in `pinned_lines` if, and only if, a page in it
-    /// is pinned. No line is being wiped.
+    /// Whether each line in the dirty summary has a dirty page (a line without
+    /// one costs a report time), each line in the pinned summary a pinned page,
+    /// no other line has a pinned page, and no line is locked.
     #[allow(dead_code)] // this file is in another test crate too
     pub(crate) fn is_summarised(&mut self) -> bool {
         let lock_word = bits::word(self.layout.lock_bit(0));
@@ -277,14 +283,14 @@ impl<M: Memory> Bitmap<M> {
     }
 }
 
-/// Sets bits `first..=last` of words that are those with these bits, beside other
-/// threads that do.
+/// Sets bits `first..=last`, beside other threads that set bits. `words` begin
+/// and end with the words of these bits.
 #[inline]
 fn or_run(words: &[AtomicU64], first: u64, last: u64) {
     match words {
         [head, middle @ .., tail] => {
             or(head, bits::from_bit(first));
-            // A store of all ones loses nothing: nobody clears meanwhile.
+            // A store of all ones loses no bit: nobody clears bits meanwhile.
             middle.iter().for_each(|w| w.store(!0, Relaxed));
             or(tail, bits::up_to_bit(last));
         }
@@ -293,8 +299,8 @@ fn or_run(words: &[AtomicU64], first: u64, last: u64) {
     }
 }
 
-/// Leaves a word alone that has the bits: nobody clears them meanwhile, and
-/// its cache line stays with the other threads.
+/// Sets bits of a word. A word that has them already is left alone, since nobody
+/// clears them meanwhile: its cache line stays with the other threads.
 #[inline]
 fn or(word: &AtomicU64, bits: u64) {
     if word.load(Relaxed) & bits != bits {

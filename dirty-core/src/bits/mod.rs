@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Runs of bits in plain words: bit k is bit k % 64 of word k / 64.
 //!
-//! Positions are checked by the callers, which know their bitmap; here a
-//! position beyond the words is no bit, and nothing panics.
+//! Callers check positions, because they know their bitmap. Here a position
+//! beyond the words has no bit, and nothing panics.
 #![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
 
 pub(crate) mod runs;
+pub(crate) mod shift;
 pub(crate) mod stream;
 
-/// Word of a bit.
+/// The word that a bit is in.
 pub(crate) const fn word(bit: u64) -> usize {
     (bit >> 6) as usize
 }
@@ -39,9 +40,9 @@ pub(crate) fn set(words: &mut [u64], first: u64, last: u64) {
     }
 }
 
-/// Likewise of words that are those with these bits, more than one. (Few of them
-/// by two stores that may overlap: for 512 bits memset takes longer than all the
-/// rest.)
+/// As [`set`], for two or more words that begin and end with these bits. (A few
+/// words are filled by two stores that may overlap: for 512 bits, memset takes
+/// longer than all the rest.)
 #[inline]
 pub(crate) fn set_run(words: &mut [u64], first: u64, last: u64) {
     if let [head, middle @ .., tail] = words {

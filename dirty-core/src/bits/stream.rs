@@ -7,22 +7,22 @@ use core::arch::x86_64::{
     __m128i, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _MM_HINT_T0,
 };
 
-/// Words in a line of the cache.
+/// Words in a cache line.
 const LINE_WORDS: usize = 8;
 
-/// Four stores in a row: 0.7 x the time of one and one.
+/// Four stores in a row take 0.7 x the time of single ones.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 type Line = [__m128i; LINE_WORDS / 2];
 
-/// Words of `out` before the first that a line of the cache begins with.
+/// The words of `out` before the first one that begins a cache line.
 #[inline]
 pub(crate) fn misaligned(out: &[u64]) -> usize {
     let offset = out.as_ptr().align_offset(size_of::<[u64; LINE_WORDS]>());
     offset.min(out.len())
 }
 
-/// Copies as many words as both have, to be seen by other threads after
-/// [`fence`] only.
+/// Copies as many words as both slices have. Other threads see the copy only
+/// after [`fence`].
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[inline]
 pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
@@ -54,7 +54,7 @@ pub(crate) fn fence() {
     unsafe { _mm_sfence() };
 }
 
-/// Says that these words will be read soon.
+/// Has words fetched that will be read soon.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[inline]
 pub(crate) fn prefetch(words: &[u64]) {

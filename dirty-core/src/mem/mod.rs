@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory handed out by the host, as owned values: [`Words`] and [`List`].
+//! The host's memory as owned values: [`Words`] and [`List`].
 //!
-//! The one place besides `tree` and `planes` where the core is `unsafe`, but
-//! for instructions of x86 in `stream` and `sse2`.
+//! The core uses `unsafe` here, in `mem/tree` and in `bitmap/layout`, and for
+//! instructions of x86 in `bits/stream` and `rescale/sse2`.
 #![allow(unsafe_code)]
 
 pub(crate) mod tree;
@@ -16,15 +16,14 @@ use core::slice;
 use crate::error::NoMemory;
 use crate::host::Memory;
 
-/// A shared word, and what a thread does that waits for another. Named here so
-/// that a test can put `loom`'s in their place.
+/// Named here so that a test can put the types of `loom` in their place.
 pub(crate) use core::hint::spin_loop;
 pub(crate) use core::sync::atomic::AtomicU64;
 
-/// Alignment of every array of words: a cache line.
+/// The alignment of every array of words: a cache line.
 const LINE: usize = 64;
 
-/// Allocates one zeroed array. `Ok(None)` when nothing is asked for.
+/// Allocates a zeroed array; `Ok(None)` if it has no bytes.
 fn alloc_array<T, M: Memory>(
     mem: &M,
     len: usize,
@@ -40,8 +39,8 @@ fn alloc_array<T, M: Memory>(
     Ok(Some((ptr.cast(), layout)))
 }
 
-/// A fixed number of 64-bit words, zero at birth: plain words for whoever
-/// holds it exclusively, atomics for whoever shares it.
+/// A fixed number of 64-bit words, zero at first: plain words through `&mut self`,
+/// atomics through `&self`.
 pub(crate) struct Words<M: Memory> {
     /// INVARIANT: `len` initialised words, allocated from `mem` with `layout`;
     /// or dangling, and `len` is 0.
@@ -93,13 +92,13 @@ impl<M: Memory> Drop for Words<M> {
     }
 }
 
-/// A growable array: the lists of a container, and slots for pins.
+/// A growable array.
 pub(crate) struct List<T, M: Memory> {
     /// INVARIANT: room for `capacity` values, allocated from `mem` with the
     /// layout of such an array; or dangling, and `capacity` is 0.
     array: NonNull<T>,
     capacity: usize,
-    /// INVARIANT: at most `capacity`; so many values are initialised.
+    /// INVARIANT: at most `capacity`. This many values are initialised.
     len: usize,
     mem: M,
 }
@@ -119,7 +118,7 @@ impl<T, M: Memory> List<T, M> {
         }
     }
 
-    /// No values, and room for `capacity`.
+    /// An empty list with room for `capacity` values.
     fn with_capacity(mem: &M, capacity: usize) -> Result<Self, NoMemory> {
         let mut list = List::new(mem);
         if let Some((array, _)) = alloc_array(mem, capacity, align_of::<T>())? {
@@ -140,7 +139,7 @@ impl<T, M: Memory> List<T, M> {
         // SAFETY: both have room for `len` values, and a new allocation does
         // not overlap an old one.
         unsafe { ptr::copy_nonoverlapping(self.array.as_ptr(), more.array.as_ptr(), self.len) };
-        // The values are moved: `self` has none any more.
+        // The values have moved, so `self` has none any more.
         more.len = mem::take(&mut self.len);
         *self = more;
         Ok(())
@@ -150,8 +149,8 @@ impl<T, M: Memory> List<T, M> {
         self.insert(self.len, value)
     }
 
-    /// Inserts before `index`, which must be at most the length; beyond it the
-    /// value goes to the end.
+    /// Inserts a value before the value at `index`, or at the end if `index` is
+    /// beyond it.
     pub(crate) fn insert(&mut self, index: usize, value: T) -> Result<(), NoMemory> {
         self.reserve()?;
         // SAFETY: `reserve` made room for one more value, so `len` is in bounds.
@@ -165,7 +164,8 @@ impl<T, M: Memory> List<T, M> {
         Ok(())
     }
 
-    /// Removes the value at `index`, keeping the order; no-op beyond the end.
+    /// Removes the value at `index` and keeps the order. No effect beyond the
+    /// end.
     pub(crate) fn remove(&mut self, index: usize) {
         let Some(tail @ [_, ..]) = self.as_mut_slice().get_mut(index..) else {
             return;
@@ -186,7 +186,7 @@ impl<T, M: Memory> List<T, M> {
         unsafe { values.drop_in_place() };
     }
 
-    /// Removes every value, and gives the memory back.
+    /// Removes every value and frees the memory.
     pub(crate) fn reset(&mut self) {
         *self = List::new(&self.mem);
     }
@@ -198,7 +198,7 @@ impl<T, M: Memory> List<T, M> {
 }
 
 impl<T: Copy, M: Memory> List<T, M> {
-    /// `len` times `value`.
+    /// A list of `len` copies of `value`.
     pub(crate) fn filled(mem: &M, len: usize, value: T) -> Result<Self, NoMemory> {
         let mut list = List::with_capacity(mem, len)?;
         while list.len < len {
@@ -228,8 +228,8 @@ impl<T, M: Memory> Drop for List<T, M> {
     }
 }
 
-/// Moves `value` into memory of its own. Gives nothing but an error back on
-/// failure, so allocate before a value is worth keeping.
+/// Moves `value` into memory of its own. The value is lost if that fails, so
+/// allocate before a value is worth keeping.
 pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, NoMemory> {
     const { assert!(size_of::<T>() != 0) };
     let ptr = mem
@@ -241,7 +241,7 @@ pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, No
     Ok(ptr)
 }
 
-/// Moves the value out again and frees the memory.
+/// Moves a value out of its memory, and frees the memory.
 ///
 /// # Safety
 ///
@@ -255,7 +255,7 @@ pub(crate) unsafe fn from_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) -> T {
     value
 }
 
-/// The bytes of `words`, in memory order.
+/// The bytes of `words`, as they lie in memory.
 pub(crate) fn as_bytes(words: &[u64]) -> &[u8] {
     let len = size_of_val(words);
     // SAFETY: the same memory, borrowed as long; any byte of a u64 is a u8.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An ordered map from u64: the owner of an intrusive red-black tree.
 //!
-//! `intrusive-collections` links nodes; this module owns them, so that the
-//! rest of the core sees only references. Order matters (ranges, neighbours),
-//! which is why this is a tree and not a table.
+//! `intrusive-collections` links nodes. This module owns them, so that the rest
+//! of the core sees only references. It is a tree and not a table because order
+//! matters: callers ask for ranges and neighbours.
 #![allow(unsafe_code)]
 
 use core::hint;
@@ -58,15 +58,15 @@ impl<T, M: Memory> Tree<T, M> {
         self.tree.is_empty()
     }
 
-    /// Inserts `value`; an equal key must not be there.
+    /// Inserts `value` under a key that is not in the tree.
     pub(crate) fn insert(&mut self, key: u64, value: T) -> Result<&mut T, NoMemory> {
         debug_assert!(self.get(key).is_none());
         let link = RBTreeLink::new();
         let node = mem::into_raw(&self.mem, Node { link, key, value })?;
         // SAFETY: the node was just written.
         let linked = unsafe { node.as_ref() }.link.is_linked();
-        // SAFETY: its link is new. Said aloud so that the check in `insert`,
-        // which would panic, is compiled out.
+        // SAFETY: its link is new. This lets the compiler drop the check in
+        // `insert`, which would panic.
         unsafe { hint::assert_unchecked(!linked) };
         // SAFETY: the node lives until this tree removes it.
         self.tree
@@ -82,7 +82,7 @@ impl<T, M: Memory> Tree<T, M> {
         Some(unsafe { mem::from_raw(&self.mem, node) }.value)
     }
 
-    /// Empties the tree, giving each value to `f` in order of the keys.
+    /// Empties the tree, and gives each value to `f` in ascending order of keys.
     pub(crate) fn drain(&mut self, mut f: impl FnMut(T)) {
         while let Some(node) = self.tree.front_mut().remove() {
             if let Some(node) = NonNull::new(UnsafeRef::into_raw(node)) {
@@ -108,15 +108,16 @@ impl<T, M: Memory> Tree<T, M> {
         cursor.get().map(|n| &n.value)
     }
 
-    /// Likewise, exclusively.
+    /// As [`floor`](Tree::floor), to change it.
     pub(crate) fn floor_mut(&mut self, key: u64) -> Option<&mut T> {
         let node = self.tree.upper_bound(Bound::Included(&key)).get_ptr()?;
         // SAFETY: `&mut self` is borrowed by the result.
         Some(unsafe { value_mut(node) })
     }
 
-    /// The entries in order: from the last one on whose key is at most `key`, up
-    /// to the first that is `last`. The one after it is not looked at.
+    /// The entries in ascending order, from the last one whose key is at most
+    /// `key` (or else the first of all) through the first one for which `last` is
+    /// true. Nothing after that is read.
     pub(crate) fn range(&self, key: u64, last: impl Fn(&T) -> bool) -> impl Iterator<Item = &T> {
         let mut cursor = self.cursor(key);
         let end = self.tree.cursor();
@@ -130,7 +131,7 @@ impl<T, M: Memory> Tree<T, M> {
         })
     }
 
-    /// Likewise, exclusively.
+    /// As [`range`](Tree::range), to change them.
     pub(crate) fn range_mut<F: Fn(&T) -> bool>(&mut self, key: u64, last: F) -> RangeMut<'_, T, F> {
         RangeMut {
             cursor: self.cursor(key),
@@ -140,7 +141,7 @@ impl<T, M: Memory> Tree<T, M> {
         }
     }
 
-    /// The last entry whose key is at most `key`, or else the first.
+    /// The last entry whose key is at most `key`, or else the first of all.
     fn cursor(&self, key: u64) -> rbtree::Cursor<'_, NodeAdapter<T>> {
         let cursor = self.tree.upper_bound(Bound::Included(&key));
         if cursor.is_null() {
@@ -157,7 +158,7 @@ impl<T, M: Memory> Drop for Tree<T, M> {
 }
 
 pub(crate) struct RangeMut<'a, T, F> {
-    /// Made from `&'a mut Tree`: nobody else sees the tree during `'a`.
+    /// Made from `&'a mut Tree`, so nobody else sees the tree during `'a`.
     cursor: rbtree::Cursor<'a, NodeAdapter<T>>,
     end: rbtree::Cursor<'a, NodeAdapter<T>>,
     last: F,
@@ -169,7 +170,7 @@ impl<'a, T, F: Fn(&T) -> bool> Iterator for RangeMut<'a, T, F> {
 
     fn next(&mut self) -> Option<&'a mut T> {
         let node = self.cursor.get_ptr()?;
-        // SAFETY: each node is passed once, and moving on touches only links.
+        // SAFETY: each node is passed once, and moving on reads only links.
         let value = unsafe { value_mut(node) };
         match (self.last)(value) {
             true => self.cursor = self.end.clone(),
@@ -181,8 +182,8 @@ impl<'a, T, F: Fn(&T) -> bool> Iterator for RangeMut<'a, T, F> {
 
 /// # Safety
 ///
-/// `node` is in a tree that is borrowed exclusively for `'a`, and nothing else
-/// refers to its value. (Its link stays shared with its neighbours.)
+/// `node` is in a tree that is borrowed exclusively for `'a`, and no other
+/// reference to its value exists. (Its link stays shared with its neighbours.)
 unsafe fn value_mut<'a, T>(node: NonNull<Node<T>>) -> &'a mut T {
     // SAFETY: in bounds of a live node; no reference is made.
     let value = unsafe { ptr::addr_of_mut!((*node.as_ptr()).value) };

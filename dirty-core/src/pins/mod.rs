@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pinned pages of one mapping.
 //!
-//! Pins are kept by the iova they were made at, in windows of neighbouring
-//! pages. An iova need not be page-aligned: pins at different offsets inside a
-//! page are different pins. Those off the start of a page are rare; a tree has
-//! them, and what windows refuse.
+//! A pin is kept by the iova that it was made at, in a window of neighbouring
+//! pages. That iova need not be a multiple of the page size: pins at different
+//! offsets inside a page are different pins. Pins that are not at the start of a
+//! page are rare. A tree holds them, and the pins that a window refuses.
 #![allow(clippy::arithmetic_side_effects)] // lengths, and offsets in a mapping
 
 mod table;
@@ -19,7 +19,7 @@ use crate::pins::window::Window;
 
 pub(crate) use crate::pins::window::{NotRepinned, Unpinned};
 
-/// Pages from here on are in no window.
+/// No page from this one on is in a window.
 const PAGES: u64 = 1 << 31;
 
 /// A pin in the tree.
@@ -35,14 +35,16 @@ pub(crate) struct Pins<M: Memory> {
     page: PageSize,
     /// One for each 2^[`window::SHIFT`] pages, up to the last that had a pin.
     windows: List<Window<M>, M>,
-    /// Pins in windows. INVARIANT: if there are none, there are no windows.
+    /// The number of pins in windows. INVARIANT: without pins there are no
+    /// windows.
     len: usize,
+    /// The pins that are in no window.
     others: Tree<Pin, M>,
     mem: M,
 }
 
 impl<M: Memory> Pins<M> {
-    /// Of a mapping that starts at `base`.
+    /// No pins, in a mapping that starts at `base`.
     pub(crate) fn new(mem: &M, base: u64, page: PageSize) -> Self {
         Pins {
             base,
@@ -58,11 +60,12 @@ impl<M: Memory> Pins<M> {
         self.len == 0 && self.others.is_empty()
     }
 
-    /// The number of the page that starts at `iova`, if one does, and it is not
-    /// beyond what windows hold.
+    /// The number of the page that starts at `iova`, if one does, and a window
+    /// can hold it.
     #[inline]
     fn page(&self, iova: u64) -> Option<u32> {
-        // An offset inside a page becomes a number that is too large.
+        // The rotation turns an offset inside a page into a number that is too
+        // large.
         let page = iova.wrapping_sub(self.base).rotate_right(self.page.shift());
         (page < PAGES).then_some(page as u32)
     }
@@ -119,7 +122,7 @@ impl<M: Memory> Pins<M> {
         Ok(())
     }
 
-    /// Likewise in its window; false if that refuses it.
+    /// As `insert`, in the page's window; false if the window refuses it.
     #[inline]
     fn insert_page(&mut self, page: u32, pfn: u64) -> Result<bool, NoMemory> {
         while self.window(page).is_none() {
@@ -128,7 +131,7 @@ impl<M: Memory> Pins<M> {
         let windows = self.windows.as_mut_slice();
         let window = windows.get_mut((page >> window::SHIFT) as usize);
         let Some(window) = window else {
-            return Ok(false); // there is one
+            return Ok(false); // unreachable: it was pushed above
         };
         let kept = window.insert(&self.mem, page, pfn)?;
         self.len += usize::from(kept);
@@ -164,8 +167,8 @@ impl<M: Memory> Pins<M> {
         Unpinned::Last(pfn)
     }
 
-    /// Whether a page is pinned at an iova from `first`, where a page starts,
-    /// to `last`. None is at `iova` any more.
+    /// Whether there is a pin at any iova from `first`, where a page starts, to
+    /// `last`. There is none at `iova`, whose pin has just gone.
     #[inline]
     pub(crate) fn any_beside(&self, iova: u64, first: u64, last: u64) -> bool {
         let mut others = self.others.range(first, |pin| pin.iova >= first);
@@ -174,7 +177,7 @@ impl<M: Memory> Pins<M> {
             return true;
         }
         if last == first | self.page.mask() && iova == first {
-            return false; // it had the page for itself
+            return false; // the range is just the page that has no pin any more
         }
         let Some(first) = self.page(first) else {
             return false;
@@ -185,7 +188,7 @@ impl<M: Memory> Pins<M> {
         windows.any(|window| window.any_in(first, last))
     }
 
-    /// Every pinned page: where, and its pfn. In no order.
+    /// The iova and the pfn of every pin, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let pages = self.windows.iter().flat_map(Window::iter);
         let iova = |page| self.base.wrapping_add(u64::from(page) << self.page.shift());

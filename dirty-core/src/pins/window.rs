@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pins of one window: 2^20 neighbouring pages of a mapping.
 //!
-//! A page that is pinned by itself has an entry in a hash table. Of pages that
-//! are pinned one after the other, 16 share an entry: a cluster.
+//! A page that is pinned by itself has an entry in a hash table. Pages that are
+//! pinned one after the other share an entry for each 16 of them, a cluster.
 #![allow(clippy::arithmetic_side_effects)] // numbers of pages, and counts of pins
 
 use crate::error::NoMemory;
@@ -20,28 +20,29 @@ const PAGES: u32 = 16;
 #[repr(Rust, packed(4))]
 struct Pin {
     pfn: u64,
-    /// 0: the page is not pinned.
+    /// 0 for a page that is not pinned.
     refs: u32,
 }
 
 type Cluster = [Pin; PAGES as usize];
 
-/// No index of a cluster.
+/// No cluster has this index.
 const NONE: u64 = u64::MAX;
 
 const NO_PINS: Cluster = [Pin { pfn: NONE, refs: 0 }; PAGES as usize];
 
 pub(crate) struct Window<M: Memory> {
-    /// Pages whose cluster has no entry: the page's key, how often it is pinned,
-    /// its pfn.
+    /// Pages whose cluster has no entry. Key: the page's; count: how often it is
+    /// pinned; value: its pfn.
     pages: Table<M>,
-    /// The cluster's key, how many of its pages are pinned, its index in `clusters`.
+    /// Clusters. Key: the cluster's; count: how many of its pages are pinned;
+    /// value: its index in `clusters`.
     entries: Table<M>,
-    /// INVARIANT: those that have no entry have no pins, and are in a chain:
-    /// the first is `spare`, the next is what the first pfn says.
+    /// INVARIANT: clusters without an entry have no pins and form a free list:
+    /// `spare` is its head, and the first pfn of a cluster is the next index.
     clusters: List<Cluster, M>,
     spare: u64,
-    /// Where an entry was that was looked for.
+    /// The slot of the entry that was looked up last.
     recent: Slot,
     /// The page after the one that was pinned last.
     next: u32,
@@ -58,28 +59,28 @@ pub(crate) enum NotRepinned {
     Full,
 }
 
-/// What an unpin did.
+/// The result of an unpin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unpinned {
     /// The page was not pinned.
     NotPinned,
-    /// It has other pins.
+    /// The page has other pins.
     Shared,
-    /// It was the last pin, of this pfn.
+    /// That was its last pin. This is its pfn.
     Last(u64),
 }
 
-/// Key of a page in `pages`.
+/// The key of a page in `pages`.
 fn page_key(page: u32) -> u32 {
     page + 1
 }
 
-/// Key of a page's cluster in `entries`.
+/// The key of a page's cluster in `entries`.
 fn cluster_key(page: u32) -> u32 {
     page / PAGES + 1
 }
 
-/// Index of a page in its cluster.
+/// The index of a page in its cluster.
 fn index(page: u32) -> usize {
     (page % PAGES) as usize
 }
@@ -109,7 +110,8 @@ impl<M: Memory> Window<M> {
         }
     }
 
-    /// The pin of a page in its cluster, if that has an entry: there may be none.
+    /// The place of a page in its cluster, if the cluster has an entry. The page
+    /// need not be pinned.
     #[inline]
     fn in_cluster(&mut self, page: u32) -> Option<(Slot, &mut Pin)> {
         let key = cluster_key(page);
@@ -159,7 +161,7 @@ impl<M: Memory> Window<M> {
         self.pages.insert(mem, Entry { key, count, value })
     }
 
-    /// Keeps a pin in its page's cluster; false if that has no entry.
+    /// Keeps a pin in the page's cluster; false if the cluster has no entry.
     #[inline]
     fn put(&mut self, page: u32, new: Pin) -> bool {
         let Some((slot, pin)) = self.in_cluster(page) else {
@@ -172,8 +174,8 @@ impl<M: Memory> Window<M> {
         true
     }
 
-    /// Gives the cluster of pages from `first` on an entry, unless it has one or
-    /// the table refuses it.
+    /// Gives an entry to the cluster that starts with page `first`, unless it has
+    /// one, or the table refuses it. Its pages move there from `pages`.
     #[inline(never)]
     fn start_cluster(&mut self, mem: &M, first: u32) -> Result<(), NoMemory> {
         if self.in_cluster(first).is_some() {
@@ -205,7 +207,7 @@ impl<M: Memory> Window<M> {
         inserted.map(|_| ())
     }
 
-    /// Without entries, gives back the clusters.
+    /// Frees the memory of clusters if there are no entries.
     fn tidy(&mut self) {
         if self.entries.is_empty() {
             self.clusters.reset();
@@ -251,7 +253,7 @@ impl<M: Memory> Window<M> {
         }
     }
 
-    /// The last pin of a cluster is gone, and its entry goes.
+    /// Removes the entry of a cluster whose last pin has gone.
     #[inline(never)]
     fn end_cluster(&mut self, slot: Slot) {
         let at = self.entries.remove(slot).value;
@@ -262,7 +264,7 @@ impl<M: Memory> Window<M> {
         self.tidy();
     }
 
-    /// Whether a page from `first` to `last` is pinned.
+    /// Whether any page from `first` to `last` is pinned.
     pub(crate) fn any_in(&self, first: u32, last: u32) -> bool {
         let mut pages = first..=last;
         if ((last - first) as usize) < self.pages.len() + self.entries.len() {
@@ -272,7 +274,7 @@ impl<M: Memory> Window<M> {
         }
     }
 
-    /// Every pinned page, and its pfn, in no order.
+    /// Every pinned page with its pfn, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let singles = self.pages.iter().map(|entry| (entry.key - 1, entry.value));
         let clusters = self.entries.iter().flat_map(|entry| {

@@ -7,17 +7,18 @@ use crate::error::Error;
 use crate::pgsize::PageSize;
 use crate::rescale::words::{coarsen, refine, Overlap};
 
-/// Which pages some bits of a bitmap stand for: bit `bit + k` for the page at
-/// `iova + k * pgsize`, for k from 0 to `npages - 1`.
+/// Which pages the bits of a bitmap stand for: bit `bit + k` is the page at
+/// `iova + k * pgsize`, for k from 0 to `npages - 1`. Bit k of a bitmap is bit
+/// k % 64 of word k / 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// First bit in the words.
+    /// The first bit.
     pub bit: u64,
-    /// Its page; a multiple of the page size.
+    /// The address of its page, a multiple of the page size.
     pub iova: u64,
-    /// Number of pages.
+    /// The number of pages.
     pub npages: u64,
-    /// Their size.
+    /// The size of a page.
     pub pgsize: PageSize,
 }
 
@@ -34,7 +35,7 @@ impl Extent {
         self.last().map(|_| ())
     }
 
-    /// Last address, if there is one.
+    /// The last address, if there is a page.
     fn last(&self) -> Result<Option<u64>, Error> {
         let Some(last_page) = self.npages.checked_sub(1) else {
             return Ok(None);
@@ -48,8 +49,8 @@ impl Extent {
         Ok(Some(start | self.pgsize.mask()))
     }
 
-    /// The runs of pages whose bits are set in `words`, ascending: first and last
-    /// address of each.
+    /// The first and last address of each run of pages whose bits are set in
+    /// `words`, ascending.
     ///
     /// ```
     /// use dirty_core::{Extent, PageSize};
@@ -62,8 +63,9 @@ impl Extent {
     ///
     /// # Errors
     ///
-    /// `BitmapSize` if it is longer than `words`, `Misaligned` if it starts inside
-    /// a page, `Wraps` if it leaves the address space.
+    /// In this order: `Misaligned` if `iova` is no multiple of `pgsize`;
+    /// `BitmapSize` if the bits go beyond `words`; `Wraps` if the pages go beyond
+    /// the end of the address space.
     #[allow(clippy::arithmetic_side_effects)] // inside `self`, which `check` proved not to wrap
     pub fn ranges<'a>(
         &self,
@@ -79,16 +81,16 @@ impl Extent {
     }
 }
 
-/// Takes dirty bits to another page size: sets each page of `to` that shares a
-/// byte with a dirty page of `from`. A coarser page is dirty when any page in
-/// it is; a dirty page makes all its finer pages dirty. Other bits of `dst`,
-/// and dirty pages outside `to`, are left alone.
+/// Takes dirty bits from one page size to another: sets the bit of each page of
+/// `to` that shares a byte with a dirty page of `from`. So a coarse page is dirty
+/// when any fine page in it is, and a dirty coarse page makes all its fine pages
+/// dirty. Other bits of `dst` are left as they are, and dirty pages outside `to`
+/// are left out.
 ///
 /// # Errors
 ///
-/// `BitmapSize` if an extent is longer than its words, `Misaligned` if it
-/// starts inside a page, `Wraps` if it leaves the address space. Nothing is
-/// written then.
+/// For `src` and `from`, then for `dst` and `to`: `Misaligned`, `BitmapSize` or
+/// `Wraps`, as [`Extent::ranges`]. Nothing is written then.
 pub fn normalise(src: &[u64], from: Extent, dst: &mut [u64], to: Extent) -> Result<(), Error> {
     from.check(src)?;
     to.check(dst)?;
@@ -107,7 +109,7 @@ pub fn normalise(src: &[u64], from: Extent, dst: &mut [u64], to: Extent) -> Resu
     Ok(())
 }
 
-/// Where both extents have the addresses from `first` to `last`.
+/// The bits of both extents for the addresses from `first` to `last`.
 fn overlap((first, last): (u64, u64), fine: Extent, coarse: Extent) -> Overlap {
     let pages = |extent: Extent| extent.pgsize.pages(first.wrapping_sub(extent.iova));
     Overlap {

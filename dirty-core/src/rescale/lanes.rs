@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Words cut into lanes of `R` bits (a power of two up to 64): one bit for each
-//! lane that is not 0, and back. `R` words on one side are one on the other:
-//! lane l of word k is bit `k * 64/R + l`.
+//! Words cut into lanes of `R` bits (a power of two): one bit for each lane that
+//! is not 0, and back. `R` words on one side are one word on the other: lane l
+//! of word k is bit `k * 64/R + l`.
 //!
-//! Both ways a word's lanes are handled at once, by shifts that leave lane l's
-//! answer for word k at bit `l * R + k`; [`turn`] brings the bits in order.
-//! For each word that is 5 operations, bit by bit it would be 200.
+//! In both directions, all lanes of a word are handled at once. Shifts leave the
+//! answer of lane l of word k at bit `l * R + k`, and [`turn`] brings the bits
+//! into order. That takes 5 operations for each word; bit by bit it would take
+//! 200.
 //!
-//! At 16 to 1, which 64K pages are, that is still 3.5 times as slow as reading
-//! the words, and 6.5 times as slow as filling them; SSE2 takes 1.3 times as
-//! long, and a table 2 times.
+//! At 16 to 1 (64K pages from 4K pages) this takes 3.5 x the time of reading the
+//! words, and back 6.5 x the time of filling them. There SSE2 takes 1.3 x, and a
+//! table 2 x.
 #![allow(clippy::arithmetic_side_effects)] // R and k are at most 64, lanes have room
 
-/// Bits whose number has bit i.
+/// Entry i has the bits whose number has bit i.
 const NUMBERED: [u64; 6] = [
     0xaaaa_aaaa_aaaa_aaaa,
     0xcccc_cccc_cccc_cccc,
@@ -41,11 +42,12 @@ pub(crate) fn collapse<const R: usize>(words: &[u64; R]) -> u64 {
     collapse_any(words)
 }
 
+/// [`collapse`] for lanes that fit a word.
 pub(crate) fn collapse_any<const R: usize>(words: &[u64; R]) -> u64 {
     let highest = lowest::<R>() << (R - 1);
     let mut flags = 0;
     for (k, w) in words.iter().enumerate() {
-        // A lane that has a bit below the highest carries into that one.
+        // A lane that has a bit below its highest bit carries into the highest.
         let carried = (w & !highest) + !highest;
         flags |= ((carried | w) & highest) >> (R - 1 - k);
     }
@@ -61,6 +63,7 @@ pub(crate) fn spread<const R: usize>(bits: u64, words: &mut [u64; R]) {
     }
 }
 
+/// [`spread`] for lanes of whole words.
 fn spread_big<const R: usize>(mut bits: u64, words: &mut [u64; R]) {
     while bits != 0 {
         let first = bits.trailing_zeros() as usize * R / 64;
@@ -70,6 +73,7 @@ fn spread_big<const R: usize>(mut bits: u64, words: &mut [u64; R]) {
     }
 }
 
+/// [`spread`] for lanes that fit a word.
 pub(crate) fn spread_any<const R: usize>(bits: u64, words: &mut [u64; R]) {
     let flags = turn(bits, 6 - R.trailing_zeros());
     for (k, w) in words.iter_mut().enumerate() {
@@ -78,6 +82,7 @@ pub(crate) fn spread_any<const R: usize>(bits: u64, words: &mut [u64; R]) {
     }
 }
 
+/// [`spread`] for lanes of 16 bits, by a table.
 fn spread_16(bits: u64, words: &mut [u64]) {
     for (byte, pair) in bits.to_le_bytes().iter().zip(words.chunks_exact_mut(2)) {
         let lanes = SPREAD_16.get(usize::from(*byte)).unwrap_or(&[0; 2]);
@@ -85,10 +90,10 @@ fn spread_16(bits: u64, words: &mut [u64]) {
     }
 }
 
-/// Two words for each byte.
+/// The two words that each byte is spread to.
 static SPREAD_16: [[u64; 2]; 256] = spread_16_of_all_bytes();
 
-#[allow(clippy::indexing_slicing)] // compiled only if every index is right
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler, which checks every index
 const fn spread_16_of_all_bytes() -> [[u64; 2]; 256] {
     let mut all = [[0; 2]; 256];
     let mut k = 0;
@@ -102,8 +107,7 @@ const fn spread_16_of_all_bytes() -> [[u64; 2]; 256] {
     all
 }
 
-/// Moves each bit to the place whose number is its own, turned right by `by` of
-/// its 6 bits.
+/// Moves each bit: the 6 bits of its number are rotated right by `by`.
 fn turn(word: u64, by: u32) -> u64 {
     if by <= 3 {
         (0..6 - by).fold(word, |word, i| swap(word, i, i + by))
@@ -113,7 +117,7 @@ fn turn(word: u64, by: u32) -> u64 {
     }
 }
 
-/// Swaps bits i and j of all bits' numbers.
+/// Moves each bit: bits i and j of its number are swapped.
 fn swap(word: u64, i: u32, j: u32) -> u64 {
     let numbered = |i: u32| NUMBERED.get(i as usize).copied().unwrap_or(0);
     let distance = (1 << j) - (1 << i);

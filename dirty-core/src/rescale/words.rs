@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Bits of pages of one size to bits of pages of another, a block at a time: a
-//! word of coarse pages, and the words of the fine pages in them. Ends that are
-//! no whole block, and words that bits do not start with, take longer.
+//! Bits of fine pages to bits of coarse pages and back, a chunk at a time. A
+//! chunk is a word of coarse pages and the words of the fine pages in them. It
+//! takes longer where a range is not made of whole chunks, or does not begin
+//! with a word.
 #![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
 
 use crate::bits;
 use crate::rescale::lanes::{collapse, spread};
 
-/// Where bits of fine pages and of coarse ones stand for the same bytes: fine
-/// bit `fine + k` lies in coarse bit `coarse + ((skip + k) >> shift)`.
+/// Bits of fine and of coarse pages that stand for the same bytes: fine bit
+/// `fine + k` lies in coarse bit `coarse + ((skip + k) >> shift)`.
 #[derive(Clone, Copy)]
 pub(crate) struct Overlap {
     pub(crate) fine: u64,
     pub(crate) coarse: u64,
-    /// Number of fine bits; the last coarse page may have others beyond them.
+    /// The number of fine bits. The last coarse page may have more.
     pub(crate) n: u64,
-    /// So many fine pages of the first coarse one come before `fine`.
+    /// How many fine pages of the first coarse page come before `fine`.
     pub(crate) skip: u64,
     /// log2 of the fine pages in a coarse one.
     pub(crate) shift: u32,
 }
 
 impl Overlap {
-    /// The fine bits of the first coarse page, if some come before them.
+    /// Takes off the fine bits of the first coarse page, if the overlap does not
+    /// begin with that page.
     fn take_ragged(&mut self) -> Option<Overlap> {
         let n = self.n.min((1 << self.shift) - self.skip);
         let ragged = Overlap { n, ..*self };
@@ -40,7 +42,7 @@ impl Overlap {
     }
 }
 
-/// Sets the coarse bits of which a fine bit is set.
+/// Sets each coarse bit in which a fine bit is set.
 pub(crate) fn coarsen(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     if let Some(ragged) = at.take_ragged() {
         let dirty = any(src, ragged.fine, ragged.n);
@@ -61,7 +63,7 @@ pub(crate) fn coarsen(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     }
 }
 
-/// Sets the fine bits of each coarse bit that is set.
+/// Sets all fine bits of each coarse bit that is set.
 pub(crate) fn refine(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     if let Some(ragged) = at.take_ragged() {
         if bits::get(src, ragged.coarse) {
@@ -83,16 +85,16 @@ pub(crate) fn refine(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     }
 }
 
-/// `R` is 2^`shift`.
+/// [`coarsen`] where `R`, 2^`shift`, is known to the compiler.
 fn coarsen_by<const R: usize>(src: &[u64], dst: &mut [u64], mut at: Overlap) {
-    let block = 64 * R as u64;
+    let chunk = 64 * R as u64;
     if at.fine & 63 == 0 {
-        let whole = at.n / block;
+        let whole = at.n / chunk;
         let words = src.get(bits::word(at.fine)..).unwrap_or_default();
-        let blocks = words.chunks_exact(R).take(whole as usize);
-        let blocks = blocks.filter_map(|words| words.first_chunk::<R>());
-        or(dst, at.coarse, blocks.map(collapse));
-        at.advance(whole * block, whole * 64);
+        let chunks = words.chunks_exact(R).take(whole as usize);
+        let chunks = chunks.filter_map(|words| words.first_chunk::<R>());
+        or(dst, at.coarse, chunks.map(collapse));
+        at.advance(whole * chunk, whole * 64);
     }
     if R > 64 {
         return coarsen_pages(src, dst, at);
@@ -101,25 +103,25 @@ fn coarsen_by<const R: usize>(src: &[u64], dst: &mut [u64], mut at: Overlap) {
         let mut words = load::<R>(src, at.fine);
         keep_first(&mut words, at.n);
         or(dst, at.coarse, [collapse(&words)]);
-        at.advance(block.min(at.n), 64);
+        at.advance(chunk.min(at.n), 64);
     }
 }
 
-/// `R` is 2^`shift`.
+/// [`refine`] where `R`, 2^`shift`, is known to the compiler.
 fn refine_by<const R: usize>(src: &[u64], dst: &mut [u64], mut at: Overlap) {
-    let block = 64 * R as u64;
+    let chunk = 64 * R as u64;
     if at.fine & 63 == 0 {
-        let whole = at.n / block;
+        let whole = at.n / chunk;
         let words = dst.get_mut(bits::word(at.fine)..).unwrap_or_default();
-        let blocks = words.chunks_exact_mut(R).take(whole as usize);
-        let blocks = blocks.filter_map(|words| words.first_chunk_mut::<R>());
-        for (words, done) in blocks.zip((0..).step_by(64)) {
+        let chunks = words.chunks_exact_mut(R).take(whole as usize);
+        let chunks = chunks.filter_map(|words| words.first_chunk_mut::<R>());
+        for (words, done) in chunks.zip((0..).step_by(64)) {
             let [dirty] = load(src, at.coarse + done);
             if dirty != 0 {
                 spread(dirty, words);
             }
         }
-        at.advance(whole * block, whole * 64);
+        at.advance(whole * chunk, whole * 64);
     }
     if R > 64 {
         return refine_pages(src, dst, at);
@@ -130,10 +132,11 @@ fn refine_by<const R: usize>(src: &[u64], dst: &mut [u64], mut at: Overlap) {
         spread(dirty, &mut words);
         keep_first(&mut words, at.n);
         or(dst, at.fine, words.iter().copied());
-        at.advance(block.min(at.n), 64);
+        at.advance(chunk.min(at.n), 64);
     }
 }
 
+/// [`coarsen`], a coarse page at a time.
 fn coarsen_pages(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     let mut dirty = 0;
     while at.n != 0 {
@@ -147,6 +150,7 @@ fn coarsen_pages(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     }
 }
 
+/// [`refine`], a coarse page at a time.
 fn refine_pages(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     while at.n != 0 {
         let n = at.n.min(1 << at.shift);
@@ -157,7 +161,7 @@ fn refine_pages(src: &[u64], dst: &mut [u64], mut at: Overlap) {
     }
 }
 
-/// `N` words from any bit on; those beyond the end are 0.
+/// `N` words from bit `first` on, which need not begin a word; 0 beyond the end.
 fn load<const N: usize>(words: &[u64], first: u64) -> [u64; N] {
     let up = first & 63;
     let k = bits::word(first);
@@ -169,7 +173,7 @@ fn load<const N: usize>(words: &[u64], first: u64) -> [u64; N] {
     loaded
 }
 
-/// The first `N` words, or as many as there are and 0.
+/// The first `N` words; 0 beyond the end.
 fn padded<const N: usize>(words: Option<&[u64]>) -> [u64; N] {
     let words = words.unwrap_or_default();
     words.first_chunk().copied().unwrap_or_else(|| {
@@ -188,7 +192,7 @@ fn keep_first<const N: usize>(words: &mut [u64; N], n: u64) {
     beyond.unwrap_or_default().fill(0);
 }
 
-/// Sets the bits of `more`, the first at `first`.
+/// ORs the bits of `more` into `words`, from bit `first` on.
 fn or(words: &mut [u64], first: u64, more: impl IntoIterator<Item = u64>) {
     let up = first & 63;
     let words = words.get_mut(bits::word(first)..);
@@ -207,7 +211,7 @@ fn or(words: &mut [u64], first: u64, more: impl IntoIterator<Item = u64>) {
     }
 }
 
-/// Whether one of `n` bits from `first` on is set.
+/// Whether any of `n` bits from `first` on is set.
 fn any(words: &[u64], first: u64, n: u64) -> bool {
     let last = first + n - 1;
     match words.get(bits::word(first)..=bits::word(last)) {

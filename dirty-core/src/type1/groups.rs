@@ -18,13 +18,13 @@ pub(super) struct Group {
     pub(super) id: GroupId,
     /// `None`: an emulated group.
     pub(super) domain: Option<DomainId>,
-    /// Dirty scope: its devices write through pins only, so its mappings are
-    /// not dirty as a whole.
+    /// The dirty scope: whether its devices write through pins only, so that
+    /// they do not make mappings dirty as a whole.
     pub(super) pinned_page_dirty_scope: bool,
 }
 
 impl<M: Memory> Type1<M> {
-    /// Whether a group may be attached now.
+    /// Refuses a group that may not be attached now.
     pub(crate) fn check_new_group(&self, id: GroupId) -> Result<(), Error> {
         if self.vaddr_invalid != 0 {
             return Err(Error::VaddrInvalid);
@@ -134,8 +134,8 @@ impl<M: Memory> Type1<M> {
             .any(|span| self.dmas.overlaps(span))
     }
 
-    /// The common page sizes once a domain is added. Every mapping must fit
-    /// the smallest.
+    /// The common page sizes once a domain is added. Every mapping must be
+    /// aligned to the smallest.
     fn pgsizes_with(&self, info: DomainInfo) -> Result<u64, Error> {
         let mut pgsizes = domain_pgsizes(&self.domains) & info.pgsize_bitmap;
         if pgsizes == 0 {
@@ -208,7 +208,8 @@ impl<M: Memory> Type1<M> {
             }
             self.pgsize_bitmap = common_pgsizes(&self.domains, self.options.page_size);
         }
-        // Out of memory: the old ranges stay, which are narrower and still right.
+        // If memory is short, the old ranges stay: they are narrower, so no
+        // mapping can be made that a group cannot reach.
         if let Ok(ranges) = self.widened_ranges(host) {
             self.iova_ranges = ranges;
         }
@@ -247,7 +248,7 @@ impl<M: Memory> Type1<M> {
         Ok(ranges)
     }
 
-    /// The devices of group `id` write through pins only from now on.
+    /// Notes that the devices of group `id` write through pins only from now on.
     pub(super) fn set_pinned_scope(&mut self, id: GroupId) {
         let group = self.groups.as_mut_slice().iter_mut().find(|g| g.id == id);
         if let Some(group) = group.filter(|g| !g.pinned_page_dirty_scope) {
@@ -269,7 +270,7 @@ impl<M: Memory> Type1<M> {
     }
 }
 
-/// Whether the all-dirty rule counts `dma` (D10).
+/// Whether devices behind an IOMMU make `dma` dirty as a whole (D10).
 pub(super) fn may_be_written<M: Memory>(dma: &Dma<M>, skip_read_only: bool) -> bool {
     !skip_read_only || dma.prot.contains(Prot::WRITE)
 }
@@ -280,7 +281,7 @@ fn domain_pgsizes(domains: &[Domain]) -> u64 {
         .fold(u64::MAX, |all, d| all & d.info.pgsize_bitmap)
 }
 
-/// Sizes below a CPU page cannot be pinned: a CPU page stands for them.
+/// A CPU page stands for all smaller sizes, because pins are CPU pages.
 fn usable_pgsizes(pgsizes: u64, page: PageSize) -> u64 {
     if pgsizes & page.mask() == 0 {
         pgsizes

@@ -31,16 +31,19 @@ use crate::type1::groups::Group;
 use crate::type1::iova::Ranges;
 use crate::uapi::{self, VFIO_DMA_CC_IOMMU, VFIO_TYPE1_IOMMU, VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR};
 
-/// Choices made when a container is created.
+/// What is chosen when a container is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The CPU's page size: what a pin covers. 4096 by default.
+    /// The CPU's page size, which is what a pin covers. 4096 by default.
     pub page_size: PageSize,
-    /// Most mappings at a time (the driver's module parameter): 65535.
+    /// The most mappings at a time. 65535 by default, as the Linux module's
+    /// parameter of this name.
     pub dma_entry_limit: u32,
-    /// Most bytes for bitmaps (D5); `None`, the default, for any amount.
+    /// The most bytes for bitmaps: START and MAP_DMA fail with `BitmapBudget`
+    /// beyond it (D5). `None`, the default, sets no limit.
     pub bitmap_budget: Option<u64>,
-    /// Leave mappings without WRITE out of the all-dirty rule (D10).
+    /// Leaves mappings without WRITE out of reports, although devices behind an
+    /// IOMMU are attached (D10). False by default, as in Linux.
     pub skip_read_only: bool,
 }
 
@@ -95,17 +98,17 @@ pub struct Type1<M: Memory> {
     dmas: Dmas<M>,
     /// INVARIANT: with the number of mappings, `options.dma_entry_limit`.
     dma_avail: u32,
-    /// Mappings whose vaddr is invalid.
+    /// The number of mappings whose vaddr is invalid.
     vaddr_invalid: u32,
     groups: List<Group, M>,
     domains: List<Domain, M>,
     iova_ranges: Ranges<M>,
-    /// Page sizes that every domain has; INVARIANT: not 0.
+    /// The page sizes that every domain has. INVARIANT: not 0.
     pgsize_bitmap: u64,
-    /// Groups whose dirty scope is everything.
+    /// The number of groups whose dirty scope is everything.
     num_non_pinned_groups: u32,
     tracking: Option<Tracking<M>>,
-    /// Bytes of all bitmaps.
+    /// The bytes of all bitmaps.
     bitmap_bytes: u64,
 }
 
@@ -179,13 +182,13 @@ impl<M: Memory> Type1<M> {
         }
     }
 
-    /// The smallest page of every domain: alignment of mappings, and the
-    /// granularity of tracking that starts now.
+    /// The smallest page size that every domain has. Mappings are aligned to it,
+    /// and it is the granularity of tracking that starts now.
     fn min_page(&self) -> PageSize {
         PageSize::smallest(self.pgsize_bitmap).unwrap_or(self.options.page_size)
     }
 
-    /// Page size of the dirty bitmaps.
+    /// The page size of the dirty bitmaps, or of those that START would make.
     fn dirty_page(&self) -> PageSize {
         self.tracking().unwrap_or_else(|| self.min_page())
     }
@@ -194,7 +197,7 @@ impl<M: Memory> Type1<M> {
         self.groups.iter().any(|g| g.domain.is_none())
     }
 
-    /// Whether a group's devices may write anywhere without a mark.
+    /// Whether the devices of some group may write anywhere without a mark.
     fn writes_unseen(&self) -> bool {
         self.num_non_pinned_groups != 0
     }
