@@ -12,32 +12,23 @@ mod atomic {
     pub(crate) use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 }
 mod container;
-mod device;
 pub mod device_log;
 mod dirty_bits;
 mod error;
 pub mod guest;
-mod heap;
-mod host;
-mod iommu;
-mod locked;
-mod memory;
-#[cfg(feature = "vm-memory")]
-mod vm_memory;
-mod words;
 
+pub use container::device::Device;
+pub use container::heap::Heap;
+pub use container::iommu::IommuSpec;
+pub use container::locked::charged_pages;
+pub use container::memory::{GuestMemory, OutOfBounds};
 pub use container::{Container, Group, IommuType, OnUnmap, WeakContainer};
-pub use device::Device;
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};
 pub use error::TrackError;
-pub use heap::Heap;
-pub use iommu::IommuSpec;
-pub use locked::charged_pages;
-pub use memory::{GuestMemory, OutOfBounds};
 #[cfg(feature = "vm-memory")]
-pub use vm_memory::BitsSlice;
+pub use guest::vm_memory::BitsSlice;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

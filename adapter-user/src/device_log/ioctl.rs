@@ -16,8 +16,8 @@ use super::uapi::{
     VFIO_DEVICE_FEATURE_SET,
 };
 use super::{Ask, DeviceLog, MAX_RANGES};
+use crate::container::host::{read_process, write_process};
 use crate::error::TrackError;
-use crate::host::{read_process, write_process};
 
 impl DeviceLog {
     /// An ioctl on the file of the device (VFIO_DEVICE_FEATURE) or of its

@@ -10,6 +10,9 @@
 
 mod report;
 mod view;
+#[cfg(feature = "vm-memory")]
+pub(crate) mod vm_memory;
+mod words;
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -3,9 +3,9 @@
 
 use dirty_core::{normalise, Error, Extent, PageSize};
 
+use super::words::set;
 use super::Slot;
 use crate::error::TrackError;
-use crate::words::set;
 
 /// A range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

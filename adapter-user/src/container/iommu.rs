@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use dirty_core::host::{DomainId, DomainInfo, GroupId, Prot};
 use dirty_core::Errno;
 
-use crate::locked::PAGE_SHIFT;
+use super::locked::PAGE_SHIFT;
 
 /// The IOMMU of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::Error;
 
-use crate::container::{OnUnmap, Shared};
-use crate::host::{Call, Caller};
-use crate::locked::PAGE_SHIFT;
+use super::host::{Call, Caller};
+use super::locked::PAGE_SHIFT;
+use super::{OnUnmap, Shared};
 
 /// An open device of a container; it closes, and its pins go, when it is
 /// dropped.

@@ -2,8 +2,8 @@
 //! vm-memory's view of dirty bits: `GuestMemoryMmap<DirtyBits>` marks each write
 //! that goes through it.
 
-use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use ::vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
+use ::vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;

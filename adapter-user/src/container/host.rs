@@ -14,9 +14,9 @@ use dirty_core::Errno;
 use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
 use nix::unistd::Pid;
 
-use crate::iommu::Iommus;
-use crate::locked;
-use crate::memory::GuestMemory;
+use super::iommu::Iommus;
+use super::locked;
+use super::memory::GuestMemory;
 
 /// The first address that is no user address: with five-level page tables, as
 /// where Linux was recorded. On four-level machines addresses between are

@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The container that a program holds: shared by threads, with its own lock.
 
+pub(crate) mod device;
+pub(crate) mod heap;
+pub(crate) mod host;
+pub(crate) mod iommu;
+pub(crate) mod locked;
+pub(crate) mod memory;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{atomic::AtomicU64, Weak};
@@ -11,11 +18,11 @@ use dirty_core::ioctl::Outcome;
 use dirty_core::uapi;
 use dirty_core::{Error, Extent, Map, Options, PageSize, Progress, Report, Target, Unmap};
 
-use crate::device::Device;
-use crate::heap::Heap;
-use crate::host::{Call, Caller, State};
-use crate::iommu::IommuSpec;
-use crate::memory::GuestMemory;
+use self::device::Device;
+use self::heap::Heap;
+use self::host::{Call, Caller, State};
+use self::iommu::IommuSpec;
+use self::memory::GuestMemory;
 
 type Core = dirty_core::Container<Heap>;
 
