@@ -5,6 +5,8 @@ use std::mem::size_of;
 
 use dirty_core::Error;
 
+use super::log::{DeviceLog, MAX_RANGES};
+use super::report::Ask;
 use super::uapi::{
     iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking, vfio_device_feature,
     vfio_device_feature_dma_logging_control, vfio_device_feature_dma_logging_range,
@@ -15,7 +17,6 @@ use super::uapi::{
     VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_PROBE,
     VFIO_DEVICE_FEATURE_SET,
 };
-use super::{Ask, DeviceLog, MAX_RANGES};
 use crate::container::host::{read_process, write_process};
 use crate::error::TrackError;
 

@@ -3,8 +3,8 @@
 
 use dirty_core::{normalise, Error, Extent, PageSize};
 
+use super::log::DeviceLog;
 use super::range::{base, Logged};
-use super::DeviceLog;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
 use crate::guest::covered;

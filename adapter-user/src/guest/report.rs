@@ -3,8 +3,8 @@
 
 use dirty_core::{normalise, Error, Extent, PageSize};
 
+use super::tracker::Slot;
 use super::words::set;
-use super::Slot;
 use crate::error::TrackError;
 
 /// A range of guest memory.

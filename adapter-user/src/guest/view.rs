@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dirty_core::{Error, Extent};
 
-use super::Shared;
+use super::tracker::Shared;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
 
