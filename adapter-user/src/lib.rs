@@ -16,6 +16,8 @@ pub mod device_log;
 mod dirty_bits;
 mod error;
 pub mod guest;
+mod process_memory;
+mod ranges;
 
 pub use container::device::Device;
 pub use container::heap::Heap;

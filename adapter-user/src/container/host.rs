@@ -2,7 +2,6 @@
 //! This process as the core's host.
 
 use std::collections::HashMap;
-use std::io::{IoSlice, IoSliceMut};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -11,12 +10,11 @@ use dirty_core::host::{
     UserMemory,
 };
 use dirty_core::Errno;
-use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
-use nix::unistd::Pid;
 
 use super::iommu::Iommus;
 use super::locked;
 use super::memory::GuestMemory;
+use crate::process_memory::{read_process, write_process};
 
 /// The first address that is no user address: with five-level page tables, as
 /// where Linux was recorded. On four-level machines addresses between are
@@ -149,36 +147,6 @@ impl Accounting for Call<'_> {
     fn uncharge(&mut self, _mm: Mm, npages: u64) {
         locked::uncharge(npages);
     }
-}
-
-/// A system call copied `done` of `len` bytes, or failed.
-fn copied(done: nix::Result<usize>, len: usize) -> Result<(), Fault> {
-    match done {
-        Ok(done) if done == len => Ok(()),
-        Ok(done) => Err(Fault { done }),
-        Err(_) => Err(Fault { done: 0 }),
-    }
-}
-
-/// Copies from this process's memory; a bad address is an error, no signal.
-pub(crate) fn read_process(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-    let remote = RemoteIoVec {
-        base: addr as usize,
-        len: buf.len(),
-    };
-    let len = buf.len();
-    let local = &mut [IoSliceMut::new(buf)];
-    copied(process_vm_readv(Pid::this(), local, &[remote]), len)
-}
-
-/// Copies to this process's memory; a bad address is an error, no signal.
-pub(crate) fn write_process(addr: u64, buf: &[u8]) -> Result<(), Fault> {
-    let remote = RemoteIoVec {
-        base: addr as usize,
-        len: buf.len(),
-    };
-    let local = [IoSlice::new(buf)];
-    copied(process_vm_writev(Pid::this(), &local, &[remote]), buf.len())
 }
 
 impl UserMemory for Call<'_> {

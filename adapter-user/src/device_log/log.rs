@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The log: on or off, and its ranges.
+//! The log: whether it is on, its ranges, and marks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,30 +8,31 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use dirty_core::{Error, PageSize};
 
 use super::range::{LogRange, Logged};
-use super::report::Ask;
-use crate::dirty_bits::{DirtyBits, BASE_PAGE};
+use crate::dirty_bits::{check_budget, DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
-use crate::guest::within;
 
-/// Ranges that one START may have: a page of the kernel's structures.
+/// How many ranges one START may have: Linux takes one page of their structures.
 pub(super) const MAX_RANGES: usize = 256;
 
-/// What a device wrote, by IOVA, while its log is on.
+/// The log of what a device wrote, by IOVA.
 ///
-/// Two ways to switch it on. [`start`](DeviceLog::start) names the ranges, as
-/// VFIO_DEVICE_FEATURE_DMA_LOGGING_START. [`set_tracking`](DeviceLog::set_tracking)
-/// logs the ranges that were added before, as IOMMU_HWPT_SET_DIRTY_TRACKING logs
-/// what is mapped. Either starts clean: copy everything after it. Ranges come and
-/// go while the log is on.
+/// There are two ways to switch it on. [`start`](DeviceLog::start) takes the ranges
+/// to log, as VFIO_DEVICE_FEATURE_DMA_LOGGING_START does.
+/// [`set_tracking`](DeviceLog::set_tracking) logs the ranges that were added before,
+/// as IOMMU_HWPT_SET_DIRTY_TRACKING logs what is mapped. The log is clean after
+/// either, so copy all memory after it. Ranges may come and go while the log is on.
 ///
-/// **An error of a report means that every page of it is dirty.** Clones are
-/// handles to one log.
+/// **If a report fails, every page that it asked for counts as dirty.**
+///
+/// A clone is another handle to the same log, and any thread may call it. Marks
+/// share the log's lock with each other, and wait while a report or another call
+/// has it; marks through a [`LogRange`] take no lock.
 ///
 /// ```
 /// use adapter_user::device_log::DeviceLog;
 ///
 /// let log = DeviceLog::new(None);
-/// log.start(&[(0x10_0000, 0x10_0000)], 4096)?;
+/// log.start(&[(0x10_0000, 0x10_0000)], 4096)?; // first IOVA and bytes
 /// let dma = log.range(0x10_0000).unwrap(); // for a thread of the device
 /// dma.mark(0x10_1000, 1)?;
 ///
@@ -39,7 +40,7 @@ pub(super) const MAX_RANGES: usize = 256;
 /// log.report(0x10_0000, 0x4_0000, 4096, &mut bitmap)?;
 /// assert_eq!(bitmap, [0b10]);
 ///
-/// // The virtual IOMMU unmaps: the log keeps what was not reported yet.
+/// // The virtual IOMMU unmaps. The log keeps what was not reported yet.
 /// dma.mark(0x10_2000, 1)?;
 /// log.remove_range(0x10_0000, 0x10_0000)?;
 /// log.report(0x10_0000, 0x10_0000, 0x10_0000, &mut bitmap[..])?;
@@ -54,18 +55,18 @@ pub struct DeviceLog {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The page size of the bits while the log is on.
+    /// The page size of the bits; `None` while the log is off.
     pub(super) on: Option<PageSize>,
-    /// Logged ranges by first IOVA; no two overlap. While the log is on each
-    /// has bits.
+    /// The logged ranges by first IOVA; no two overlap. Each has bits while the log
+    /// is on.
     pub(super) ranges: BTreeMap<u64, Logged>,
-    /// Ranges that were removed while the log was on, until a report has taken
-    /// the whole of them.
+    /// The ranges that were removed while the log was on. Each stays until one
+    /// report has taken all of it.
     pub(super) gone: Vec<Logged>,
 }
 
 impl State {
-    /// Bytes of all bitmaps.
+    /// How many bytes all bitmaps take.
     fn used(&self) -> u64 {
         let all = self.ranges.values().chain(&self.gone);
         all.filter_map(|range| range.bits.as_ref())
@@ -94,13 +95,13 @@ impl State {
         gone.iter().for_each(Logged::close);
     }
 
-    /// Gives every range clean bits, or changes nothing.
+    /// Gives every range clean bits. On an error nothing changes.
     fn start(&mut self, pgsize: PageSize, budget: Option<u64>) -> Result<(), TrackError> {
         let mut wanted = 0u64;
         for range in self.ranges.values() {
             wanted = wanted.saturating_add(range.bytes(pgsize)?);
         }
-        within(budget, 0, wanted)?;
+        check_budget(budget, 0, wanted)?;
         let ranges = self.ranges.iter();
         let ranges = ranges.map(|(first, range)| Ok((*first, range.clone().with_bits(pgsize)?)));
         self.ranges = ranges.collect::<Result<_, TrackError>>()?;
@@ -110,8 +111,8 @@ impl State {
 }
 
 impl DeviceLog {
-    /// A log that is off and has no ranges, whose bitmaps may take `budget`
-    /// bytes in all, or any amount.
+    /// Creates a log that is off and has no ranges. Its bitmaps may take `budget`
+    /// bytes in all, or any amount if there is none.
     #[must_use]
     pub fn new(budget: Option<u64>) -> Self {
         DeviceLog {
@@ -128,16 +129,25 @@ impl DeviceLog {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// DMA_LOGGING_START: logs `ranges` of IOVAs (first, bytes) from now on,
-    /// clean. `pgsize` is a hint; returns the size chosen, at least 4 KiB.
-    /// Ranges that were added before are replaced.
+    /// Switches the log on for `ranges` of IOVAs, each by its first IOVA and its
+    /// length in bytes, and returns the page size of the log. This is
+    /// DMA_LOGGING_START.
+    ///
+    /// `pgsize` is a hint, in bytes; the log's pages have this size, or 4 KiB if it
+    /// is smaller. Every page is clean. Ranges that were added before are replaced.
     ///
     /// # Errors
     ///
-    /// In this order: `NoRanges`, `TooManyRanges` beyond 256, `PageSize` unless
-    /// the hint is a power of two, and for each range `Misaligned`, `Wraps`,
-    /// `ZeroSize`, `RangesOverlap`; then `Started`, `Budget`, `NoMemory`.
-    /// Nothing changes then.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`TrackError::NoRanges`].
+    /// - [`TrackError::TooManyRanges`] if there are more than 256.
+    /// - [`TrackError::PageSize`] unless the hint is a power of two.
+    /// - For one range after the other: [`Error::Misaligned`] unless its first IOVA
+    ///   and its length are multiples of the hint, [`Error::ZeroSize`],
+    ///   [`Error::Wraps`], [`TrackError::RangesOverlap`] with a range before it.
+    /// - [`TrackError::Started`] if the log is on.
+    /// - [`TrackError::Budget`], [`TrackError::NoMemory`].
     pub fn start(&self, ranges: &[(u64, u64)], pgsize: u64) -> Result<PageSize, TrackError> {
         if ranges.is_empty() {
             return Err(TrackError::NoRanges);
@@ -167,21 +177,24 @@ impl DeviceLog {
         Ok(chosen)
     }
 
-    /// DMA_LOGGING_STOP: forgets the ranges and what was dirty. No effect if
-    /// the log is off.
+    /// Switches the log off, and forgets its ranges and what was dirty. This is
+    /// DMA_LOGGING_STOP. If the log is off already, it only forgets the ranges.
     pub fn stop(&self) {
         let mut state = self.write();
         state.stop();
         state.ranges.clear();
     }
 
-    /// HWPT_SET_DIRTY_TRACKING: on, clean, for the ranges that are there, in
-    /// pages of 4 KiB (again clean if it is on already); or off, and what was
-    /// dirty is forgotten. The ranges stay.
+    /// Switches the log on or off and keeps its ranges. This is
+    /// IOMMU_HWPT_SET_DIRTY_TRACKING.
+    ///
+    /// `true` makes every page clean, also if the log is on already. A log that was
+    /// off gets pages of 4 KiB. `false` forgets what was dirty.
     ///
     /// # Errors
     ///
-    /// `Budget`, `NoMemory`; nothing changes then.
+    /// Only when a log that was off is switched on: [`TrackError::Budget`],
+    /// [`TrackError::NoMemory`]. Nothing changes then.
     pub fn set_tracking(&self, on: bool) -> Result<(), TrackError> {
         let mut state = self.write();
         if !on {
@@ -199,19 +212,25 @@ impl DeviceLog {
         Ok(())
     }
 
-    /// Whether the log is on.
+    /// Returns whether the log is on.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.read().on.is_some()
     }
 
-    /// Adds a range of IOVAs, before the device can reach it. It is logged from
-    /// now on if the log is on.
+    /// Adds the `size` bytes of IOVAs from `iova` on. Call it before the device can
+    /// reach them. If the log is on, the range is logged from now on, and it is
+    /// clean.
     ///
     /// # Errors
     ///
-    /// `Misaligned` unless both are multiples of 4 KiB, `ZeroSize`, `Wraps`,
-    /// `Overlap`, `Budget`, `NoMemory`; nothing changes then.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::Misaligned`] unless both are multiples of 4 KiB.
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`].
+    /// - [`Error::Overlap`] with another range.
+    /// - If the log is on: [`TrackError::Budget`], [`TrackError::NoMemory`].
     pub fn add_range(&self, iova: u64, size: u64) -> Result<(), TrackError> {
         if !BASE_PAGE.aligns(iova | size) {
             return Err(Error::Misaligned.into());
@@ -222,20 +241,26 @@ impl DeviceLog {
             return Err(Error::Overlap.into());
         }
         if let Some(pgsize) = state.on {
-            within(self.budget, state.used(), range.bytes(pgsize)?)?;
+            check_budget(self.budget, state.used(), range.bytes(pgsize)?)?;
             range = range.with_bits(pgsize)?;
         }
         state.ranges.insert(iova, range);
         Ok(())
     }
 
-    /// Removes exactly this range, after the device cannot reach it any more.
-    /// While the log is on its dirty pages stay, until a report has taken the
-    /// whole of it.
+    /// Removes the range that starts at `iova` and has `size` bytes. Call it after
+    /// the device can no longer reach them.
+    ///
+    /// If the log is on, the range's dirty pages stay until one report has taken all
+    /// of the range.
     ///
     /// # Errors
     ///
-    /// `NoMapping` if there is no such range.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`].
+    /// - [`Error::NoMapping`] if there is no range with exactly these bounds.
     pub fn remove_range(&self, iova: u64, size: u64) -> Result<(), TrackError> {
         let same = Logged::new(iova, size)?;
         let mut state = self.write();
@@ -249,20 +274,29 @@ impl DeviceLog {
         Ok(())
     }
 
-    /// The range that holds `iova`, to mark through, if the log is on.
+    /// Returns the range that holds `iova`, to mark through it. It is `None` if no
+    /// range holds `iova`, or if the log is off.
     #[must_use]
     pub fn range(&self, iova: u64) -> Option<LogRange> {
         let state = self.read();
         state.overlapping(iova, iova)?.handle()
     }
 
-    /// Marks `len` bytes from `iova` on, which may span ranges: for devices that
-    /// keep no [`LogRange`]. It shares the log's lock with other marks.
+    /// Marks as dirty every page that the `len` bytes at IOVA `iova` touch; they may
+    /// span ranges. No bytes mark nothing. This is for devices that keep no
+    /// [`LogRange`].
+    ///
+    /// Call it *after* the write, and before you tell anybody that the write is
+    /// done.
     ///
     /// # Errors
     ///
-    /// `NotTracking` if the log is off, [`TrackError::Unmapped`] if a part is in
-    /// no range; the rest is marked.
+    /// In this order:
+    ///
+    /// - [`Error::Wraps`] if the IOVAs wrap; nothing is marked then.
+    /// - [`Error::NotTracking`] if the log is off.
+    /// - [`TrackError::Unmapped`] if some of the bytes are in no range; the others
+    ///   are marked all the same.
     pub fn mark(&self, iova: u64, len: u64) -> Result<(), TrackError> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
@@ -291,46 +325,6 @@ impl DeviceLog {
             Some(addr) if addr <= last => result.and(Err(TrackError::Unmapped { addr })),
             _ => result,
         }
-    }
-
-    /// DMA_LOGGING_REPORT: ORs the dirty pages of a range into `bitmap`, in pages
-    /// of `pgsize` (bit k is the page at `iova + k * pgsize`), and clears them.
-    /// Copy the pages after this call. The range may span several ranges of the
-    /// log, or be a part of one.
-    ///
-    /// # Errors
-    ///
-    /// `PageSize` unless it is a power of two of at least 4 KiB, `Wraps`,
-    /// `ZeroSize`, `BitmapSize` if `bitmap` is too short, `NotTracking`,
-    /// [`TrackError::Unmapped`] if a part of the range is not logged: nobody
-    /// knows what was written there. Nothing is cleared then, and every page
-    /// counts as dirty.
-    pub fn report(
-        &self,
-        iova: u64,
-        size: u64,
-        pgsize: u64,
-        bitmap: &mut [u64],
-    ) -> Result<(), TrackError> {
-        self.answer_words(Ask::logging(iova, size, pgsize)?, true, bitmap)
-    }
-
-    /// HWPT_GET_DIRTY_BITMAP: as [`report`](DeviceLog::report), for any page
-    /// size, and with `clear` false the pages stay dirty.
-    ///
-    /// # Errors
-    ///
-    /// `ZeroSize`, `Wraps`, `PageSize` unless it is a power of two, `Misaligned`
-    /// unless the range is aligned to it; then as `report`.
-    pub fn dirty_bitmap(
-        &self,
-        iova: u64,
-        size: u64,
-        pgsize: u64,
-        clear: bool,
-        bitmap: &mut [u64],
-    ) -> Result<(), TrackError> {
-        self.answer_words(Ask::iommufd(iova, size, pgsize)?, clear, bitmap)
     }
 }
 

@@ -1,44 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tracker: its slots and its sources.
+//! The tracker: slots that are marked, and sources that are asked.
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-use dirty_core::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::report::Report;
+use super::slots::{Slot, Slots};
 use super::view::IovaView;
-use crate::dirty_bits::{DirtyBits, BASE_PAGE};
+use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
 
-/// A piece of guest memory.
-#[derive(Clone, Debug)]
-pub struct Slot {
-    /// Its number, as KVM's.
-    pub id: u32,
-    /// Its first guest-physical address.
-    pub gpa: u64,
-    /// Where this process has it, for sources that speak of host addresses.
-    pub host: Option<u64>,
-    /// Its dirty pages.
-    pub bits: DirtyBits,
-}
-
-impl Slot {
-    pub(super) fn last(&self) -> u64 {
-        self.gpa + (self.bits.len() - 1)
-    }
-}
-
-/// What a source answers when it cannot tell.
+/// Why a source cannot say what is dirty.
 pub type SourceError = Box<dyn StdError + Send + Sync>;
 
 type Source = Box<dyn FnMut(&mut Report) -> Result<(), SourceError> + Send>;
 
-/// Everything that writes a guest's memory, in one place.
+/// Tracks everything that writes a guest's memory.
 ///
-/// A clone is another handle to the same tracker.
+/// A clone is another handle to the same tracker, and any thread may call it. Marks
+/// take no lock of the tracker. [`take`](Tracker::take) and
+/// [`add_source`](Tracker::add_source) wait for each other, and so do calls that
+/// change the slots and calls that read them.
 ///
 /// ```
 /// use adapter_user::guest::{Report, Tracker};
@@ -46,12 +29,12 @@ type Source = Box<dyn FnMut(&mut Report) -> Result<(), SourceError> + Send>;
 /// let tracker = Tracker::new(None);
 /// let ram = tracker.add_slot(0, 0, None, 1 << 30)?; // slot 0: 1 GiB from 0 on
 /// let iommu = tracker.iova_view();
-/// let ring = iommu.map(0xf000_0000, 0x20_0000, 0x1000)?; // of a virtual IOMMU
+/// let ring = iommu.map(0xf000_0000, 0x20_0000, 0x1000)?; // a mapping of a virtual IOMMU
 ///
 /// tracker.start();
 /// ram.mark(0x1000, 8)?; // the VMM wrote
 /// ring.mark(0xf000_0010, 16)?; // a device wrote
-/// iommu.unmap(0xf000_0000, 0x1000)?; // its mapping goes; its dirt does not
+/// iommu.unmap(0xf000_0000, 0x1000)?; // the mapping goes, and the page stays dirty
 ///
 /// let mut report = Report::new();
 /// tracker.take(&mut report)?;
@@ -62,47 +45,43 @@ type Source = Box<dyn FnMut(&mut Report) -> Result<(), SourceError> + Send>;
 /// ```
 #[derive(Clone)]
 pub struct Tracker {
-    shared: Arc<Shared>,
-}
-
-pub(super) struct Shared {
-    budget: Option<u64>,
-    slots: RwLock<Vec<Slot>>,
-    sources: Mutex<Vec<(String, Source)>>,
-}
-
-impl Shared {
-    /// Sorted by address; no two overlap, none is empty.
-    pub(super) fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn slots_mut(&self) -> RwLockWriteGuard<'_, Vec<Slot>> {
-        self.slots.write().unwrap_or_else(PoisonError::into_inner)
-    }
+    slots: Arc<Slots>,
+    sources: Arc<Mutex<Vec<(String, Source)>>>,
 }
 
 impl Tracker {
-    /// A tracker without memory, whose bitmaps may take `budget` bytes in all
-    /// (or any amount): 32 KiB for each GiB of guest memory.
+    /// Creates a tracker without slots. Its bitmaps may take `budget` bytes in all,
+    /// or any amount if there is none; 1 GiB of guest memory takes 32 KiB.
     #[must_use]
     pub fn new(budget: Option<u64>) -> Self {
         Tracker {
-            shared: Arc::new(Shared {
-                budget,
-                slots: RwLock::default(),
-                sources: Mutex::default(),
-            }),
+            slots: Arc::new(Slots::new(budget)),
+            sources: Arc::default(),
         }
     }
 
-    /// Adds `size` bytes of guest memory at `gpa`, in pages of 4 KiB, which
-    /// this process has at `host`. Returns its dirty bits, for whoever writes
-    /// it.
+    fn sources(&self) -> MutexGuard<'_, Vec<(String, Source)>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds slot `id`: `size` bytes of guest memory at guest-physical address
+    /// `gpa`, which this process has at address `host` (give `None` if no source
+    /// reports host addresses). Returns its dirty bits, one per page of 4 KiB, for
+    /// whoever writes the memory.
     ///
     /// # Errors
     ///
-    /// As [`add`](Tracker::add), and `NoMemory`.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::Misaligned`](crate::Error::Misaligned) unless `gpa` is a multiple
+    ///   of 4 KiB.
+    /// - [`Error::ZeroSize`](crate::Error::ZeroSize).
+    /// - [`Error::Wraps`](crate::Error::Wraps) if the guest addresses or the host
+    ///   addresses wrap.
+    /// - [`TrackError::DuplicateSlot`].
+    /// - [`Error::Overlap`](crate::Error::Overlap) with the guest addresses of
+    ///   another slot.
+    /// - [`TrackError::Budget`], [`TrackError::NoMemory`].
     pub fn add_slot(
         &self,
         id: u32,
@@ -110,73 +89,53 @@ impl Tracker {
         host: Option<u64>,
         size: u64,
     ) -> Result<DirtyBits, TrackError> {
-        let mut slots = self.shared.slots_mut();
-        let bytes = DirtyBits::bytes(size, BASE_PAGE);
-        let at = self.shared.check(&slots, id, gpa, host, size, bytes)?;
-        let bits = DirtyBits::new(size, BASE_PAGE)?;
-        let slot = Slot {
-            id,
-            gpa,
-            host,
-            bits: bits.clone(),
-        };
-        slots.insert(at, slot);
-        Ok(bits)
+        self.slots.add_new(id, gpa, host, size)
     }
 
-    /// Adds guest memory whose dirty bits are there already, as those of
-    /// vm-memory's regions are.
+    /// Adds guest memory that has dirty bits already, as vm-memory's regions do.
     ///
     /// # Errors
     ///
-    /// `Misaligned` unless `gpa` and `host` are multiples of the bits' page
-    /// size, `ZeroSize`, `Wraps`, `Overlap`, [`TrackError::DuplicateSlot`],
-    /// [`TrackError::Budget`]. Nothing changes then.
+    /// [`Error::Misaligned`](crate::Error::Misaligned) unless `gpa` and `host` are
+    /// multiples of the bits' page size and `gpa` is one of 4 KiB; then as
+    /// [`add_slot`](Tracker::add_slot). Nothing changes then.
     pub fn add(&self, slot: Slot) -> Result<(), TrackError> {
-        let mut slots = self.shared.slots_mut();
-        let (size, pgsize) = (slot.bits.len(), slot.bits.pgsize());
-        if !pgsize.aligns(slot.gpa | slot.host.unwrap_or(0)) {
-            return Err(Error::Misaligned.into());
-        }
-        let bytes = DirtyBits::bytes(size, pgsize);
-        let at = self
-            .shared
-            .check(&slots, slot.id, slot.gpa, slot.host, size, bytes)?;
-        slots.insert(at, slot);
-        Ok(())
+        self.slots.add(slot)
     }
 
-    /// Removes a slot and gives it back. Marks of it are refused from now on;
-    /// those made before are still in its bits. Unmap it from every
-    /// [`IovaView`] too: a mapping that stays leads to the memory that is gone,
-    /// also when a slot comes to the same address.
+    /// Removes a slot and returns it. Later marks of it are refused; the earlier
+    /// ones are still in its bits.
+    ///
+    /// Unmap its memory from every [`IovaView`] too. A mapping that stays leads to
+    /// the removed slot, even after another slot comes to the same address.
     ///
     /// # Errors
     ///
     /// [`TrackError::UnknownSlot`].
     pub fn remove_slot(&self, id: u32) -> Result<Slot, TrackError> {
-        let mut slots = self.shared.slots_mut();
-        let at = slots.iter().position(|slot| slot.id == id);
-        let slot = slots.remove(at.ok_or(TrackError::UnknownSlot { id })?);
-        slot.bits.close();
-        Ok(slot)
+        self.slots.remove(id)
     }
 
-    /// The slots, by address.
+    /// Returns the slots, sorted by address.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
-        self.shared.slots().clone()
+        self.slots.read().clone()
     }
 
-    /// What the devices behind one virtual IOMMU domain see of the memory.
+    /// Creates an empty view of the memory, for the devices behind one virtual
+    /// IOMMU domain.
     #[must_use]
     pub fn iova_view(&self) -> IovaView {
-        IovaView::new(Arc::clone(&self.shared))
+        IovaView::new(Arc::clone(&self.slots))
     }
 
-    /// Adds a source that has a log of its own: each [`take`](Tracker::take)
-    /// calls it, and it ORs what it knows into the report. It must not call the
-    /// tracker's `take` or `add_source` itself.
+    /// Adds a source that has a log of its own: KVM, the kernel's page tables, a
+    /// device. Each [`take`](Tracker::take) calls `source`, which ORs what it knows
+    /// into the report. `name` is for [`TakeError`].
+    ///
+    /// Sources are called one after another, in the order in which they were added.
+    /// A source must not call `take` or `add_source` of this tracker: that would
+    /// deadlock.
     ///
     /// ```
     /// # use adapter_user::guest::{Report, Tracker};
@@ -198,35 +157,34 @@ impl Tracker {
         name: &str,
         source: impl FnMut(&mut Report) -> Result<(), SourceError> + Send + 'static,
     ) {
-        let mut sources = self.shared.sources.lock();
-        let sources = sources.as_mut().unwrap_or_else(|e| e.get_mut());
-        sources.push((name.to_owned(), Box::new(source)));
+        self.sources().push((name.to_owned(), Box::new(source)));
     }
 
-    /// Forgets what was marked so far. Copy all memory after this call: reports
-    /// tell what is written from now on. Sources are not asked: start their
-    /// logs before.
+    /// Forgets what was marked so far. Start the logs of your sources before this
+    /// call, which does not call the sources, and copy all memory after it: reports
+    /// have what is written from now on.
     pub fn start(&self) {
-        for slot in self.shared.slots().iter() {
+        for slot in self.slots.read().iter() {
             slot.bits.reset();
         }
     }
 
-    /// ORs everything that was written since the last take into `report`: asks
-    /// each source, and takes the marks. Copy the pages after this call, and
-    /// clear the report only when they have arrived: a round that fails is then
-    /// simply part of the next.
+    /// ORs everything that was written since the last take into `report`: first
+    /// calls each source, then takes the marks of all slots.
     ///
-    /// Slots that came are added to the report, those that went are dropped.
+    /// Copy the pages *after* this call. Clear the report only when they have
+    /// arrived: then the next round repeats a round that failed.
+    ///
+    /// The report follows the slots: new ones are added to it, and removed ones are
+    /// dropped from it.
     ///
     /// # Errors
     ///
-    /// The first source that failed. The others were asked all the same, and
-    /// **every page is dirty** in the report.
+    /// A [`TakeError`] with the first source that failed. The other sources were
+    /// called all the same, and the report has **every page dirty**.
     pub fn take(&self, report: &mut Report) -> Result<(), TakeError> {
-        let mut sources = self.shared.sources.lock();
-        let sources = sources.as_mut().unwrap_or_else(|e| e.get_mut());
-        report.follow(&self.shared.slots());
+        let mut sources = self.sources();
+        report.follow(&self.slots.read());
         let mut failed = None;
         for (name, source) in sources.iter_mut() {
             if let Err(cause) = source(report) {
@@ -234,7 +192,7 @@ impl Tracker {
                 failed.get_or_insert(TakeError { source, cause });
             }
         }
-        // A source may have marked, so the marks come last.
+        // A source may mark, so the marks are taken last.
         report.take_marks();
         match failed {
             None => Ok(()),
@@ -246,63 +204,20 @@ impl Tracker {
     }
 }
 
-impl Shared {
-    /// Where among `slots` a new one goes.
-    fn check(
-        &self,
-        slots: &[Slot],
-        id: u32,
-        gpa: u64,
-        host: Option<u64>,
-        size: u64,
-        bytes: u64,
-    ) -> Result<usize, TrackError> {
-        if !BASE_PAGE.aligns(gpa) {
-            return Err(Error::Misaligned.into());
-        }
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = gpa.checked_add(more).ok_or(Error::Wraps)?;
-        let host = host.unwrap_or(0);
-        host.checked_add(more).ok_or(Error::Wraps)?;
-        if slots.iter().any(|slot| slot.id == id) {
-            return Err(TrackError::DuplicateSlot { id });
-        }
-        let at = slots.partition_point(|slot| slot.gpa <= gpa);
-        let below = at.checked_sub(1).and_then(|before| slots.get(before));
-        if below.is_some_and(|slot| slot.last() >= gpa)
-            || slots.get(at).is_some_and(|slot| slot.gpa <= last)
-        {
-            return Err(Error::Overlap.into());
-        }
-        let used = slots.iter().map(|slot| slot.bits.words() as u64 * 8).sum();
-        within(self.budget, used, bytes)?;
-        Ok(at)
-    }
-}
-
-/// Whether a budget of which `used` bytes are gone has room for `wanted` more.
-pub(crate) fn within(budget: Option<u64>, used: u64, wanted: u64) -> Result<(), TrackError> {
-    let left = budget.unwrap_or(u64::MAX).saturating_sub(used);
-    if wanted > left {
-        return Err(TrackError::Budget { wanted, left });
-    }
-    Ok(())
-}
-
 impl fmt::Debug for Tracker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tracker")
-            .field("slots", &*self.shared.slots())
+            .field("slots", &*self.slots.read())
             .finish_non_exhaustive()
     }
 }
 
-/// A source of dirty pages failed: every page counts as dirty.
+/// A source failed to say what is dirty, so every page counts as dirty.
 #[derive(Debug)]
 pub struct TakeError {
     /// The source's name.
     pub source: String,
-    /// What it answered.
+    /// Why it failed.
     pub cause: SourceError,
 }
 
