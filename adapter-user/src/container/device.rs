@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An open device: what it pins, reads and writes.
+//! An open device, which pins, reads, writes and marks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,15 +11,21 @@ use dirty_core::Error;
 
 use super::host::{Call, Caller};
 use super::locked::PAGE_SHIFT;
-use super::{OnUnmap, Shared};
+use super::shared::Shared;
 
-/// An open device of a container; it closes, and its pins go, when it is
-/// dropped.
+/// A device's dma_unmap callback. It gets the device, and the first IOVA and the
+/// length in bytes of a mapping whose pages the device must unpin.
+pub type OnUnmap = Box<dyn Fn(&Device, u64, u64) + Send + Sync>;
+
+/// An open device of a container.
+///
+/// Any thread may call it. When its last handle is dropped, it unpins what it has
+/// pinned and closes. It keeps its container open.
 pub struct Device {
     shared: Arc<Shared>,
     id: DeviceId,
     on_unmap: Option<OnUnmap>,
-    /// What it has pinned: iova and how often.
+    /// What it has pinned: how often, by IOVA.
     pins: Mutex<BTreeMap<u64, u32>>,
 }
 
@@ -32,7 +38,7 @@ impl fmt::Debug for Device {
 }
 
 impl Device {
-    pub(crate) fn open(
+    pub(super) fn open(
         shared: &Arc<Shared>,
         group: GroupId,
         on_unmap: Option<OnUnmap>,
@@ -45,7 +51,13 @@ impl Device {
             on_unmap,
             pins: Mutex::default(),
         });
-        shared.devices().insert(id.0, Arc::downgrade(&device));
+        let weak = Arc::downgrade(&device);
+        let notify = move |iova, size| {
+            if let Some(device) = weak.upgrade() {
+                device.dma_unmap(iova, size);
+            }
+        };
+        shared.callbacks().insert(id.0, Arc::new(notify));
         Ok(device)
     }
 
@@ -53,19 +65,33 @@ impl Device {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn dma_unmap(&self, iova: u64, size: u64) {
+    fn dma_unmap(&self, iova: u64, size: u64) {
         if let Some(on_unmap) = &self.on_unmap {
             on_unmap(self, iova, size);
         }
     }
 
-    /// Pins the page at `iova` and those that follow, as many as `pfns` holds.
-    /// A pinned page is dirty in every report, until it is unpinned and has
-    /// been reported once more.
+    /// Pins the page of 4 KiB at `iova` and the pages after it, as many as `pfns` has
+    /// entries, and stores their pfns. `prot` says what the device will do.
+    ///
+    /// A pinned page is dirty in every report, up to and including the first one after
+    /// it is unpinned.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::pin_pages`]; nothing stays pinned then.
+    /// In this order. Nothing stays pinned then, but pages that were pinned for a
+    /// moment are dirty:
+    ///
+    /// - [`Error::NoPages`] if `pfns` is empty.
+    /// - [`Error::NoDmaUnmap`] if the device has no callback.
+    /// - [`Error::TooManyPins`] for more than 512 pages.
+    /// - [`Error::NotV2`] if the IOMMU type is version 1.
+    /// - [`Error::Wraps`].
+    /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
+    /// - For the first page that fails: [`Error::Unmapped`]; [`Error::Denied`] if the
+    ///   mapping does not allow `prot`; [`Error::PinCount`]; [`Error::Pin`] if the
+    ///   page cannot be faulted in or locked; [`Error::Charge`] beyond
+    ///   RLIMIT_MEMLOCK; [`Error::NoMemory`].
     pub fn pin(&self, iova: u64, prot: Prot, pfns: &mut [u64]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared.state, Caller::Process);
         let mut pins = self.pins();
@@ -77,9 +103,12 @@ impl Device {
         Ok(())
     }
 
-    /// Unpins pages; stops at the first that is not mapped. As in the kernel
-    /// nothing checks that this device pinned them. Call it after the last
-    /// write to them: it marks them once more.
+    /// Drops one pin of the page at `iova` and of each page after it, `npages` in all.
+    /// It stops at the first page that is not mapped, and passes over pages that are
+    /// not pinned.
+    ///
+    /// Call it after the last write to the pages: it leaves them dirty for one more
+    /// report. As in the kernel, nothing checks that this device pinned them.
     pub fn unpin(&self, iova: u64, npages: u64) {
         if npages == 0 {
             return;
@@ -99,12 +128,12 @@ impl Device {
             }
         }
         let mut core = self.shared.write();
-        // The device is open, so there is nothing to fail.
+        // This cannot fail: the device is open.
         let _ = core.unpin_pages(&mut call, self.id, iova, npages);
     }
 
-    /// Unpins all that this device has pinned in a range: what a dma_unmap
-    /// callback is for.
+    /// Drops every pin that this device has in the `size` bytes of IOVAs from `iova`
+    /// on. A dma_unmap callback calls it with its arguments.
     pub fn unpin_range(&self, iova: u64, size: u64) {
         let last = iova.saturating_add(size.wrapping_sub(1));
         let mut call = Call::new(&self.shared.state, Caller::Process);
@@ -119,57 +148,70 @@ impl Device {
         }
     }
 
-    /// Pages that this device has pinned, counting each pin.
+    /// Returns how many pins this device has. A page that it pinned twice counts twice.
     #[must_use]
     pub fn pinned(&self) -> u64 {
         self.pins().values().map(|n| u64::from(*n)).sum()
     }
 
-    /// Writes memory as the device would, and marks it. Devices write at the
-    /// same time; a report waits for a write until it is marked, and so does an
-    /// unmap.
+    /// Writes `data` at `iova` as the device would, and marks the pages.
+    ///
+    /// Devices write at the same time. A report and an unmap wait until a write is
+    /// marked.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::write`]; what was written stays.
+    /// In this order. The bytes before the error are written and marked:
+    ///
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
+    /// - For the first mapping that fails: [`Error::Unmapped`]; [`Error::Denied`]
+    ///   unless it allows READ and WRITE (Linux wants both); [`Error::OtherMm`] if
+    ///   another process mapped it, as after a fork; [`Error::BadAddress`].
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared.state, Caller::Process);
         self.shared.read().write(&mut call, self.id, iova, data)
     }
 
-    /// Reads memory as the device would.
+    /// Reads as many bytes at `iova` as `data` has, as the device would.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::read`].
+    /// As [`write`](Device::write), but a mapping need only allow READ.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared.state, Caller::Process);
         self.shared.read().read(&mut call, self.id, iova, data)
     }
 
-    /// Writes memory as a kernel thread that adopts the owner's memory.
+    /// As [`write`](Device::write), but as a kernel thread that adopts the address
+    /// space of the mapping.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::write`].
+    /// As [`write`](Device::write), but [`Error::MmGone`] in place of
+    /// [`Error::OtherMm`].
     pub fn write_as_kernel_thread(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared.state, Caller::KernelThread);
         self.shared.read().write(&mut call, self.id, iova, data)
     }
 
-    /// Marks `size` bytes from `iova` on that the device has written by itself,
-    /// through a mapping of its own.
+    /// Marks as dirty every page that the `size` bytes at `iova` touch, which the
+    /// device has written by itself, through a mapping of its own. It does nothing
+    /// while tracking is off.
     ///
-    /// Call it *after* the write, and before telling anybody that the write is
-    /// done (a completion, an interrupt, a device that is stopped). A report
-    /// takes the container's lock alone, a mark shares it: so whoever copies
-    /// pages after the report that has the mark copies the write too, and a
-    /// mark that comes too late for one report is in the next.
+    /// Call it *after* the write, and before you tell anybody that the write is done:
+    /// by a completion, by an interrupt, or by saying that the device has stopped.
+    /// Marks share the container's lock, and a report has it alone. So a copy made
+    /// after the report that has the mark also has the write, and a mark that comes
+    /// too late for one report is in the next.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark`]: after `Unmapped` no report tells of
-    /// the part that is in no mapping.
+    /// In this order:
+    ///
+    /// - [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked then.
+    /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
+    ///   has them; the others are marked all the same.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         self.shared.read().mark(iova, size)
     }
@@ -178,7 +220,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.unpin_range(0, u64::MAX);
-        self.shared.devices().remove(&self.id.0);
+        self.shared.callbacks().remove(&self.id.0);
         self.shared.write().close_device(self.id);
     }
 }

@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core's memory, from the program's allocator.
+//! The memory of the core, from the global allocator.
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ptr::NonNull;
 
 use dirty_core::host::Memory;
 
-/// The program's global allocator.
+/// The global allocator, as the memory of a [`dirty_core::Container`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heap;
 
-// SAFETY: the global allocator keeps what `Memory` asks for; the core never
-// asks for 0 bytes.
+// SAFETY: `alloc_zeroed` returns zeroed memory of the layout's size and alignment
+// that nobody else uses until `dealloc`, which is what `Memory` demands. The core
+// never asks for 0 bytes.
 unsafe impl Memory for Heap {
     fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
-        // SAFETY: the size is not 0, see `Memory::alloc_zeroed`.
+        // SAFETY: the size is not 0: `Memory::alloc_zeroed` promises it.
         NonNull::new(unsafe { alloc_zeroed(layout) })
     }
 
     unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise: allocated above with this layout.
+        // SAFETY: the caller promises that `alloc_zeroed` returned `ptr` for this
+        // layout, and that nobody uses it any more.
         unsafe { dealloc(ptr.as_ptr(), layout) }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! This process as the core's host.
+//! This process as the host of the core.
 
 use std::collections::HashMap;
 use std::process;
@@ -16,26 +16,26 @@ use super::locked;
 use super::memory::GuestMemory;
 use crate::process_memory::{read_process, write_process};
 
-/// The first address that is no user address: with five-level page tables, as
-/// where Linux was recorded. On four-level machines addresses between are
-/// answered by EFAULT.
+/// The first address that is not a user address with five-level page tables, which
+/// the machine had where Linux was recorded. With four levels the limit is lower,
+/// and an access to an address in between is EFAULT.
 const USER_END: u64 = (1 << 56) - (1 << locked::PAGE_SHIFT);
 
-/// Marks the `Mm` of memory that a caller owns, as against a process id.
+/// The bit that tells the `Mm` of a [`GuestMemory`] from a process id.
 const OWNED: u64 = 1 << 63;
 
-/// Memory that mappings point into, and by how many.
+/// The memory that mappings keep alive, and how many mappings each has, by `Mm`.
 type Owned = HashMap<u64, (Arc<GuestMemory>, usize)>;
 
-/// What a container's host remembers between calls.
+/// What the host of a container remembers between calls.
 #[derive(Default)]
-pub(crate) struct State {
+pub(super) struct State {
     iommus: Mutex<Iommus>,
     owned: RwLock<Owned>,
 }
 
 impl State {
-    pub(crate) fn iommus(&self) -> MutexGuard<'_, Iommus> {
+    pub(super) fn iommus(&self) -> MutexGuard<'_, Iommus> {
         self.iommus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -45,25 +45,26 @@ impl State {
     }
 }
 
-/// Who calls.
+/// Who calls the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Caller {
+pub(super) enum Caller {
     /// This process.
     Process,
-    /// As a kernel thread: reaches every address space that is left.
+    /// A kernel thread, which reaches every address space that has not ended.
     KernelThread,
 }
 
 /// The host during one call.
-pub(crate) struct Call<'a> {
+pub(super) struct Call<'a> {
     state: &'a State,
     caller: Caller,
-    /// What a mapping made by this call points into, if not the process.
+    /// The memory that a mapping made by this call points into; `None` is the
+    /// process.
     backing: Option<&'a Arc<GuestMemory>>,
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(state: &'a State, caller: Caller) -> Self {
+    pub(super) fn new(state: &'a State, caller: Caller) -> Self {
         Call {
             state,
             caller,
@@ -71,7 +72,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    pub(crate) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
+    pub(super) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
         Call {
             state,
             caller: Caller::Process,
@@ -87,7 +88,7 @@ fn own_mm() -> Mm {
 impl Pinning for Call<'_> {
     fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
         if mm.0 & OWNED == 0 && mm != own_mm() {
-            return Err(Errno::ENODEV); // a fork of the process that mapped it
+            return Err(Errno::ENODEV); // this is a fork of the process that mapped it
         }
         locked::pin(vaddr, prot, pfns)
     }
@@ -202,9 +203,9 @@ impl Iommu for Call<'_> {
         iova: u64,
         pfn: u64,
         npages: u64,
-        prot: Prot,
+        _prot: Prot,
     ) -> Result<(), Errno> {
-        self.state.iommus().map(domain, iova, pfn, npages, prot)
+        self.state.iommus().map(domain, iova, pfn, npages)
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {

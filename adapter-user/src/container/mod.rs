@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The container that a program holds: shared by threads, with its own lock.
+//! A VFIO container with type1 semantics, in this process.
+//!
+//! [`Container`] and [`Device`] are what a VMM holds. They share the core behind a
+//! lock (`shared`) and call it with this process as its host (`host`): memory that
+//! mappings keep alive (`memory`), pages that are resident and locked while they
+//! are pinned (`locked`), and a simulated IOMMU (`iommu`).
 
 pub(crate) mod device;
 pub(crate) mod heap;
-pub(crate) mod host;
+mod host;
 pub(crate) mod iommu;
 pub(crate) mod locked;
 pub(crate) mod memory;
+mod shared;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{atomic::AtomicU64, Weak};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Weak};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::ioctl::Outcome;
 use dirty_core::uapi;
-use dirty_core::{Error, Extent, Map, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_core::{Error, Extent, Map, Options, PageSize, Report, Target, Unmap};
 
-use self::device::Device;
-use self::heap::Heap;
-use self::host::{Call, Caller, State};
+use self::device::{Device, OnUnmap};
+use self::host::{Call, Caller};
 use self::iommu::IommuSpec;
 use self::memory::GuestMemory;
+use self::shared::Shared;
 
-type Core = dirty_core::Container<Heap>;
-
-/// A group of devices to put into a container.
+/// A group of devices, to add to a container.
 #[derive(Clone, Debug)]
 pub struct Group {
     id: GroupId,
@@ -34,14 +36,16 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group of emulated devices: they pin, or read and write through the
-    /// container, and no IOMMU is behind them.
+    /// Creates a group of emulated devices. There is no IOMMU behind it: its devices
+    /// pin pages, or read and write through the container.
     #[must_use]
     pub fn emulated(id: GroupId) -> Self {
         Group { id, iommu: None }
     }
 
-    /// A group behind a simulated IOMMU: mappings are pinned as a whole.
+    /// Creates a group behind a simulated IOMMU, as of a real device. The container
+    /// pins all of every mapping, and every page is dirty in every report (without
+    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
     #[must_use]
     pub fn iommu(id: GroupId, spec: IommuSpec) -> Self {
         Group {
@@ -51,74 +55,29 @@ impl Group {
     }
 }
 
-/// The IOMMU types that a container can be set to.
+/// The types of IOMMU that a container can be set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IommuType {
-    /// Version 1: no dirty pages, no pins, and UNMAP of parts of a range.
+    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
+    /// start or end inside a mapping.
     Type1,
-    /// Version 2.
+    /// Version 2 of type1.
     Type1v2,
-}
-
-/// What a container and its devices share.
-pub(crate) struct Shared {
-    core: RwLock<Core>,
-    pub(crate) state: State,
-    devices: Mutex<BTreeMap<u64, Weak<Device>>>,
-    pub(crate) next_device: AtomicU64,
-}
-
-impl Shared {
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Core> {
-        self.core.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Core> {
-        self.core.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn devices(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Device>>> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells every device to unpin a range. No lock is held, so that devices
-    /// can call the container, and be called while they do.
-    fn notify(&self, iova: u64, size: u64) {
-        let devices: Vec<Weak<Device>> = self.devices().values().cloned().collect();
-        for device in devices.iter().filter_map(Weak::upgrade) {
-            device.dma_unmap(iova, size);
-        }
-    }
-
-    /// Takes an unmap through its steps.
-    fn unmap(
-        &self,
-        mut step: impl FnMut(&mut Core, &mut Call<'_>) -> Result<Progress, Error>,
-    ) -> Result<u64, Error> {
-        let mut call = Call::new(&self.state, Caller::Process);
-        loop {
-            let progress = step(&mut self.write(), &mut call)?;
-            match progress {
-                Progress::Done(size) => return Ok(size),
-                Progress::Notify { iova, size } => self.notify(iova, size),
-            }
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let mut call = Call::new(&self.state, Caller::KernelThread);
-        let core = self.core.get_mut();
-        core.unwrap_or_else(PoisonError::into_inner)
-            .close(&mut call);
-    }
 }
 
 /// A VFIO container with type1 semantics, in this process.
 ///
-/// Clones are handles to one container; it closes with the last handle and the
-/// last [`Device`]. Errors are Linux's: see [`Error::errno`].
+/// It maps guest memory for devices, which pin, read and write it. Between
+/// [`start`](Container::start) and [`stop`](Container::stop) it knows which pages
+/// they may have written.
+///
+/// A clone is another handle to the same container, and any thread may call it. The
+/// container closes with its last handle and its last [`Device`]. Devices read,
+/// write and mark at the same time; every other call waits for them and has the
+/// container for itself.
+///
+/// Errors name the cause, and [`Error::errno`] gives what Linux answers. Before
+/// [`set_iommu`](Container::set_iommu) most calls fail with [`Error::NoIommu`].
 #[derive(Clone)]
 pub struct Container {
     shared: Arc<Shared>,
@@ -134,16 +93,11 @@ impl fmt::Debug for Container {
 }
 
 impl Container {
-    /// An empty container.
+    /// Creates a container without groups and without an IOMMU type.
     #[must_use]
     pub fn new(options: Options) -> Self {
         Container {
-            shared: Arc::new(Shared {
-                core: RwLock::new(Core::new(Heap, options)),
-                state: State::default(),
-                devices: Mutex::default(),
-                next_device: AtomicU64::new(0),
-            }),
+            shared: Arc::new(Shared::new(options)),
         }
     }
 
@@ -151,12 +105,16 @@ impl Container {
         Call::new(&self.shared.state, Caller::Process)
     }
 
-    /// An ioctl on the container's file: the number, and the argument as a
-    /// value or as an address in this process. A bad address is EFAULT.
+    /// Answers an ioctl of the container's file as Linux does. `nr` is the ioctl's
+    /// number. `arg` is its argument: a value for VFIO_CHECK_EXTENSION and
+    /// VFIO_SET_IOMMU, and the address of a structure in this process for the
+    /// VFIO_IOMMU_ ioctls; [`uapi`] has the structures.
     ///
     /// # Errors
     ///
-    /// As Linux.
+    /// Each ioctl checks its argument in the order in which Linux does (rules A2 to
+    /// A6 in docs/rules.md), and [`Error::errno`] gives Linux's errno. A bad address
+    /// is [`Error::BadAddress`] and no signal. Nothing is cleared or unmapped then.
     pub fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
         let mut outcome = self.shared.write().ioctl(&mut self.call(), nr, arg)?;
         loop {
@@ -170,11 +128,21 @@ impl Container {
         }
     }
 
-    /// Adds a group.
+    /// Adds a group. If an IOMMU type is set already, the group joins its mappings;
+    /// else it does so in [`set_iommu`](Container::set_iommu).
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::attach_group`].
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::DuplicateGroup`].
+    /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
+    /// - [`Error::NoMemory`].
+    /// - For a group that joins from behind an IOMMU: [`Error::Aperture`] and
+    ///   [`Error::ReservedRegion`] if its addresses do not fit the mappings;
+    ///   [`Error::UnsafeInterrupts`]; [`Error::NoPageSize`]; and [`Error::Pin`],
+    ///   [`Error::Charge`] and [`Error::Iommu`] from pinning and mapping what is
+    ///   mapped already.
     pub fn add_group(&self, group: Group) -> Result<(), Error> {
         let mut core = self.shared.write();
         let emulated = group.iommu.is_none();
@@ -191,22 +159,30 @@ impl Container {
         attached
     }
 
-    /// Removes a group; with the last one go the IOMMU type and all mappings.
+    /// Removes a group. The IOMMU type and all mappings go with the last group.
     ///
     /// # Errors
     ///
-    /// `UnknownGroup`; `GroupBusy` while a device of it is open.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::UnknownGroup`].
+    /// - [`Error::GroupBusy`] while a device of the group is open.
     pub fn remove_group(&self, id: GroupId) -> Result<(), Error> {
         self.shared.write().detach_group(&mut self.call(), id)?;
         self.shared.state.iommus().remove(id);
         Ok(())
     }
 
-    /// Chooses the IOMMU type. A group must be there.
+    /// Sets the IOMMU type. The container needs a group first.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::set_iommu`].
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::IommuAlreadySet`].
+    /// - [`Error::NoGroup`].
+    /// - The error of the first group that cannot join, as
+    ///   [`add_group`](Container::add_group).
     pub fn set_iommu(&self, kind: IommuType) -> Result<(), Error> {
         let kind = match kind {
             IommuType::Type1 => uapi::VFIO_TYPE1_IOMMU,
@@ -215,13 +191,17 @@ impl Container {
         self.shared.write().set_iommu(&mut self.call(), kind)
     }
 
-    /// Maps `size` bytes of `memory` from `offset` on at `iova`. The memory
-    /// stays alive as long as the mapping, and no access to it needs a system
-    /// call.
+    /// Maps the `size` bytes at byte `offset` of `memory` to the IOVAs from `iova` on.
+    /// `prot` says what devices may do.
+    ///
+    /// The mapping keeps the memory alive, and devices access it without a system
+    /// call. For memory that is not a [`GuestMemory`] there is
+    /// [`map_process`](Container::map_process).
     ///
     /// # Errors
     ///
-    /// `Wraps` if the range is not in `memory`, then in the order of A4.
+    /// [`Error::Wraps`] if not all of the bytes are in `memory`; then as
+    /// [`map_process`](Container::map_process). Nothing is mapped then.
     pub fn map(
         &self,
         iova: u64,
@@ -244,12 +224,32 @@ impl Container {
         self.shared.write().map(&mut call, &map)
     }
 
-    /// Maps `size` bytes of this process from `vaddr` on at `iova`. Nothing is
-    /// held of them: an access to memory that is gone is EFAULT.
+    /// Maps the `size` bytes at address `vaddr` of this process to the IOVAs from
+    /// `iova` on. `prot` says what devices may do.
+    ///
+    /// This is the way to map memory that another crate owns, as the regions of
+    /// vm-memory. Nothing keeps that memory alive: unmap it before it goes. An access
+    /// to memory that is gone fails with [`Error::BadAddress`] and raises no signal.
     ///
     /// # Errors
     ///
-    /// In the order of A4.
+    /// In this order; nothing is mapped then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`] if the IOVAs or the addresses wrap.
+    /// - [`Error::FlagCombination`] if `prot` is empty, and [`Error::UnknownFlags`]
+    ///   if it has other bits than READ and WRITE.
+    /// - [`Error::Misaligned`] unless all three are multiples of the container's
+    ///   smallest page: 4 KiB, or the smallest one that its IOMMUs have in common.
+    /// - [`Error::Overlap`] with another mapping.
+    /// - [`Error::MappingLimit`] beyond [`Options::dma_entry_limit`].
+    /// - [`Error::ForbiddenIova`] if an IOMMU's aperture or reserved regions exclude
+    ///   an IOVA.
+    /// - [`Error::NoMemory`].
+    /// - Behind an IOMMU: [`Error::Pin`], [`Error::Charge`], [`Error::Iommu`].
+    /// - While tracking is on: [`Error::TooManyPages`] for more than 2^31 - 1 pages,
+    ///   [`Error::BitmapBudget`], [`Error::NoMemory`].
     pub fn map_process(&self, iova: u64, vaddr: u64, size: u64, prot: Prot) -> Result<(), Error> {
         let map = Map {
             iova,
@@ -260,34 +260,57 @@ impl Container {
         self.shared.write().map(&mut self.call(), &map)
     }
 
-    /// Removes the mappings in a range and returns their bytes. Devices are
-    /// told to unpin first.
+    /// Removes the mappings in the `size` bytes of IOVAs from `iova` on, and returns
+    /// how many bytes were mapped. Devices that have pins there are told to unpin
+    /// first. What was dirty is forgotten: see [`unmap_dirty`](Container::unmap_dirty).
     ///
     /// # Errors
     ///
-    /// In the order of A5; `StillPinned` if a device does not unpin.
+    /// In this order; nothing is unmapped then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`] unless `iova` is a multiple of the container's
+    ///   smallest page, [`Error::ZeroSize`], [`Error::Misaligned`] unless `size` is a
+    ///   multiple too, [`Error::Wraps`].
+    /// - [`Error::Bisects`] if the range starts or ends inside a mapping. A container
+    ///   of version 1 allows that; it unmaps nothing if the range starts inside one.
+    /// - [`Error::StillPinned`] if a device does not unpin.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Error> {
         let mut unmap = Unmap::new(Target::Range { iova, size });
         self.shared.unmap(|core, call| core.unmap(call, &mut unmap))
     }
 
-    /// Removes every mapping.
+    /// Removes every mapping, and returns how many bytes were mapped (modulo 2^64).
+    /// Devices that have pins are told to unpin first. What was dirty is forgotten.
     ///
     /// # Errors
     ///
-    /// `StillPinned` if a device does not unpin.
+    /// In this order; nothing is unmapped then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::StillPinned`] if a device does not unpin.
     pub fn unmap_all(&self) -> Result<u64, Error> {
         let mut unmap = Unmap::new(Target::All);
         self.shared.unmap(|core, call| core.unmap(call, &mut unmap))
     }
 
-    /// Removes the mappings in a range and reports their dirty pages, pages of
-    /// `pgsize` bytes: bit k of `bitmap` is the page at `iova + k * pgsize`.
-    /// Words that overlap a mapping are overwritten, others are left alone.
+    /// As [`unmap`](Container::unmap), and reports the dirty pages of the mappings
+    /// that it removes, as [`dirty_bitmap`](Container::dirty_bitmap) does. Copy them
+    /// after this call.
     ///
     /// # Errors
     ///
-    /// In the order of A5; nothing is removed then.
+    /// In this order; nothing is unmapped or cleared then:
+    ///
+    /// - [`Error::WrongPageSize`] unless `pgsize` is a power of two.
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`], [`Error::ZeroSize`], [`Error::Wraps`] as `unmap`.
+    /// - [`Error::NotTracking`] if tracking is off, or goes off while devices unpin.
+    /// - [`Error::BitmapSize`] if `bitmap` is too short, or longer than 2^28 bytes, or
+    ///   `size` is less than one page.
+    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize` and
+    ///   of the page size that tracking has.
+    /// - [`Error::Bisects`], [`Error::StillPinned`] as `unmap`.
     pub fn unmap_dirty(
         &self,
         iova: u64,
@@ -301,32 +324,53 @@ impl Container {
             .unmap(|core, call| core.unmap_dirty(call, &mut unmap, pgsize, Report::Words(bitmap)))
     }
 
-    /// Starts dirty-page tracking; no effect if it is on. Reports tell what is
-    /// written from now on: copy everything after this call.
+    /// Starts dirty-page tracking; it has no effect if tracking is on. Copy all memory
+    /// after this call: reports have what is written from now on. Pages that are
+    /// pinned now are dirty.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::start`].
+    /// In this order; tracking stays off then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::NotV2`] if the IOMMU type is version 1.
+    /// - For the first mapping that fails: [`Error::BitmapBudget`] beyond
+    ///   [`Options::bitmap_budget`], [`Error::TooManyPages`] for more than 2^31 - 1
+    ///   pages, [`Error::NoMemory`].
     pub fn start(&self) -> Result<(), Error> {
         self.shared.write().start()
     }
 
-    /// Stops dirty-page tracking and forgets what was dirty.
+    /// Stops dirty-page tracking and forgets what was dirty. It has no effect if
+    /// tracking is off.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::stop`].
+    /// In this order: [`Error::NoIommu`], [`Error::NotV2`].
     pub fn stop(&self) -> Result<(), Error> {
         self.shared.write().stop()
     }
 
-    /// Reports the dirty pages of a range, pages of `pgsize` bytes (any power
-    /// of two): bit k of `bitmap` is the page at `iova + k * pgsize`. They are
-    /// clean afterwards, unless a device pins them; copy them after this call.
+    /// Reports the dirty pages of the `size` bytes of IOVAs from `iova` on, and makes
+    /// them clean; pinned pages stay dirty. Copy the pages *after* this call.
+    ///
+    /// Bit k % 64 of `bitmap[k / 64]` is the page of `pgsize` bytes at
+    /// `iova + k * pgsize`; `pgsize` may be any power of two. A word that overlaps a
+    /// mapping is overwritten, and the other words are left alone.
     ///
     /// # Errors
     ///
-    /// In the order of A6; nothing is cleared then.
+    /// In this order; nothing is cleared then:
+    ///
+    /// - [`Error::WrongPageSize`] unless `pgsize` is a power of two.
+    /// - [`Error::NoIommu`], [`Error::NotV2`].
+    /// - [`Error::ZeroSize`], [`Error::Wraps`].
+    /// - [`Error::BitmapSize`] if `bitmap` is too short, or longer than 2^28 bytes, or
+    ///   `size` is less than one page.
+    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize` and
+    ///   of the page size that tracking has.
+    /// - [`Error::NotTracking`].
+    /// - [`Error::Bisects`] if the range starts or ends inside a mapping.
     pub fn dirty_bitmap(
         &self,
         iova: u64,
@@ -337,12 +381,12 @@ impl Container {
         self.report(iova, size, pgsize, Report::Words(bitmap))
     }
 
-    /// Likewise into words that are zero: only words with dirty pages are
-    /// written, which is faster when few are.
+    /// As [`dirty_bitmap`](Container::dirty_bitmap), for a `bitmap` that is all zero.
+    /// It writes only the words that have dirty pages, which is faster when few have.
     ///
     /// # Errors
     ///
-    /// In the order of A6; nothing is cleared then.
+    /// As [`dirty_bitmap`](Container::dirty_bitmap).
     pub fn dirty_bitmap_zeroed(
         &self,
         iova: u64,
@@ -358,17 +402,26 @@ impl Container {
         self.shared.write().get_bitmap(iova, size, pgsize, to)
     }
 
-    /// Marks `size` bytes from `iova` on as written: *after* the write, and
-    /// before telling anybody that it is done; see [`Device::mark`].
+    /// Marks as dirty every page that the `size` bytes at IOVA `iova` touch. It does
+    /// nothing while tracking is off.
+    ///
+    /// Call it *after* the write, and before you tell anybody that the write is done:
+    /// see [`Device::mark`].
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark`].
+    /// In this order:
+    ///
+    /// - [`Error::NoIommu`], [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked
+    ///   then.
+    /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
+    ///   has them; the others are marked all the same.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         self.shared.read().mark(iova, size)
     }
 
-    /// A handle that does not keep the container open, for callbacks.
+    /// Returns a handle that does not keep the container open: a callback that the
+    /// container owns should hold this one.
     #[must_use]
     pub fn downgrade(&self) -> WeakContainer {
         WeakContainer {
@@ -376,24 +429,34 @@ impl Container {
         }
     }
 
-    /// Marks the pages that another tracker found dirty: after the writes, as
-    /// [`mark`](Container::mark).
+    /// Marks the pages that another tracker reports: bit `extent.bit + k` of `words`
+    /// is the page at `extent.iova + k * extent.pgsize`. Any page size will do. Call
+    /// it after the writes, as [`mark`](Container::mark).
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark_bitmap`].
+    /// In this order:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`], [`Error::BitmapSize`] and [`Error::Wraps`] if `extent`
+    ///   does not describe `words`; nothing is marked then.
+    /// - [`Error::Unmapped`] if a dirty page is in no mapping; the others are marked
+    ///   all the same.
     pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
         self.shared.read().mark_bitmap(words, extent)
     }
 
-    /// Opens a device of a group. `on_unmap` is its dma_unmap callback: it is
-    /// called, without any lock held, when a range that has pins is unmapped,
-    /// and must end the device's writes to what it pinned there, then unpin it.
-    /// Without one the device can read and write, and may not pin.
+    /// Opens a device of a group. It closes when its last handle is dropped.
+    ///
+    /// `on_unmap` is the device's dma_unmap callback. An unmap calls it for each
+    /// mapping that has pins, with no lock held: it must end the device's writes to
+    /// what the device pinned there, and then unpin it. A device without a callback
+    /// can read, write and mark, but not pin.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::open_device`].
+    /// In this order: [`Error::NoIommu`], [`Error::UnknownGroup`],
+    /// [`Error::NoMemory`].
     pub fn open_device(
         &self,
         group: GroupId,
@@ -410,7 +473,7 @@ pub struct WeakContainer {
 }
 
 impl WeakContainer {
-    /// The container, if it is open still.
+    /// Returns the container if it is still open.
     #[must_use]
     pub fn upgrade(&self) -> Option<Container> {
         let shared = self.shared.upgrade()?;
@@ -423,6 +486,3 @@ impl fmt::Debug for WeakContainer {
         f.debug_struct("WeakContainer").finish_non_exhaustive()
     }
 }
-
-/// A device's dma_unmap callback: the device, first address and bytes.
-pub type OnUnmap = Box<dyn Fn(&Device, u64, u64) + Send + Sync>;

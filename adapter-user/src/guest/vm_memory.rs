@@ -25,10 +25,12 @@ impl<'a> BitsSlice<'a> {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl<'a> WithBitmapSlice<'a> for DirtyBits {
     type S = BitsSlice<'a>;
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl Bitmap for DirtyBits {
     /// Marks the pages of `len` bytes from `offset` on. Bytes beyond the end are
     /// ignored, as vm-memory's own bitmap does.
@@ -71,6 +73,7 @@ impl<'a> Bitmap for BitsSlice<'a> {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl NewBitmap for DirtyBits {
     /// Creates clean bits for `len` bytes, one per page of 4 KiB.
     ///
@@ -83,6 +86,7 @@ impl NewBitmap for DirtyBits {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl Tracker {
     /// Adds each region of `memory` as a slot. The slots have the numbers 0, 1, 2
     /// and so on, in the order of the regions' addresses. From then on every write
