@@ -67,7 +67,11 @@ fn the_features_by_ioctl() {
         report_by_ioctl(&log, 0, 64 * PAGE, bitmap.as_mut_ptr() as u64),
         Ok(())
     );
-    assert_eq!(bitmap, [1 | 1 << 5, !0], "after faults, all is told");
+    assert_eq!(
+        bitmap,
+        [1 | 1 << 5, !0],
+        "the faults before cleared nothing"
+    );
     let far = report_by_ioctl(&log, END, 2 * PAGE, bitmap.as_mut_ptr() as u64);
     assert_eq!(far, Err(Errno::EOVERFLOW));
     let stop = VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP;
@@ -107,7 +111,7 @@ fn flags_are_checked() {
     assert_eq!(log.ioctl(1, 0).unwrap_err().errno(), Errno::ENOTTY);
 }
 
-/// START whose answer cannot be written is undone.
+/// A START whose answer cannot be written is undone.
 #[test]
 fn a_start_that_cannot_answer_is_off_again() {
     let log = DeviceLog::new(None);
@@ -118,7 +122,7 @@ fn a_start_that_cannot_answer_is_off_again() {
         1,
         range.as_ptr() as u64,
     ];
-    // Its own page, read-only.
+    // The structure has a page of its own, which is read-only.
     let len = std::num::NonZeroUsize::new(4096).unwrap();
     let (prot, flags) = (
         ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
@@ -126,7 +130,7 @@ fn a_start_that_cannot_answer_is_off_again() {
     );
     // SAFETY: the kernel chooses a free address.
     let page = unsafe { mmap_anonymous(None, len, prot, flags) }.unwrap();
-    // SAFETY: the page is ours, larger, and aligned.
+    // SAFETY: the page is ours, aligned, and larger than the words.
     unsafe { page.cast::<[u64; 4]>().write(words) };
     // SAFETY: the page is ours, and nobody writes it any more.
     unsafe { mprotect(page, 4096, ProtFlags::PROT_READ) }.unwrap();
@@ -172,7 +176,7 @@ fn iommufd_by_ioctl() {
     assert_eq!(set(16, 1, 0), Ok(()));
     log.mark(9 * PAGE, 3 * PAGE).unwrap();
 
-    // Byte aligned, and not a byte beyond the bits.
+    // The bitmap may start at any byte, and no byte after its bits changes.
     let mut bytes = [0x80u8; 6];
     let data = bytes.as_mut_ptr() as u64 + 1;
     let range = (0, 16 * PAGE, PAGE);
@@ -188,7 +192,7 @@ fn iommufd_by_ioctl() {
         hwpt_get(&log, 0, (END, 2 * PAGE, PAGE), data),
         Err(Errno::EOVERFLOW)
     );
-    // A hole is an error here, not a silence.
+    // A hole is an error here, where Linux ignores it.
     assert_eq!(
         hwpt_get(&log, 0, (0, 65 * PAGE, PAGE), data),
         Err(Errno::EINVAL)
@@ -197,7 +201,8 @@ fn iommufd_by_ioctl() {
     assert_eq!(hwpt_get(&log, 0, range, data), Err(Errno::EINVAL));
 }
 
-/// A report longer than one window of words, into memory that ends in it.
+/// The report is longer than one window of words, and its bitmap ends in bad memory
+/// after the first window.
 #[test]
 fn a_fault_in_the_middle_clears_nothing() {
     let log = DeviceLog::new(None);
@@ -212,7 +217,7 @@ fn a_fault_in_the_middle_clears_nothing() {
     );
     // SAFETY: the kernel chooses a free address.
     let bitmap = unsafe { mmap_anonymous(None, len, prot, flags) }.unwrap();
-    // SAFETY: the second half is inside.
+    // SAFETY: the second half starts inside the mapping.
     let second = unsafe { bitmap.byte_add(32 << 10) };
     // SAFETY: it is ours, and nobody uses it.
     unsafe { mprotect(second, 32 << 10, ProtFlags::PROT_NONE) }.unwrap();

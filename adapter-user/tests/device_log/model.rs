@@ -60,12 +60,12 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// One range of the model: its pages, and the dirty ones.
+/// A range of the model.
 #[derive(Clone, Debug)]
 struct Range {
     n: u64,
     dirty: BTreeSet<u64>,
-    /// Which START it is of.
+    /// The number of the START that its bits are of.
     epoch: u64,
     id: u64,
 }
@@ -116,7 +116,8 @@ impl Model {
     }
 }
 
-/// Only pages of 4 KiB are logged here; reports come at any size.
+/// Runs the steps on a log and on the model. The log's pages have 4 KiB, and reports are
+/// at several page sizes.
 fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
     let log = DeviceLog::new(None);
     let mut m = Model::default();
@@ -147,7 +148,7 @@ fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
             }
             Op::SetTracking(on) => {
                 log.set_tracking(on).unwrap();
-                // Again on keeps the handles.
+                // A log that is on and switched on again keeps its handles.
                 match on && m.on {
                     true => {
                         m.gone.clear();
@@ -213,7 +214,7 @@ fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 let done = handle.mark(first * PAGE, n * PAGE);
                 let found = m.ranges().find(|(_, r)| r.id == *id && r.epoch == *epoch);
                 let Some((start, range)) = found else {
-                    prop_assert!(done.is_err(), "neither refused nor reported");
+                    prop_assert!(done.is_err(), "a mark that no report will have is refused");
                     continue;
                 };
                 let end = start + range.n;

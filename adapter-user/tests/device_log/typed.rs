@@ -109,7 +109,7 @@ fn reports_or_into_the_buffer_at_any_page_size() {
         let mut words = [1 << 40, 0];
         log.dirty_bitmap(64 * PAGE, 32 * PAGE, pgsize, clear, &mut words)
             .unwrap();
-        assert_eq!(words[0] >> 40 & 1, 1, "what was there stays");
+        assert_eq!(words[0] >> 40 & 1, 1, "the buffer keeps its bits");
         words[0] ^= 1 << 40;
         words
     };
@@ -140,9 +140,9 @@ fn iommufd_checks_its_arguments() {
     assert_eq!(ask(100 * PAGE, PAGE, PAGE), unmapped(100 * PAGE));
 }
 
-/// A report of a part of a large page must not lose the rest of it.
+/// A report of a part of a large page must not lose the rest of the page.
 #[test]
-fn a_page_told_in_part_stays_dirty() {
+fn a_page_reported_in_part_stays_dirty() {
     let log = DeviceLog::new(None);
     log.start(&[(0, 1 << 20)], 64 << 10).unwrap();
     log.mark(17 * PAGE, 1).unwrap();
@@ -167,7 +167,7 @@ fn tracking_starts_clean_and_keeps_its_ranges() {
     let old = log.range(0).unwrap();
     old.mark(0, 1).unwrap();
     log.set_tracking(true).unwrap();
-    assert_eq!(report(&log, 0, 64), Ok(vec![]), "clean again");
+    assert_eq!(report(&log, 0, 64), Ok(vec![]), "it starts clean again");
     old.mark(0, 1).unwrap();
     assert_eq!(report(&log, 0, 64), Ok(vec![0]));
     log.set_tracking(false).unwrap();
@@ -176,7 +176,7 @@ fn tracking_starts_clean_and_keeps_its_ranges() {
     assert_eq!(
         old.mark(0, 1),
         cause(Error::NotTracking),
-        "a handle of the last time"
+        "the handle is from before the log was off"
     );
     assert_eq!(report(&log, 0, 64), Ok(vec![]));
 }
@@ -190,24 +190,24 @@ fn ranges_come_and_go_while_the_log_is_on() {
     log.remove_range(0, 100 * PAGE).unwrap();
     assert!(log.range(0).is_none());
     assert_eq!(log.mark(0, 1), unmapped(0));
-    going.mark(3 * PAGE, 1).unwrap(); // late, and in a report
+    going.mark(3 * PAGE, 1).unwrap(); // after the removal, and still in a report
     log.add_range(0, 10 * PAGE).unwrap();
     log.mark(9 * PAGE, 1).unwrap();
     assert_eq!(report(&log, 0, 10), Ok(vec![2, 3, 9]));
-    going.mark(60 * PAGE, 1).unwrap(); // only a part of it was taken
+    going.mark(60 * PAGE, 1).unwrap(); // a report has only taken a part of the range
     going.mark(4 * PAGE, 1).unwrap();
     assert_eq!(report(&log, 0, 100), Ok(vec![4, 60]));
     assert_eq!(
         going.mark(5 * PAGE, 1),
         cause(Error::NotTracking),
-        "too late: refused"
+        "a report has taken all of the range"
     );
     assert_eq!(
         report(&log, 0, 100),
         Err(TrackError::Unmapped { addr: 10 * PAGE })
     );
     assert_eq!(report(&log, 0, 10), Ok(vec![]));
-    // A mark outside tells so and marks the inside.
+    // A mark that reaches outside fails and marks the part inside.
     let range = log.range(0).unwrap();
     assert_eq!(range.mark(9 * PAGE, 2 * PAGE), unmapped(9 * PAGE));
     assert_eq!(log.mark(9 * PAGE, 192 * PAGE), unmapped(10 * PAGE));

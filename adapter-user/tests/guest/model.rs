@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a random run does; numbers are pages of 16.
+/// A step of a random run. Addresses are numbers of pages, of which there are 16.
 #[derive(Clone, Debug)]
 enum Op {
     Map {
@@ -21,7 +21,7 @@ enum Op {
         iova: u64,
         n: u64,
     },
-    /// Through a handle taken once, perhaps of a mapping that is gone.
+    /// Marks through a handle taken earlier, whose mapping may be gone.
     Late {
         handle: usize,
         at: u64,
@@ -31,7 +31,7 @@ enum Op {
         iova: u64,
         n: u64,
     },
-    /// A device that logs by itself writes, and is harvested later.
+    /// A device with a log of its own writes. The log is harvested later.
     Log {
         iova: u64,
     },
@@ -65,7 +65,7 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Two slots of 6 and 9 pages, with a hole at page 6.
+/// Two slots of 6 and of 9 pages, by first page and length. Page 6 is a hole.
 const SLOTS: [(u64, u64); 2] = [(0, 6), (7, 9)];
 
 fn in_slot(page: u64) -> bool {
@@ -74,13 +74,15 @@ fn in_slot(page: u64) -> bool {
         .any(|(first, n)| (*first..first + n).contains(&page))
 }
 
-/// Pages that were written and not reported, and which mapping leads where.
 #[derive(Default)]
 struct Model {
+    /// The pages that are dirty, without those that are only in a log.
     dirty: BTreeSet<u64>,
+    /// Where each page of IOVAs leads.
     live: Vec<Option<u64>>,
+    /// The dirty pages of IOVAs in the devices' logs.
     log: BTreeSet<u64>,
-    /// Written through a log: the true pages.
+    /// The guest's pages that were really written behind `log`.
     logged: BTreeSet<u64>,
 }
 
@@ -98,7 +100,7 @@ fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
         live: vec![None; 32],
         ..Model::default()
     };
-    // Exact without logs; with them no page may be missing.
+    // A report is exact without logs. With logs it may have more pages, but not fewer.
     let mut exact = true;
     for op in ops.into_iter().chain([
         Op::Harvest {

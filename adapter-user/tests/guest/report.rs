@@ -11,7 +11,7 @@ fn every_kind_of_source_ends_in_one_report() {
     let tracker = tracker();
     let mut report = Report::new();
     tracker.take(&mut report).unwrap();
-    report.or_slot(5, &[1, 1 << 35 | 1 << 36]).unwrap(); // the last is padding
+    report.or_slot(5, &[1, 1 << 35 | 1 << 36]).unwrap(); // the last bit is padding
     report.or_ring([(2, 69), (5, 3)]).unwrap();
     report.or_host(0x7000_0000 + 5 * PAGE, 2 * PAGE).unwrap();
     report.or_range(16 * MIB + 4095, 2).unwrap();
@@ -21,7 +21,7 @@ fn every_kind_of_source_ends_in_one_report() {
     assert_eq!(pages(&report), expected);
     report.clear();
     assert!(pages(&report).is_empty());
-    // At another bit, a page of 1 KiB, then one of 512.
+    // The extent begins at bit 60, and its pages have 1 KiB.
     let part = |bit, bytes| Extent {
         bit,
         ..extent(MIB + 8 * PAGE, 64, bytes)
@@ -35,7 +35,11 @@ fn bits_outside_the_slots_are_an_error_and_the_others_count() {
     let tracker = tracker();
     let mut report = Report::new();
     let unknown = TrackError::UnknownSlot { id: 5 };
-    assert_eq!(report.or_slot(5, &[1, 1]), Err(unknown), "it has none yet");
+    assert_eq!(
+        report.or_slot(5, &[1, 1]),
+        Err(unknown),
+        "the report has no slots yet"
+    );
     tracker.take(&mut report).unwrap();
     let outside = |addr| Err(TrackError::Unmapped { addr });
 
@@ -75,7 +79,7 @@ fn bits_outside_the_slots_are_an_error_and_the_others_count() {
 #[test]
 fn a_report_comes_at_any_page_size() {
     let tracker = Tracker::new(None);
-    // Starts in the middle of a page of 64 KiB, ends in the middle of one.
+    // The slot starts and ends inside a page of 64 KiB.
     let bits = tracker.add_slot(0, 0x18000, None, 20 * PAGE).unwrap();
     bits.mark(0, 1).unwrap();
     bits.mark(19 * PAGE, 1).unwrap();

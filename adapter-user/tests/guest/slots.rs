@@ -25,7 +25,7 @@ fn slots_do_not_overlap_and_have_numbers_of_their_own() {
         add(9, 0u64.wrapping_sub(PAGE), 2 * PAGE),
         Err(Error::Wraps.into())
     );
-    // Nor where this process has it.
+    // The host addresses may not wrap either.
     let host = Some(0u64.wrapping_sub(PAGE));
     assert_eq!(
         tracker.add_slot(9, 0x40 << 40, host, 2 * PAGE).err(),
@@ -72,7 +72,7 @@ fn slots_come_and_go() {
     tracker.take(&mut report).unwrap();
     assert_eq!(pages(&report), [0, MIB]);
     assert_eq!(report.slot(2), None);
-    // Another slot with the same number has nothing of the old one.
+    // A new slot with the same number has none of the old one's dirty pages.
     tracker.remove_slot(5).unwrap();
     tracker.add_slot(5, MIB, None, 100 * PAGE).unwrap();
     tracker.take(&mut report).unwrap();

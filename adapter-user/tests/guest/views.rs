@@ -16,10 +16,10 @@ fn a_mapping_marks_the_guest_s_pages_also_when_it_is_gone() {
     assert_eq!(view.unmap(0x8000, 2 * PAGE), Ok(2 * PAGE));
     assert_eq!(view.translate(0x9123), None);
     assert_eq!(take(&tracker), [MIB + 3 * PAGE, MIB + 4 * PAGE]);
-    // The device was late: the page is reported all the same.
+    // A device that marks after the unmap is reported all the same.
     mapping.mark(0x8000, 1).unwrap();
     assert_eq!(take(&tracker), [MIB + 3 * PAGE]);
-    // Outside of the mapping nothing is marked, and the caller told.
+    // A mark outside the mapping marks the part inside, and fails.
     assert_eq!(
         mapping.mark(0x9fff, 2),
         Err(TrackError::Unmapped { addr: 0x9fff })
@@ -29,7 +29,7 @@ fn a_mapping_marks_the_guest_s_pages_also_when_it_is_gone() {
         Err(TrackError::Unmapped { addr: 0 })
     );
     assert_eq!(take(&tracker), [MIB + 3 * PAGE, MIB + 4 * PAGE]);
-    // Without the memory there is nothing to report, and a log is told so.
+    // After the slot is removed, a log and a mark are refused.
     view.map(0, MIB, PAGE).unwrap();
     tracker.remove_slot(5).unwrap();
     let log = view.harvest().or(&[1], extent(0, 1, PAGE));
@@ -100,19 +100,23 @@ fn a_log_counts_for_every_mapping_since_the_last_harvest() {
     view.map(0, page(1), PAGE).unwrap();
 
     let early = view.harvest();
-    view.unmap(0, PAGE).unwrap(); // while logs are read
+    view.unmap(0, PAGE).unwrap(); // during the harvest
     view.map(0, page(2), PAGE).unwrap();
     early.or(&[1], extent(0, 1, PAGE)).unwrap();
     early.finish();
     assert_eq!(take(&tracker), [page(0), page(1), page(2)]);
-    assert_eq!(view.remembered(), 1, "the one that went meanwhile");
+    assert_eq!(
+        view.remembered(),
+        1,
+        "the mapping that went during the harvest"
+    );
 
     let harvest = view.harvest();
     harvest.or(&[0b1], extent(0, 2, PAGE)).unwrap();
     let error = harvest.or(&[0b11], extent(0, 2, PAGE));
     assert_eq!(error, Err(TrackError::Unmapped { addr: PAGE }));
-    harvest.or(&[0b1], extent(0, 2, 2 * MIB)).unwrap(); // coarse: a byte is enough
-    let _ = harvest; // not finished: all is remembered
+    harvest.or(&[0b1], extent(0, 2, 2 * MIB)).unwrap(); // one byte of a large page is enough
+    let _ = harvest; // not finished, so nothing is forgotten
     assert_eq!(take(&tracker), [page(1), page(2)]);
     assert_eq!(view.remembered(), 1);
     view.harvest().finish();
@@ -134,8 +138,8 @@ fn what_cannot_be_remembered_is_dirty_at_once() {
     assert_eq!(take(&tracker), [5 * PAGE]);
     assert_eq!(view.remembered(), 1 << 16);
 
-    // The device's log tells of a page that is not remembered: no error, until
-    // a harvest that began after its unmap is finished.
+    // A device's log has a page whose mapping is not remembered. That is no error
+    // until a harvest is finished that began after the unmap.
     view.map(1 << 40, 6 * PAGE, PAGE).unwrap();
     view.unmap(1 << 40, PAGE).unwrap();
     let page = Extent {
