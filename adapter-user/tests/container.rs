@@ -170,6 +170,20 @@ fn a_dma_unmap_callback_may_call_the_container() {
 }
 
 #[test]
+fn unpinning_no_bytes_unpins_nothing() {
+    let (container, memory) = (emulated(), memory(8));
+    container
+        .map(0, &memory, 0, 8 * PAGE, Prot::READ_WRITE)
+        .expect("map");
+    let device = device(&container);
+    device.pin(PAGE, Prot::READ, &mut [0; 2]).expect("pin");
+    device.unpin_range(0, 0);
+    assert_eq!(device.pinned(), 2);
+    device.unpin_range(0, 8 * PAGE);
+    assert_eq!(device.pinned(), 0);
+}
+
+#[test]
 fn tracking_that_stops_in_a_callback_fails_the_unmap() {
     let (container, memory) = (emulated(), memory(8));
     container

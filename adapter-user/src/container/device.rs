@@ -135,7 +135,10 @@ impl Device {
     /// Drops every pin that this device has in the `size` bytes of IOVAs from `iova`
     /// on. A dma_unmap callback calls it with its arguments.
     pub fn unpin_range(&self, iova: u64, size: u64) {
-        let last = iova.saturating_add(size.wrapping_sub(1));
+        let Some(more) = size.checked_sub(1) else {
+            return;
+        };
+        let last = iova.saturating_add(more);
         let mut call = Call::new(&self.shared.state, Caller::Process);
         let mut pins = self.pins();
         let inside: Vec<(u64, u32)> = pins.range(iova..=last).map(|(i, n)| (*i, *n)).collect();
