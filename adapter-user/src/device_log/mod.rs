@@ -6,9 +6,38 @@
 //! device asks as it would ask the kernel: by typed calls, or by
 //! [`DeviceLog::ioctl`] with the structures in [`uapi`].
 //!
-//! To put the log of such a device into a [`Tracker`](crate::guest::Tracker), read
-//! it into a [`Harvest`](crate::guest::Harvest) of the device's
-//! [`IovaView`](crate::guest::IovaView).
+//! A log can be a source of a [`Tracker`](crate::guest::Tracker). Behind a virtual
+//! IOMMU a [`Harvest`](crate::guest::Harvest) translates its IOVAs:
+//!
+//! ```
+//! use adapter_user::device_log::DeviceLog;
+//! use adapter_user::guest::{Report, Tracker};
+//! use adapter_user::{Extent, PageSize};
+//!
+//! let tracker = Tracker::new(None);
+//! tracker.add_slot(0, 0, None, 16 << 20)?;
+//! let iommu = tracker.iova_view();
+//! iommu.map(0xf000_0000, 0x20_0000, 0x10_0000)?; // IOVA, guest address, bytes
+//! let log = DeviceLog::new(None);
+//! log.start(&[(0xf000_0000, 0x10_0000)], 4096)?;
+//!
+//! let device = log.clone();
+//! tracker.add_source("device", move |_report| {
+//!     let harvest = iommu.harvest();
+//!     let mut words = [0; 4]; // 256 pages
+//!     device.report(0xf000_0000, 0x10_0000, 4096, &mut words)?;
+//!     let pgsize = PageSize::new(4096).expect("a power of two");
+//!     harvest.or(&words, Extent { bit: 0, iova: 0xf000_0000, npages: 256, pgsize })?;
+//!     harvest.finish();
+//!     Ok(())
+//! });
+//!
+//! log.mark(0xf000_3000, 1)?; // the device has written
+//! let mut report = Report::new();
+//! tracker.take(&mut report)?;
+//! assert_eq!(report.ranges(4096)?.next().unwrap().gpa, 0x20_3000);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod ask;
 mod ioctl;

@@ -5,9 +5,10 @@
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::slots::Slot;
+use super::tracker::Tracker;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
-use crate::guest::{Slot, Tracker};
 
 /// The dirty bits of a region from some byte on. vm-memory hands one out with each
 /// piece of a region.
