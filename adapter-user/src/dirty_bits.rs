@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Dirty bits that threads set while another takes them, without a lock.
+//! Dirty bits that some threads set while another takes them, without a lock.
 //!
 //! No write is lost as long as four steps keep their order: write, mark, take,
-//! copy. A mark is an atomic OR with release order, a take is an atomic AND or
-//! a swap with acquire order: a take that finds a mark sees the write before
-//! it, and whoever copies the page after the take copies the write. A mark that
-//! comes too late for one take is in the next.
+//! copy. A mark is an atomic OR with release order, and a take is an atomic swap
+//! or AND with acquire order. So a take that finds a mark also sees the write
+//! that came before the mark, and a copy made after the take has that write. A
+//! mark that comes too late for one take is in the next one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,11 +15,15 @@ use dirty_core::{Error, PageSize};
 use crate::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use crate::error::TrackError;
 
-/// The dirty pages of a piece of memory: one bit a page, set by any thread.
+/// The dirty pages of a piece of memory: one bit per page.
 ///
-/// A clone is another handle to the same bits. Bits end with
-/// [`close`](DirtyBits::close): each mark that says `Ok` is in a take made
-/// after the close at the latest, and each later one is refused.
+/// Any number of threads may call any method at the same time; no method takes a
+/// lock. A clone is another handle to the same bits.
+///
+/// Write to the memory first and [`mark`](DirtyBits::mark) it second;
+/// [`take`](DirtyBits::take) the bits first and copy the pages second. After
+/// [`close`](DirtyBits::close) every mark is refused, so each mark that returned
+/// `Ok` is in a take made after the close, or in an earlier one.
 ///
 /// ```
 /// use adapter_user::{DirtyBits, PageSize};
@@ -43,7 +47,10 @@ pub struct DirtyBits {
 }
 
 struct Inner {
-    /// INVARIANT: as many words as `len` has pages, in 64s; no bit beyond.
+    /// Bit k % 64 of word k / 64 stands for page k.
+    ///
+    /// INVARIANT: there are exactly as many words as the pages of `len` bytes
+    /// need, and no bit beyond the last page is set.
     words: Box<[AtomicU64]>,
     len: u64,
     pgsize: PageSize,
@@ -51,11 +58,11 @@ struct Inner {
 }
 
 impl DirtyBits {
-    /// Clean bits for `len` bytes of memory, in pages of `pgsize`.
+    /// Creates clean bits for `len` bytes of memory, one bit per page of `pgsize`.
     ///
     /// # Errors
     ///
-    /// [`TrackError::NoMemory`], with the bytes wanted.
+    /// [`TrackError::NoMemory`] if the allocator has no room for the bits.
     pub fn new(len: u64, pgsize: PageSize) -> Result<Self, TrackError> {
         let wanted = Self::bytes(len, pgsize);
         let no_memory = TrackError::NoMemory { wanted };
@@ -73,56 +80,64 @@ impl DirtyBits {
         })
     }
 
-    /// Bytes that the bits for `len` bytes of memory take.
+    /// Returns how many bytes the bits for `len` bytes of memory take: whole words
+    /// of 8 bytes.
     #[must_use]
     pub fn bytes(len: u64, pgsize: PageSize) -> u64 {
         len.div_ceil(pgsize.bytes()).div_ceil(64) * 8
     }
 
-    /// Bytes of memory that the bits stand for.
+    /// Returns how many bytes of memory the bits stand for.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.inner.len
     }
 
-    /// Whether they stand for no memory at all.
+    /// Returns whether the bits stand for no memory at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.inner.len == 0
     }
 
-    /// The size of a page.
+    /// Returns the size of the page that one bit stands for.
     #[must_use]
     pub fn pgsize(&self) -> PageSize {
         self.inner.pgsize
     }
 
-    /// Number of pages; the last may be cut short by the end of the memory.
+    /// Returns the number of pages. The end of the memory may cut the last one
+    /// short.
     #[must_use]
     pub fn npages(&self) -> u64 {
         self.len().div_ceil(self.pgsize().bytes())
     }
 
-    /// Number of 64-bit words that hold the bits.
+    /// Returns the number of 64-bit words that hold the bits: the length of a
+    /// buffer for [`take`](DirtyBits::take).
     #[must_use]
     pub fn words(&self) -> usize {
         self.inner.words.len()
     }
 
-    /// Whether both are handles to the same bits.
+    /// Returns whether both are handles to the same bits.
     #[must_use]
     pub fn same(&self, other: &DirtyBits) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Marks the pages of `len` bytes from `offset` on: *after* the write, and
-    /// before telling anybody that it is done.
+    /// Marks as dirty every page that the `len` bytes at `offset` touch. `offset`
+    /// counts bytes from the start of the memory; no bytes mark nothing.
+    ///
+    /// Call it *after* the write, and before you tell anybody that the write is
+    /// done.
     ///
     /// # Errors
     ///
-    /// `Unmapped` if a part is beyond the end, `NotTracking` after
-    /// [`close`](DirtyBits::close): no take need tell of that. What is inside
-    /// is marked in any case.
+    /// In this order; the pages inside the memory are marked in any case:
+    ///
+    /// - [`Error::NotTracking`] after [`close`](DirtyBits::close): perhaps no take
+    ///   reports this mark.
+    /// - [`Error::Unmapped`] if some of the bytes are beyond the end of the memory.
     pub fn mark(&self, offset: u64, len: u64) -> Result<(), Error> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
@@ -132,7 +147,7 @@ impl DirtyBits {
         if offset < end {
             self.set(pgsize.pages(offset), pgsize.pages(last.min(end - 1)));
         }
-        // After the bits are set, see `close`.
+        // This load must come after the bits are set: see `close`.
         if self.inner.closed.load(Ordering::SeqCst) {
             return Err(Error::NotTracking);
         }
@@ -157,7 +172,8 @@ impl DirtyBits {
         }
     }
 
-    /// Whether the page at `offset` is dirty; memory beyond the end never is.
+    /// Returns whether the page that holds byte `offset` is dirty. Memory beyond
+    /// the end is never dirty.
     #[must_use]
     pub fn is_dirty(&self, offset: u64) -> bool {
         let page = self.pgsize().pages(offset);
@@ -167,18 +183,22 @@ impl DirtyBits {
             && word.is_some_and(|w| w.load(Ordering::Acquire) >> (page % 64) & 1 != 0)
     }
 
-    /// ORs the dirty pages into `out`, bit k for page k, and clears them; copy
-    /// the pages after this call.
+    /// Takes the dirty pages: ORs them into `out` and clears them here. Bit k % 64
+    /// of word k / 64 stands for page k; bits that `out` already has stay set.
+    ///
+    /// Copy the pages *after* this call.
     ///
     /// # Errors
     ///
-    /// `BitmapSize` if `out` is too short; nothing is taken then.
+    /// [`Error::BitmapSize`] if `out` has fewer than [`words`](DirtyBits::words)
+    /// words; nothing is taken then.
     pub fn take(&self, out: &mut [u64]) -> Result<(), Error> {
         if out.len() < self.words() {
             return Err(Error::BitmapSize);
         }
         for (out, word) in out.iter_mut().zip(&self.inner.words) {
-            // Most words are clean: leave their cache lines to the others.
+            // Most words are clean. A load leaves their cache lines shared, where
+            // a swap would take them from the threads that mark.
             if word.load(Ordering::Relaxed) != 0 {
                 *out |= word.swap(0, Ordering::SeqCst);
             }
@@ -186,26 +206,28 @@ impl DirtyBits {
         Ok(())
     }
 
-    /// ORs words `first..` into `out` and leaves them as they are.
-    pub(crate) fn image(&self, first: usize, out: &mut [u64]) {
+    /// ORs the words from word `first` on into `out`, as many as `out` has, and
+    /// clears nothing.
+    pub(crate) fn peek(&self, first: usize, out: &mut [u64]) {
         let words = self.inner.words.get(first..).unwrap_or_default();
         for (out, word) in out.iter_mut().zip(words) {
             *out |= word.load(Ordering::SeqCst);
         }
     }
 
-    /// Clears the bits that are set in `gone` in words `first..`. Copy their
-    /// pages after this call: a mark made since `image` is cleared too.
-    pub(crate) fn clear(&self, first: usize, gone: &[u64]) {
+    /// Clears, from word `first` on, the bits that are set in `reported`. Copy
+    /// their pages after this call: it also clears a mark made since `peek`.
+    pub(crate) fn clear(&self, first: usize, reported: &[u64]) {
         let words = self.inner.words.get(first..).unwrap_or_default();
-        for (gone, word) in gone.iter().zip(words) {
-            if *gone != 0 {
-                word.fetch_and(!gone, Ordering::SeqCst);
+        for (reported, word) in reported.iter().zip(words) {
+            if *reported != 0 {
+                word.fetch_and(!reported, Ordering::SeqCst);
             }
         }
     }
 
-    /// Clears every bit.
+    /// Clears every bit. What was marked so far is forgotten, so copy all of the
+    /// memory after this call.
     pub fn reset(&self) {
         for word in &self.inner.words {
             if word.load(Ordering::Relaxed) != 0 {
@@ -214,14 +236,17 @@ impl DirtyBits {
         }
     }
 
-    /// Ends the bits: from now on each mark is refused. A take made after this
-    /// call has every mark that was not.
+    /// Ends the bits: every later mark is refused with
+    /// [`Error::NotTracking`]. A take made after this call has every mark that
+    /// returned `Ok` and that no earlier take had.
     pub fn close(&self) {
-        // A mark sets its bit first and looks here second; a take comes after
-        // this. In the one order of all these operations a mark that still
-        // finds `false` has its bit set before the take.
+        // A mark sets its bit first and loads `closed` second, and the last take
+        // comes after this store. All these operations have one total order. So a
+        // mark that still loads `false` has set its bit before the last take.
         self.inner.closed.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst); // a take looks at words by relaxed loads first
+        // A take loads each word with relaxed order before it swaps. The fence
+        // orders those loads after the store.
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -235,7 +260,7 @@ impl fmt::Debug for DirtyBits {
 }
 
 impl Default for DirtyBits {
-    /// Bits for no memory.
+    /// Creates bits for no memory.
     fn default() -> Self {
         let inner = Inner {
             words: Box::default(),
@@ -249,8 +274,18 @@ impl Default for DirtyBits {
     }
 }
 
-/// The page that guest memory is tracked in: 4 KiB, as KVM's log.
+/// The page size that guest memory is tracked in: 4 KiB, as in KVM's log.
 pub(crate) const BASE_PAGE: PageSize = match PageSize::new(4096) {
     Some(pgsize) => pgsize,
     None => unreachable!(),
 };
+
+/// Checks that a budget, of which bitmaps of `used` bytes are taken, has room for
+/// `wanted` bytes more. `None` is a budget without limit.
+pub(crate) fn check_budget(budget: Option<u64>, used: u64, wanted: u64) -> Result<(), TrackError> {
+    let left = budget.unwrap_or(u64::MAX).saturating_sub(used);
+    if wanted > left {
+        return Err(TrackError::Budget { wanted, left });
+    }
+    Ok(())
+}

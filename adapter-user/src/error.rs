@@ -1,61 +1,68 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Why a tracker of guest memory, or a device's log, refuses.
+//! Why a call on the tracker or on a device's log failed.
 
 use std::fmt;
 
 use dirty_core::{Errno, Error};
 
-/// Why a call failed that a container does not have.
+/// Why a call on a [`Tracker`](crate::guest::Tracker) or on a
+/// [`DeviceLog`](crate::device_log::DeviceLog) failed.
+///
+/// Each cause says its errno; [`errno`](TrackError::errno) returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrackError {
-    /// One of the causes that a container has too.
+    /// A cause that a container has too, with [its own errno](Error::errno).
     Cause(Error),
     /// The bitmaps would exceed the budget. `ENOMEM`
     Budget {
-        /// Bytes that the call wanted.
+        /// The bytes that the call wanted.
         wanted: u64,
-        /// Bytes that the budget has left.
+        /// The bytes that the budget has left.
         left: u64,
     },
-    /// No memory for a bitmap. `ENOMEM`
+    /// The allocator has no memory for a bitmap. `ENOMEM`
     NoMemory {
-        /// Bytes that the call wanted.
+        /// The bytes that the call wanted.
         wanted: u64,
     },
-    /// An address is in no slot or mapping: nobody can report it. `EINVAL`
+    /// An address is in no slot, mapping or logged range, so no report can have
+    /// it. `EINVAL`
     Unmapped {
-        /// The first such address.
+        /// The first such address where the call knows it, else the first address
+        /// of the range that the call was given.
         addr: u64,
     },
     /// No slot has this number. `EINVAL`
     UnknownSlot {
-        /// The number.
+        /// The slot's number.
         id: u32,
     },
-    /// A slot has this number already. `EEXIST`
+    /// Another slot already has this number. `EEXIST`
     DuplicateSlot {
-        /// The number.
+        /// The slot's number.
         id: u32,
     },
-    /// START without ranges. `EINVAL`
+    /// A log was started without ranges. `EINVAL`
     NoRanges,
-    /// START with more ranges than allowed. `E2BIG`
+    /// A log was started with more than 256 ranges. `E2BIG`
     TooManyRanges,
-    /// Two ranges of a START overlap. `EINVAL`
+    /// Two ranges that a log was started with overlap. `EINVAL`
     RangesOverlap,
-    /// The page size is no power of two, or below 4 KiB. `EINVAL`
+    /// The page size is not a power of two, or it is too small for this call.
+    /// `EINVAL`
     PageSize,
-    /// START while the log is on. `EINVAL`
+    /// The log is on already. `EINVAL`
     Started,
-    /// A flag is unknown, or a reserved field is not zero. `EOPNOTSUPP`
+    /// An iommufd structure has an unknown flag, or a reserved field that is not
+    /// zero. `EOPNOTSUPP`
     NotSupported,
-    /// A feature that the log does not have. `ENOTTY`
+    /// VFIO_DEVICE_FEATURE asks for a feature that the log does not have. `ENOTTY`
     UnknownFeature,
 }
 
 impl TrackError {
-    /// What Linux answers for this cause.
+    /// Returns the errno that Linux answers for this cause.
     #[must_use]
     pub const fn errno(self) -> Errno {
         match self {
@@ -82,23 +89,29 @@ impl fmt::Display for TrackError {
             TrackError::Budget { wanted, left } => {
                 write!(
                     f,
-                    "bitmaps of {wanted} bytes exceed the budget, which has {left} left"
+                    "the bitmaps need {wanted} bytes, and the budget has {left} left"
                 )
             }
             TrackError::NoMemory { wanted } => {
-                write!(f, "no memory for bitmaps of {wanted} bytes")
+                write!(f, "there is no memory for bitmaps of {wanted} bytes")
             }
-            TrackError::Unmapped { addr } => write!(f, "{addr:#x} is in no slot or mapping"),
+            TrackError::Unmapped { addr } => {
+                write!(f, "address {addr:#x} is in no slot, mapping or range")
+            }
             TrackError::UnknownSlot { id } => write!(f, "there is no slot {id}"),
-            TrackError::DuplicateSlot { id } => write!(f, "slot {id} is there already"),
-            TrackError::NoRanges => f.write_str("no ranges to log"),
-            TrackError::TooManyRanges => f.write_str("more ranges than a log may start with"),
-            TrackError::RangesOverlap => f.write_str("two ranges to log overlap"),
+            TrackError::DuplicateSlot { id } => write!(f, "slot {id} exists already"),
+            TrackError::NoRanges => f.write_str("the log was started without ranges"),
+            TrackError::TooManyRanges => {
+                f.write_str("the log was started with more than 256 ranges")
+            }
+            TrackError::RangesOverlap => f.write_str("two ranges of the log overlap"),
             TrackError::PageSize => {
-                f.write_str("the page size is not a power of two of at least 4096")
+                f.write_str("the page size is not a power of two, or it is too small")
             }
             TrackError::Started => f.write_str("the log is on already"),
-            TrackError::NotSupported => f.write_str("a flag is unknown, or a field is reserved"),
+            TrackError::NotSupported => {
+                f.write_str("a flag is unknown, or a reserved field is not zero")
+            }
             TrackError::UnknownFeature => f.write_str("the device does not have this feature"),
         }
     }

@@ -1,44 +1,138 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Dirty-page tracking for a VMM: a VFIO type1 container in this process.
+//! Dirty-page tracking for a VMM: which pages of a guest may have been written
+//! since the last time you asked?
 //!
-//! A [`Container`] maps guest memory for devices, which pin, read and write it;
-//! between [`start`](Container::start) and [`stop`](Container::stop) it knows
-//! which pages they may have written. All rules are those of `dirty-core`; this
-//! crate brings the memory: [`GuestMemory`] that mappings keep alive, or any
-//! memory of the process, pages that are really resident and locked while they
-//! are pinned, and a simulated IOMMU. The README has an example.
+//! # Which one when
+//!
+//! | you have | use | it speaks |
+//! |---|---|---|
+//! | a guest to migrate, whose memory is written by CPUs, by the VMM and by devices | [`guest::Tracker`] | guest-physical addresses |
+//! | an emulated, vfio-user or vDPA device that must answer VFIO's DMA logging or iommufd's dirty tracking | [`device_log::DeviceLog`] | IOVAs |
+//! | devices that expect a VFIO type1 container: they pin, they read and write by IOVA, or their driver makes the ioctls | [`Container`] | IOVAs |
+//! | a piece of memory that threads write while another looks for dirty pages | [`DirtyBits`] | bytes from its start |
+//!
+//! # How they go together
+//!
+//! The tracker is the place where everything meets: [`Tracker::take`] returns one
+//! [`Report`] of all that was written. A writer in this process marks the tracker's
+//! bits. A log that somebody else keeps becomes a source: KVM's, the kernel's page
+//! tables', a `DeviceLog`'s, a `Container`'s. Each `take` calls the source, and the
+//! source ORs its log into the report.
+//!
+//! A `DeviceLog` and a `Container` report IOVAs. If IOVAs are guest-physical
+//! addresses, their bitmaps go into the report as they are. Behind a virtual IOMMU an
+//! [`IovaView`] keeps the mappings, and its [`Harvest`] translates, also for mappings
+//! that are gone.
+//!
+//! Here a container and a tracker share the guest memory of vm-memory.
+//! [`Container::map_process`] maps memory that another crate owns.
+//!
+//! ```
+//! use adapter_user::guest::{Report, Tracker};
+//! use adapter_user::{Container, DirtyBits, Group, GroupId, IommuType, Options, Prot};
+//! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+//!
+//! let ram = [(GuestAddress(0), 64 << 20)];
+//! let memory = GuestMemoryMmap::<DirtyBits>::from_ranges(&ram)?;
+//! let tracker = Tracker::new(None);
+//! tracker.add_memory(&memory)?; // every write through `memory` is tracked
+//!
+//! // A container for emulated devices maps the same memory. There is no virtual
+//! // IOMMU here, so an IOVA is a guest-physical address.
+//! let container = Container::new(Options::default());
+//! container.add_group(Group::emulated(GroupId(1)))?;
+//! container.set_iommu(IommuType::Type1v2)?;
+//! for slot in tracker.slots() {
+//!     let host = slot.host.expect("add_memory knows it");
+//!     container.map_process(slot.gpa, host, slot.bits.len(), Prot::READ_WRITE)?;
+//! }
+//! let device = container.open_device(GroupId(1), None)?;
+//!
+//! // The device's writes do not go through vm-memory, so the container is a source.
+//! let (log, slots) = (container.clone(), tracker.slots());
+//! tracker.add_source("container", move |report| {
+//!     for slot in &slots {
+//!         let mut dirty = vec![0; slot.bits.words()];
+//!         log.dirty_bitmap_zeroed(slot.gpa, slot.bits.len(), 4096, &mut dirty)?;
+//!         report.or_slot(slot.id, &dirty)?;
+//!     }
+//!     Ok(())
+//! });
+//!
+//! container.start()?;
+//! tracker.start(); // now copy all memory
+//! memory.write_obj(1u8, GuestAddress(0x1000))?; // the VMM writes
+//! device.write(0x5fff, &[1, 2])?; // the device writes pages 5 and 6
+//!
+//! let mut report = Report::new();
+//! tracker.take(&mut report)?; // now copy the pages of the report
+//! assert_eq!(report.slot(0).unwrap()[0], 1 << 1 | 1 << 5 | 1 << 6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Threads
+//!
+//! Every handle ([`Tracker`], [`IovaView`], [`Mapping`], `DirtyBits`, `DeviceLog`,
+//! [`LogRange`], `Container`, [`Device`]) may be used by any number of threads at
+//! once. Marks through `DirtyBits`, `Mapping` and `LogRange` take no lock. A [`Report`]
+//! belongs to one thread.
+//!
+//! No write is lost if everybody keeps this order:
+//!
+//! 1. A writer writes, then marks, then says that the write is done.
+//! 2. Whoever migrates takes the report, then copies the pages.
+//! 3. All memory is copied once after `start`.
+//!
+//! # Errors
+//!
+//! [`Error`] and [`TrackError`] name the cause, and their `errno` is what Linux
+//! answers. If a report fails, every page that it was to cover counts as dirty. A
+//! failed call changes nothing, unless its documentation says so.
+//!
+//! # Features
+//!
+//! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.18, and
+//!   `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
+//!   [`Tracker::add_slot`] returns the bits to mark.
+//!
+//! [`Tracker`]: guest::Tracker
+//! [`Tracker::take`]: guest::Tracker::take
+//! [`Tracker::add_slot`]: guest::Tracker::add_slot
+//! [`Report`]: guest::Report
+//! [`IovaView`]: guest::IovaView
+//! [`Mapping`]: guest::Mapping
+//! [`Harvest`]: guest::Harvest
+//! [`LogRange`]: device_log::LogRange
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+/// The atomics of `dirty_bits`, which the loom tests replace.
 mod atomic {
     pub(crate) use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 }
 mod container;
-mod device;
 pub mod device_log;
 mod dirty_bits;
 mod error;
 pub mod guest;
-mod heap;
-mod host;
-mod iommu;
-mod locked;
-mod memory;
-#[cfg(feature = "vm-memory")]
-mod vm_memory;
-mod words;
+mod process_memory;
+mod ranges;
 
-pub use container::{Container, Group, IommuType, OnUnmap, WeakContainer};
-pub use device::Device;
+pub use container::device::{Device, OnUnmap};
+pub use container::heap::Heap;
+pub use container::iommu::IommuSpec;
+pub use container::locked::charged_pages;
+pub use container::memory::{GuestMemory, OutOfBounds};
+pub use container::{Container, Group, IommuType, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};
 pub use error::TrackError;
-pub use heap::Heap;
-pub use iommu::IommuSpec;
-pub use locked::charged_pages;
-pub use memory::{GuestMemory, OutOfBounds};
 #[cfg(feature = "vm-memory")]
-pub use vm_memory::BitsSlice;
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
+pub use guest::vm_memory::BitsSlice;
 
+/// Compiles and runs the examples of the repository's README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The container as a VMM uses it: threads, memory it owns, bad addresses.
+//! The container as a VMM uses it: from threads, with memory that mappings keep alive,
+//! and with bad addresses.
 
 use std::sync::Arc;
 use std::thread;
@@ -60,7 +61,7 @@ fn a_mapping_keeps_its_memory_alive() {
     assert_eq!(same, back);
     drop(kept);
     container.unmap(0, 2 * PAGE).expect("unmap");
-    assert!(weak.upgrade().is_none(), "unmapped memory is let go");
+    assert!(weak.upgrade().is_none(), "an unmap releases the memory");
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn bad_addresses_are_efault_and_no_signal() {
     let device = device(&container);
     container
         .map_process(0, 0, PAGE, Prot::READ_WRITE)
-        .expect("nothing looks at the address yet");
+        .expect("MAP does not look at the address");
     assert_eq!(device.write(0, &[1]), Err(Error::BadAddress));
     assert_eq!(device.read(0, &mut [1]), Err(Error::BadAddress));
     let pinned = device.pin(0, Prot::READ, &mut [0]);
@@ -144,8 +145,8 @@ fn the_raw_interface_takes_c_structures() {
     assert_eq!(memory.iter().filter(|b| **b == b'x').count(), 1);
 }
 
-/// The callback runs without the container's lock: it can call the container,
-/// also from another thread.
+/// The callback runs without the container's lock, so that it can call the container,
+/// even from another thread.
 #[test]
 fn a_dma_unmap_callback_may_call_the_container() {
     let (container, memory) = (emulated(), memory(8));
@@ -169,6 +170,20 @@ fn a_dma_unmap_callback_may_call_the_container() {
 }
 
 #[test]
+fn unpinning_no_bytes_unpins_nothing() {
+    let (container, memory) = (emulated(), memory(8));
+    container
+        .map(0, &memory, 0, 8 * PAGE, Prot::READ_WRITE)
+        .expect("map");
+    let device = device(&container);
+    device.pin(PAGE, Prot::READ, &mut [0; 2]).expect("pin");
+    device.unpin_range(0, 0);
+    assert_eq!(device.pinned(), 2);
+    device.unpin_range(0, 8 * PAGE);
+    assert_eq!(device.pinned(), 0);
+}
+
+#[test]
 fn tracking_that_stops_in_a_callback_fails_the_unmap() {
     let (container, memory) = (emulated(), memory(8));
     container
@@ -188,7 +203,7 @@ fn tracking_that_stops_in_a_callback_fails_the_unmap() {
     assert_eq!(
         container.unmap(0, 8 * PAGE),
         Ok(8 * PAGE),
-        "it was still there"
+        "the mapping was still there"
     );
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pinning is real. One test, because it looks at the whole process.
+//! Pinned pages are locked in memory. There is one test, because it counts the locked
+//! memory of the whole process.
 
 use std::fs;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use adapter_user::{
     Prot,
 };
 
-/// Locked memory of this process, in KiB, as the kernel counts it.
+/// The locked memory of this process in KiB, as the kernel counts it.
 fn locked_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("status");
     let line = status.lines().find_map(|l| l.strip_prefix("VmLck:"));
@@ -51,20 +52,21 @@ fn pinned_pages_are_locked_and_counted() {
     assert_eq!(pfns[0] << 12, memory.addr() + 0x2000);
     assert_eq!(pfns[2], pfns[0] + 2);
 
-    // Another device's pin of a page locks nothing more, and keeps it locked.
+    // When another device pins a pinned page, no more memory is locked. The page stays
+    // locked when the first device unpins it.
     second.pin(0x4000, Prot::READ, &mut pfns[..2]).expect("pin");
     assert_eq!((locked_kib(), charged_pages()), (16, 4));
     first.unpin(0x2000, 3);
     assert_eq!((locked_kib(), charged_pages()), (8, 2));
-    drop(second); // a device that closes leaves no pins
+    drop(second); // a device unpins everything when it closes
     assert_eq!((locked_kib(), charged_pages()), (0, 0));
 
-    // Unmapping tells devices to unpin.
+    // An unmap tells devices to unpin.
     first.pin(0x2000, Prot::READ_WRITE, &mut pfns).expect("pin");
     assert_eq!(emulated.unmap(0, 1 << 20), Ok(1 << 20));
     assert_eq!((locked_kib(), first.pinned()), (0, 0));
 
-    // Behind an IOMMU the mapping itself is pinned; the page table agrees.
+    // Behind an IOMMU all of the mapping is pinned.
     let iommu = container(Group::iommu(GroupId(1), IommuSpec::default()));
     iommu
         .map(0, &memory, 0x4000, 0x10000, Prot::READ_WRITE)
@@ -84,6 +86,6 @@ fn pinned_pages_are_locked_and_counted() {
     assert_eq!(
         (locked_kib(), charged_pages()),
         (0, 0),
-        "closing gives all back"
+        "closing the container unpins everything"
     );
 }

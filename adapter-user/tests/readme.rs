@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The README says what the code does.
+//! The README's table of errors is the same as the code's.
 
 use adapter_user::Error;
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Everything at once: threads that write, mark, pin and unpin while others
-//! report, unmap, map, stop and start. Whoever is told of a page copies it; in
-//! the end the copy must be the memory.
+//! Some threads write, mark, pin and unpin while others report, unmap, map, stop and
+//! start. A thread that gets a page in a report copies it, and in the end the copy must
+//! be the same as the memory.
 //!
-//! Each writer has words of its own in every page and counts them up, so that
-//! of two copies of a word the higher one is newer: threads that report need no
+//! Each writer has words of its own in every page and only counts them up. So the
+//! higher of two copies of a word is the newer one, and the threads that report need no
 //! order among themselves.
 
 use std::ops::Range;
@@ -21,25 +21,25 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const ROUNDS: u64 = 150;
-/// What each writer does in a round.
+/// How often each writer writes in a round.
 const WRITES: u64 = 250;
 
 const GROUP: GroupId = GroupId(1);
 const PAGE: u64 = 4096;
 const PAGES: u64 = 1024;
-/// Mappings come in pairs of 128 pages: one of 40 and one of 88, so that they
-/// share words of a report.
+/// How many mappings there are. Each pair has 128 pages, 40 in the first mapping and 88
+/// in the second, so that the two share a word of a report.
 const MAPPINGS: u64 = PAGES / 64;
-/// Where the writers' words are in a page. The first writer has two, which are
-/// neighbours across a page boundary.
+/// The offsets of the writers' words in a page. The first writer has two, at the start
+/// and at the end, and writes them together across a page boundary.
 const WORDS: [u64; 5] = [0, PAGE - 8, 8, 16, 24];
 
-/// First page of a mapping.
+/// The first page of a mapping.
 fn start_of(mapping: u64) -> u64 {
     mapping / 2 * 128 + mapping % 2 * 40
 }
 
-/// A range of whole mappings, as pages.
+/// The pages of a random range of whole mappings.
 fn some_mappings(rng: &mut StdRng, among: Range<u64>) -> Range<u64> {
     let first = rng.random_range(among.clone());
     let end = rng.random_range(first + 1..=among.end);
@@ -51,9 +51,9 @@ struct Stress {
     memory: Arc<GuestMemory>,
     copy: Vec<AtomicU64>,
     pinner: Arc<Device>,
-    /// Pages that the pinner has pinned, once for each pin.
+    /// The pages that the pinner has pinned, once for each pin.
     pinned: Arc<Mutex<Vec<u64>>>,
-    /// The writers of this round have ended.
+    /// Whether the writers of this round have ended.
     done: AtomicBool,
     writes: AtomicU64,
     reports: AtomicU64,
@@ -71,7 +71,7 @@ impl Stress {
         container.set_iommu(IommuType::Type1v2).expect("type1v2");
         let pinned = Arc::new(Mutex::new(Vec::<u64>::new()));
         let held = Arc::clone(&pinned);
-        // The device stops writing before it gives its pins back.
+        // The lock stops the device's writes before its pins are dropped.
         let on_unmap = move |device: &Device, iova, size| {
             let mut held = lock(&held);
             device.unpin_range(iova, size);
@@ -139,14 +139,14 @@ impl Stress {
         }
     }
 
-    /// Writes through the container, across page boundaries.
+    /// Writes through the container, across a page boundary each time.
     fn write_by_device(&self, rng: &mut StdRng) {
         let device = self.container.open_device(GROUP, None).expect("device");
         for count in self.counts() {
             let page = rng.random_range(1..PAGES);
             let value = [count.to_ne_bytes(); 2].concat();
             match device.write(page * PAGE - 8, &value) {
-                // What was written of it is marked.
+                // The part that was written is marked.
                 Ok(()) | Err(Error::Unmapped) => self.writes.fetch_add(1, Relaxed),
                 Err(e) => panic!("write: {e}"),
             };
@@ -169,14 +169,14 @@ impl Stress {
             };
             match marked {
                 Ok(()) => {}
-                // A part is in no mapping, so in no report: tell it here.
+                // A part is in no mapping, so no report has it: copy it here.
                 Err(Error::Unmapped) => self.copy_pages(first..first + n),
                 Err(e) => panic!("mark: {e}"),
             }
         }
     }
 
-    /// Marks as another tracker does that has found these pages.
+    /// Marks pages by a bitmap, as another tracker does.
     fn mark_bitmap(&self, first: u64, n: u64) -> Result<(), Error> {
         let mut words = [0u64; (PAGES / 64) as usize];
         (first..first + n).for_each(|p| words[(p / 64) as usize] |= 1 << (p % 64));
@@ -189,8 +189,8 @@ impl Stress {
         self.container.mark_bitmap(&words, extent)
     }
 
-    /// Pins pages, writes all that are pinned, and unpins some. Some stay
-    /// pinned from round to round.
+    /// Pins pages, writes every page that is pinned, and unpins some. Some stay pinned
+    /// from one round to the next.
     fn pin_and_write(&self, word: usize, rng: &mut StdRng) {
         for count in self.counts() {
             let mut pinned = lock(&self.pinned);
@@ -209,19 +209,20 @@ impl Stress {
         }
     }
 
-    /// The numbers of a writer's writes in a round.
+    /// The values that a writer writes in a round.
     fn counts(&self) -> impl Iterator<Item = u64> {
         static COUNT: AtomicU64 = AtomicU64::new(1);
         (0..WRITES).map(|_| COUNT.fetch_add(1, Relaxed))
     }
 
-    /// The turns of everybody else: one, and more while there are writers.
+    /// The turns of a thread that does not write: one, and more until the writers have
+    /// ended.
     fn turns(&self) -> impl Iterator<Item = ()> + '_ {
         let more = || (!self.done.load(Relaxed)).then_some(());
         std::iter::once(()).chain(std::iter::from_fn(more))
     }
 
-    /// Reports of whole mappings at several page sizes.
+    /// Takes reports of whole mappings at several page sizes.
     fn report(&self, rng: &mut StdRng) {
         for () in self.turns() {
             let pages = some_mappings(rng, 0..MAPPINGS);
@@ -287,7 +288,7 @@ impl Stress {
                 let unmapped = self.container.unmap_dirty(first, size, pgsize, &mut report);
                 unmapped.inspect(|_| self.copy_reported(pages.start, pgsize, &report))
             } else {
-                // What was dirty is forgotten.
+                // This forgets what was dirty, so copy all of it.
                 let unmapped = self.container.unmap(first, size);
                 unmapped.inspect(|_| self.copy_pages(pages.clone()))
             };
@@ -307,7 +308,7 @@ impl Stress {
         }
     }
 
-    /// Stops and starts: what was dirty is forgotten, so everything is copied.
+    /// Stops and starts tracking, which forgets what was dirty, and copies everything.
     fn restart(&self, rng: &mut StdRng) {
         for () in self.turns().take(3) {
             (0..rng.random_range(0..8)).for_each(|_| thread::yield_now());
@@ -341,8 +342,8 @@ impl Stress {
         self.check();
     }
 
-    /// The last report of a round tells all that is left, and it clears all but
-    /// what is pinned.
+    /// Checks that the last report of a round has everything that is left, and that it
+    /// clears every page that is not pinned.
     fn check(&self) {
         let report = || {
             let mut report = vec![0; (PAGES / 64) as usize];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Threads write, mark, map and unmap while another takes reports, adds and
-//! removes slots, starts and stops logs: a copy made by the reports has every
-//! write in the end.
+//! Some threads write, mark, map and unmap while another takes reports, adds and
+//! removes slots, and starts and stops logs. In the end the copy made by the reports
+//! has every write.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -17,7 +17,7 @@ const PAGES: u64 = 1024;
 const THREADS: u64 = 4;
 const TIME: Duration = Duration::from_millis(1500);
 
-/// A guest of which each page is one number.
+/// A guest whose pages are one number each.
 fn guest() -> Vec<AtomicU64> {
     (0..PAGES).map(|_| AtomicU64::new(0)).collect()
 }
@@ -55,7 +55,7 @@ fn four_devices_and_a_vmm_lose_nothing() {
                 let mut random = SmallRng::seed_from_u64(seed);
                 let mut window: Option<Mapping> = None;
                 while !stop.load(Ordering::Relaxed) {
-                    // Its own pages, so that the last value is known.
+                    // Each thread has pages of its own, so the last write is known.
                     let page = random.random_range(0..PAGES / THREADS) * THREADS + seed;
                     match random.random_range(0..4) {
                         0 => {
@@ -72,7 +72,7 @@ fn four_devices_and_a_vmm_lose_nothing() {
                             let iova = 1 << 30;
                             if let Some(old) = window.take() {
                                 view.unmap(iova, PAGE).unwrap();
-                                // The device was slow.
+                                // The device writes after the unmap.
                                 write(guest, old.gpa() / PAGE, random.random());
                                 old.mark(iova, PAGE).unwrap();
                             }
@@ -106,8 +106,8 @@ fn four_devices_and_a_vmm_lose_nothing() {
     assert_same(&guest, &there);
 }
 
-/// Each mark is refused, or the page is in the report of the end: bits are
-/// closed while four threads mark.
+/// The bits of a slot are closed while four threads mark. Each mark is refused, or its
+/// page is in the last take.
 #[test]
 fn a_slot_that_goes_has_every_mark_that_was_taken() {
     let end = Instant::now() + TIME;
@@ -170,8 +170,8 @@ fn a_log_whose_ranges_come_and_go_loses_nothing() {
                         if marked == Some(Ok(())) {
                             continue;
                         }
-                        // No handle, or one of a time that is over. If the log
-                        // is off, whoever starts it copies everything.
+                        // There is no handle, or the log was started again since. If
+                        // the log is off, whoever starts it copies everything.
                         match log.mark(page * PAGE, 1) {
                             Ok(()) | Err(TrackError::Cause(Error::NotTracking)) => break,
                             other => panic!("{other:?}"),
@@ -191,7 +191,7 @@ fn a_log_whose_ranges_come_and_go_loses_nothing() {
             }
             for _ in 0..50 {
                 words.fill(0);
-                // Between removal and addition a part is not logged.
+                // A range is not logged between its removal and its addition.
                 match log.report(0, PAGES * PAGE, PAGE, &mut words) {
                     Ok(()) => {}
                     Err(TrackError::Unmapped { .. }) => continue,

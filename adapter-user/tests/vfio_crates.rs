@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Client code that VMMs use, on top of our container and our device's log.
+//! The crates that VMMs use for VFIO, on top of our container and our device's log.
 //!
-//! The structures of vfio-bindings and iommufd-bindings are laid out as ours.
-//! vfio-ioctls opens `/dev/vfio/vfio` and a group's file and makes system calls
-//! on them; this program has its own `open64` and `ioctl`, which the linker
-//! prefers to libc's, and hands those of VFIO to a container in this process.
+//! Our structures have the layout of those of vfio-bindings and iommufd-bindings.
+//! vfio-ioctls opens `/dev/vfio/vfio` and a group's file, and makes ioctls on them. This
+//! program defines `open64` and `ioctl` itself, which the linker prefers to libc's. They
+//! pass the calls for VFIO to a container in this process.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_ulong, CStr};
@@ -22,7 +22,7 @@ use vfio_ioctls::{DmaLoggingRange, VfioContainer, VfioDevice, VfioError};
 
 // ---- layouts
 
-/// Sizes, and places of fields, agree.
+/// Asserts that sizes and the offsets of fields are the same.
 macro_rules! same {
     ($ours:ident, $theirs:ident: $($name:ident { $($field:ident),* })*) => {$(
         assert_eq!(size_of::<$ours::$name>(), size_of::<$theirs::$name>(), stringify!($name));
@@ -34,7 +34,7 @@ macro_rules! same {
     )*};
 }
 
-/// Numbers agree.
+/// Asserts that numbers are the same.
 macro_rules! equal {
     ($ours:ident, $theirs:ident: $($name:ident)*) => {
         $(assert_eq!($ours::$name as u64, $theirs::$name as u64, stringify!($name));)*
@@ -117,7 +117,7 @@ enum File {
     Device(DeviceLog),
 }
 
-/// VFIO's descriptors, and the log of the device.
+/// The descriptors of VFIO, and the log of the device.
 #[derive(Default)]
 struct World {
     files: HashMap<RawFd, File>,
@@ -130,7 +130,7 @@ fn world() -> MutexGuard<'static, World> {
     WORLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A descriptor that is free, and of no use to the kernel.
+/// Returns a free descriptor, which no other file has.
 fn descriptor() -> RawFd {
     // SAFETY: a system call that takes no address.
     unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }
@@ -184,7 +184,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, nr: c_ulong, arg: *mut u32) -> c_int {
     })
 }
 
-/// The few ioctls of a group and of a device without regions and interrupts.
+/// Answers the few ioctls of a group, and of a device without regions and interrupts.
 ///
 /// # Safety
 ///
@@ -247,7 +247,7 @@ fn errno<T>(result: Result<T, VfioError>) -> i32 {
     }
 }
 
-/// A device in a group: what sysfs would say of it.
+/// Makes the files that sysfs has for a device in a group.
 fn sysfs(folder: &Path) -> std::path::PathBuf {
     let device = folder.join("device");
     fs::create_dir_all(&device).unwrap();
@@ -277,11 +277,15 @@ fn vfio_ioctls_gets_the_answers_it_expects() {
         errno(map(0u64.wrapping_sub(PAGE), 2 * PAGE)),
         libc::EOVERFLOW
     );
-    assert_eq!(errno(unmap(0x10_1000, PAGE)), libc::EINVAL, "it bisects");
+    assert_eq!(
+        errno(unmap(0x10_1000, PAGE)),
+        libc::EINVAL,
+        "it starts inside a mapping"
+    );
     unmap(0x10_0000, 64 * PAGE).unwrap();
     assert!(
         matches!(unmap(0x10_0000, PAGE), Err(VfioError::InvalidDmaUnmapSize)),
-        "nothing was there"
+        "nothing is mapped there"
     );
 
     // DMA logging.
@@ -301,7 +305,7 @@ fn vfio_ioctls_gets_the_answers_it_expects() {
     assert_eq!(
         errno(start(&[range(0, 1 << 40)])),
         libc::ENOMEM,
-        "the budget"
+        "it exceeds the budget"
     );
     assert_eq!(
         start(&[range(0, 100 * PAGE), range(200 * PAGE, 100 * PAGE)]).unwrap(),
@@ -329,6 +333,6 @@ fn vfio_ioctls_gets_the_answers_it_expects() {
     device.stop_dma_logging().unwrap();
     assert!(!log.is_on());
 
-    drop(device); // takes its group out of the container
+    drop(device); // this removes its group from the container
     drop(container);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What vm-memory checks of its own bitmaps holds for ours: its tests of
-//! `AtomicBitmap`, of slices, of volatile memory, of regions and of guest
-//! memory, written anew for any bitmap, and run on both.
+//! `DirtyBits` behaves as vm-memory's own bitmap does. vm-memory's tests of
+//! `AtomicBitmap`, of slices, of volatile memory, of regions and of guest memory are
+//! written anew for any bitmap here, and run on both.
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
@@ -29,7 +29,7 @@ fn is_all<B: Bitmap>(bitmap: &B, start: usize, len: usize, dirty: bool) -> bool 
     (start..start + len).all(|at| bitmap.dirty_at(at) == dirty)
 }
 
-/// A bitmap of at least 2 KiB, and a slice of it, see the same marks.
+/// Checks that a bitmap of at least 2 KiB and a slice of it show the same marks.
 fn a_slice_shows_its_part(bitmap: &impl Bitmap) {
     let slice = bitmap.slice_at(KIB);
     assert!(is_all(bitmap, 0, 2 * KIB, false));
@@ -123,8 +123,8 @@ fn pages_are_those_of_the_machine() {
     assert!(!ours.dirty_at(0xfff) && !ours.dirty_at(0x3000));
 }
 
-/// Each way to write marks exactly the pages written. `look` tells whether a
-/// range is dirty or clean as a whole.
+/// Checks that each way to write marks exactly the pages that it writes. `look` says
+/// whether all of a range is dirty, or all of it clean.
 fn writes_mark<A, M>(
     memory: &M,
     address: impl Fn(usize) -> A,
@@ -200,7 +200,7 @@ fn volatile_memory_is_tracked() {
 }
 
 fn guest_memory_marks<B: NewBitmap + 'static>() {
-    // Two regions that touch, so that writes span them.
+    // The two regions touch, so that a write can span them.
     let ranges = [(GuestAddress(0), 0x5000), (GuestAddress(0x5000), 0xb000)];
     let memory = || GuestMemoryMmap::<B>::from_ranges(&ranges).unwrap();
 
@@ -235,7 +235,7 @@ fn guest_memory_is_tracked() {
     guest_memory_marks::<DirtyBits>();
 }
 
-/// Every write of a VMM, whatever its way, is in the tracker's report.
+/// Every write that goes through vm-memory is in the tracker's report.
 #[test]
 fn a_tracker_reports_what_a_vmm_writes() {
     let ranges = [(GuestAddress(0), 0x8000), (GuestAddress(0x10_0000), 0x8000)];

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The same by ioctls, with their structures in this process's memory.
+//! A device's log by ioctls, whose structures are in this process's memory.
 
 use std::mem::size_of;
 
 use dirty_core::Error;
 
+use super::ask::Ask;
+use super::log::{DeviceLog, MAX_RANGES};
 use super::uapi::{
     iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking, vfio_device_feature,
     vfio_device_feature_dma_logging_control, vfio_device_feature_dma_logging_range,
@@ -15,20 +17,44 @@ use super::uapi::{
     VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_PROBE,
     VFIO_DEVICE_FEATURE_SET,
 };
-use super::{Ask, DeviceLog, MAX_RANGES};
 use crate::error::TrackError;
-use crate::host::{read_process, write_process};
+use crate::process_memory::{read_process, write_process};
 
 impl DeviceLog {
-    /// An ioctl on the file of the device (VFIO_DEVICE_FEATURE) or of its
-    /// iommufd (HWPT_SET_DIRTY_TRACKING, HWPT_GET_DIRTY_BITMAP): the number, and
-    /// the address of the argument in this process. A bad address is EFAULT; a
-    /// report that meets one clears nothing. The number of the page table is not
-    /// looked at: which log it means is the caller's knowledge.
+    /// Answers an ioctl as the kernel would. `nr` is the ioctl's number, and `arg` is
+    /// the address of its structure in this process.
+    ///
+    /// The ioctls are VFIO_DEVICE_FEATURE of a device's file (the features
+    /// DMA_LOGGING_START, DMA_LOGGING_STOP and DMA_LOGGING_REPORT), and
+    /// IOMMU_HWPT_SET_DIRTY_TRACKING and IOMMU_HWPT_GET_DIRTY_BITMAP of an iommufd.
+    /// The number of the page table, `hwpt_id`, is ignored: the caller knows which
+    /// log it stands for.
+    ///
+    /// A report ORs its bits into the bitmap, which may start at any byte, and
+    /// changes no byte after the one that holds the last bit.
     ///
     /// # Errors
     ///
-    /// As Linux, but an error inside a report is told and never swallowed.
+    /// In this order:
+    ///
+    /// - [`Error::UnknownIoctl`].
+    /// - [`Error::BadAddress`] if the structure cannot be read.
+    /// - [`Error::ShortArgsz`] if `argsz` or `size` says that it is too short.
+    /// - For VFIO_DEVICE_FEATURE: [`Error::UnknownFlags`] for an unknown flag, and
+    ///   for GET with SET but without PROBE; [`TrackError::UnknownFeature`];
+    ///   [`Error::FlagCombination`] for a GET of START or STOP, a SET of REPORT, or
+    ///   none of GET, SET and PROBE; [`Error::ShortArgsz`] if the feature's data do
+    ///   not fit.
+    /// - For iommufd: [`TrackError::NotSupported`].
+    /// - The errors of [`start`](DeviceLog::start), [`report`](DeviceLog::report),
+    ///   [`set_tracking`](DeviceLog::set_tracking) and
+    ///   [`dirty_bitmap`](DeviceLog::dirty_bitmap).
+    /// - [`Error::BadAddress`] if the ranges or the bitmap cannot be read, or the
+    ///   answer cannot be written. The log is then off again after a START, and a
+    ///   report has cleared nothing.
+    ///
+    /// Linux ignores an error inside the report of an iommufd (a hole, a bad
+    /// address); this call returns it.
     pub fn ioctl(&self, nr: u32, arg: u64) -> Result<(), TrackError> {
         match nr {
             VFIO_DEVICE_FEATURE => self.feature(arg),
@@ -53,7 +79,7 @@ impl DeviceLog {
             head.flags & VFIO_DEVICE_FEATURE_SET != 0,
             head.flags & VFIO_DEVICE_FEATURE_PROBE != 0,
         );
-        // GET and SET go together only to probe.
+        // GET and SET are allowed together only in a PROBE.
         if head.flags & !known != 0 || (!probe && get && set) {
             return Err(Error::UnknownFlags.into());
         }
@@ -115,7 +141,7 @@ impl DeviceLog {
     fn logging_report(&self, arg: u64) -> Result<(), TrackError> {
         let report = vfio_device_feature_dma_logging_report::from_bytes(&get(arg)?);
         let ask = Ask::logging(report.iova, report.length, report.page_size)?;
-        self.answer_user(ask, true, report.bitmap)
+        self.report_to_user(ask, true, report.bitmap)
     }
 
     fn hwpt_set(&self, arg: u64) -> Result<(), TrackError> {
@@ -139,21 +165,21 @@ impl DeviceLog {
         }
         let ask = Ask::iommufd(get.iova, get.length, get.page_size)?;
         let clear = get.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
-        self.answer_user(ask, clear, get.data)
+        self.report_to_user(ask, clear, get.data)
     }
 
-    /// ORs a report into the bitmap at `data`: the bytes that hold its bits,
-    /// at any alignment.
-    fn answer_user(&self, ask: Ask, clear: bool, data: u64) -> Result<(), TrackError> {
+    /// ORs a report into the bitmap at address `data`, which may have any alignment.
+    /// Only the bytes that hold its bits are touched.
+    fn report_to_user(&self, ask: Ask, clear: bool, data: u64) -> Result<(), TrackError> {
         let end = ask.npages().div_ceil(8);
-        self.answer(ask, clear, |at, words| {
+        self.report_windows(ask, clear, |at, words| {
             let offset = at as u64 * 8;
             let len = (end - offset).min(words.len() as u64 * 8);
             let mut bytes = vec![0; len as usize];
             let addr = data.checked_add(offset).ok_or(Error::BadAddress)?;
             read_process(addr, &mut bytes).map_err(|_| Error::BadAddress)?;
-            let told = words.iter().flat_map(|word| word.to_le_bytes());
-            bytes.iter_mut().zip(told).for_each(|(a, b)| *a |= b);
+            let dirty = words.iter().flat_map(|word| word.to_le_bytes());
+            bytes.iter_mut().zip(dirty).for_each(|(a, b)| *a |= b);
             put(addr, &bytes)
         })
     }
@@ -169,7 +195,8 @@ fn put(addr: u64, bytes: &[u8]) -> Result<(), TrackError> {
     Ok(write_process(addr, bytes).map_err(|_| Error::BadAddress)?)
 }
 
-/// Reads structures field by field, as they lie in memory.
+/// Gives each structure a `from_bytes` that reads its fields one after another, as
+/// they lie in memory.
 macro_rules! from_bytes {
     ($($name:ident { $($field:ident),* })*) => {$(
         impl $name {

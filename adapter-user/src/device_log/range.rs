@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ranges of a device's log, and what threads mark through.
+//! The ranges of a device's log, and the handles that threads mark through.
 
 use dirty_core::{Error, PageSize};
 
-#[cfg(doc)]
-use super::DeviceLog;
 use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
 
-/// A range of a device's log: what a thread of the device marks through, without
-/// a lock.
+/// A range of a [`DeviceLog`](super::DeviceLog): a device's threads mark through it,
+/// without a lock.
 ///
-/// A mark that says `Ok` is in a report that is made later; one that comes when
-/// no report will come any more (after STOP, or after the report that took the
-/// rest of a removed range) is refused. Mark by [`DeviceLog::mark`] then: the log
-/// may have been started again meanwhile.
+/// A mark that returns `Ok` is in a report that is made later. A mark is refused
+/// when no report will have it: after the log was switched off, or after the report
+/// that took all of a removed range. Call [`DeviceLog::mark`](super::DeviceLog::mark)
+/// then, because the log may have been started again.
 #[derive(Clone, Debug)]
 pub struct LogRange {
     first: u64,
@@ -22,34 +20,41 @@ pub struct LogRange {
     bits: DirtyBits,
 }
 
+/// A range of the log.
 #[derive(Clone)]
 pub(super) struct Logged {
     pub(super) first: u64,
     pub(super) last: u64,
-    /// None while the log is off. Page 0 is the one that holds `first`.
+    /// `None` while the log is off. Page 0 of the bits is the one that holds `first`.
     pub(super) bits: Option<DirtyBits>,
 }
 
 impl LogRange {
-    /// First IOVA.
+    /// Returns the first IOVA.
     #[must_use]
     pub fn first(&self) -> u64 {
         self.first
     }
 
-    /// Last IOVA.
+    /// Returns the last IOVA.
     #[must_use]
     pub fn last(&self) -> u64 {
         self.last
     }
 
-    /// Marks `len` bytes from `iova` on: *after* the write, and before telling
-    /// anybody that it is done.
+    /// Marks as dirty every page that the `len` bytes at IOVA `iova` touch. No bytes
+    /// mark nothing.
+    ///
+    /// Call it *after* the write, and before you tell anybody that the write is
+    /// done.
     ///
     /// # Errors
     ///
-    /// `NotTracking` when no report will tell of it; [`TrackError::Unmapped`] if
-    /// a part is outside the range, the rest being marked.
+    /// In this order:
+    ///
+    /// - [`Error::NotTracking`] if no report will have the mark.
+    /// - [`TrackError::Unmapped`] if some of the bytes are outside the range; the
+    ///   others are marked all the same.
     pub fn mark(&self, iova: u64, len: u64) -> Result<(), TrackError> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
@@ -67,7 +72,7 @@ impl LogRange {
     }
 }
 
-/// Start of the page that holds `iova`.
+/// The first address of the page that holds `iova`.
 pub(super) fn base(iova: u64, pgsize: PageSize) -> u64 {
     pgsize.pages(iova) << pgsize.shift()
 }
@@ -83,12 +88,13 @@ impl Logged {
         })
     }
 
-    /// Bytes from its first page's start to its end.
+    /// The number of bytes from the start of the range's first page to its end.
     fn span(&self, pgsize: PageSize) -> Result<u64, TrackError> {
         let more = self.last - base(self.first, pgsize);
         Ok(more.checked_add(1).ok_or(Error::Wraps)?)
     }
 
+    /// The number of bytes that the range's bits take.
     pub(super) fn bytes(&self, pgsize: PageSize) -> Result<u64, TrackError> {
         Ok(DirtyBits::bytes(self.span(pgsize)?, pgsize))
     }
@@ -112,6 +118,7 @@ impl Logged {
         }
     }
 
+    /// Whether all of the range lies between two IOVAs.
     pub(super) fn inside(&self, first: u64, last: u64) -> bool {
         first <= self.first && self.last <= last
     }

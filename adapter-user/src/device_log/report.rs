@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a report of a device's log is asked for, told, and cleared.
+//! Reports of a device's log: which pages are dirty, and what is cleared.
 
-use dirty_core::{normalise, Error, Extent, PageSize};
+use dirty_core::{normalise, Error, Extent};
 
+use super::ask::{Ask, Windows};
+use super::log::DeviceLog;
 use super::range::{base, Logged};
-use super::DeviceLog;
-use crate::dirty_bits::{DirtyBits, BASE_PAGE};
+use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
-use crate::guest::covered;
+use crate::ranges::check_covered;
 
-/// Words of a report that are on their way at a time.
-const WINDOW: usize = 4096;
-
-/// What a report tells of one range of the log.
-struct Told<'a> {
+/// The part of a report that comes from one range of the log.
+struct Part<'a> {
     bits: &'a DirtyBits,
-    /// Where `words` starts among the words of `bits`.
+    /// The index in `bits` of the first of `words`.
     start: usize,
+    /// The dirty pages that the report has of this range.
     words: Vec<u64>,
     /// The pages that the words stand for.
     pages: Extent,
-    /// First and last of them that the report tells wholly. Others stay dirty:
-    /// whoever asks for their rest must hear of them too.
+    /// The bits in `words` of the pages that the report has as a whole: the first
+    /// one, and the one after the last. The report has only a piece of the other
+    /// pages. They stay dirty, because another report may ask for the other piece.
     whole: (u64, u64),
 }
 
-impl<'a> Told<'a> {
-    fn new(ask: Ask, range: &'a Logged) -> Option<Told<'a>> {
+impl<'a> Part<'a> {
+    fn new(ask: Ask, range: &'a Logged) -> Option<Part<'a>> {
         let bits = range.bits.as_ref()?;
         let pgsize = bits.pgsize();
         let base = base(range.first, pgsize);
@@ -34,13 +34,13 @@ impl<'a> Told<'a> {
         let (from, to) = (pgsize.pages(first - base), pgsize.pages(last - base));
         let start = (from / 64) as usize;
         let mut words = vec![0; (to / 64) as usize - start + 1];
-        bits.image(start, &mut words);
+        bits.peek(start, &mut words);
         keep(&mut words, from % 64, from % 64 + (to - from));
         let inside = pgsize.bytes() - 1;
         let cut_head = first > range.first && first & inside != 0;
         let cut_tail = last < range.last && last & inside != inside;
         let bit = from % 64;
-        Some(Told {
+        Some(Part {
             bits,
             start,
             words,
@@ -57,7 +57,7 @@ impl<'a> Told<'a> {
         })
     }
 
-    /// Clears what was told, and nothing else.
+    /// Clears the pages that the report has as a whole, and nothing else.
     fn clear(mut self) {
         let (first, end) = self.whole;
         match end.checked_sub(1).filter(|last| *last >= first) {
@@ -68,7 +68,7 @@ impl<'a> Told<'a> {
     }
 }
 
-/// Clears all bits but `first` to `last`.
+/// Clears every bit but those from `first` to `last`.
 fn keep(words: &mut [u64], first: u64, last: u64) {
     for (at, word) in (0..).zip(words) {
         let here = at * 64..at * 64 + 64;
@@ -86,15 +86,68 @@ fn keep(words: &mut [u64], first: u64, last: u64) {
 }
 
 impl DeviceLog {
-    /// ORs a report into `bitmap`.
-    pub(super) fn answer_words(
+    /// ORs the dirty pages of the `size` bytes of IOVAs from `iova` on into `bitmap`,
+    /// and clears them. This is DMA_LOGGING_REPORT.
+    ///
+    /// Bit k % 64 of word k / 64 is the page of `pgsize` bytes at
+    /// `iova + k * pgsize`. The IOVAs may span ranges of the log, or be a part of
+    /// one. A page of the log stays dirty if they contain only a piece of it.
+    ///
+    /// Copy the pages *after* this call.
+    ///
+    /// # Errors
+    ///
+    /// In this order. Nothing is cleared then, and every page of the report counts
+    /// as dirty:
+    ///
+    /// - [`TrackError::PageSize`] unless `pgsize` is a power of two of at least
+    ///   4 KiB.
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`] if the IOVAs wrap.
+    /// - [`Error::Misaligned`] unless `iova` is a multiple of `pgsize`.
+    /// - [`Error::BitmapSize`] if `bitmap` is too short.
+    /// - [`Error::NotTracking`] if the log is off.
+    /// - [`TrackError::Unmapped`] if an IOVA is in no range of the log, so that
+    ///   nobody knows what was written there.
+    pub fn report(
         &self,
-        ask: Ask,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), TrackError> {
+        self.report_words(Ask::logging(iova, size, pgsize)?, true, bitmap)
+    }
+
+    /// As [`report`](DeviceLog::report), at any page size. If `clear` is false, the
+    /// pages stay dirty. This is IOMMU_HWPT_GET_DIRTY_BITMAP.
+    ///
+    /// # Errors
+    ///
+    /// In this order. Nothing is cleared then, and every page of the report counts
+    /// as dirty:
+    ///
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`] if the IOVAs wrap.
+    /// - [`TrackError::PageSize`] unless `pgsize` is a power of two.
+    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize`
+    ///   and of 4 KiB.
+    /// - [`Error::BitmapSize`], [`Error::NotTracking`], [`TrackError::Unmapped`] as
+    ///   `report`.
+    pub fn dirty_bitmap(
+        &self,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
         clear: bool,
         bitmap: &mut [u64],
     ) -> Result<(), TrackError> {
-        ask.fits(bitmap)?;
-        self.answer(ask, clear, |at, words| {
+        self.report_words(Ask::iommufd(iova, size, pgsize)?, clear, bitmap)
+    }
+
+    fn report_words(&self, ask: Ask, clear: bool, bitmap: &mut [u64]) -> Result<(), TrackError> {
+        ask.check_fits(bitmap)?;
+        self.report_windows(ask, clear, |at, words| {
             bitmap[at..]
                 .iter_mut()
                 .zip(words)
@@ -103,9 +156,10 @@ impl DeviceLog {
         })
     }
 
-    /// Hands the words of a report to `put`, with their place, and then clears
-    /// what they told, if all went well.
-    pub(super) fn answer(
+    /// Makes a report window by window, and gives each to `put`: the index of its
+    /// first word in the report, and its words. If `clear` is set and no call of
+    /// `put` fails, it then clears what the report has.
+    pub(super) fn report_windows(
         &self,
         ask: Ask,
         clear: bool,
@@ -116,105 +170,25 @@ impl DeviceLog {
         let (first, last) = (ask.iova, ask.last);
         let hit = state.ranges.values().chain(&state.gone);
         let hit: Vec<Logged> = hit.filter(|r| r.overlaps(first, last)).cloned().collect();
-        covered(hit.iter().map(|r| (r.first, r.last)).collect(), first, last)?;
+        check_covered(hit.iter().map(|r| (r.first, r.last)).collect(), first, last)?;
         if clear {
-            // Who marks these from now on is told that nobody will report it.
+            // These ranges are forgotten below. A mark that comes after their bits
+            // are read must be refused, or it would be lost.
             let gone = state.gone.iter().filter(|r| r.inside(first, last));
             gone.for_each(Logged::close);
         }
-        let told: Vec<Told<'_>> = hit.iter().filter_map(|r| Told::new(ask, r)).collect();
+        let parts: Vec<Part<'_>> = hit.iter().filter_map(|r| Part::new(ask, r)).collect();
         let mut windows = Windows::new(ask);
         while let Some((at, to, out)) = windows.next() {
-            for told in &told {
-                normalise(&told.words, told.pages, out, to)?;
+            for part in &parts {
+                normalise(&part.words, part.pages, out, to)?;
             }
             put(at, out)?;
         }
         if clear {
-            told.into_iter().for_each(Told::clear);
+            parts.into_iter().for_each(Part::clear);
             state.gone.retain(|r| !r.inside(first, last));
         }
         Ok(())
-    }
-}
-
-/// A report that was asked for.
-#[derive(Clone, Copy)]
-pub(super) struct Ask {
-    iova: u64,
-    last: u64,
-    pgsize: PageSize,
-}
-
-impl Ask {
-    pub(super) fn logging(iova: u64, size: u64, pgsize: u64) -> Result<Ask, TrackError> {
-        let pgsize = PageSize::new(pgsize).filter(|size| *size >= BASE_PAGE);
-        let pgsize = pgsize.ok_or(TrackError::PageSize)?;
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
-        if !pgsize.aligns(iova) {
-            return Err(Error::Misaligned.into());
-        }
-        Ok(Ask { iova, last, pgsize })
-    }
-
-    pub(super) fn iommufd(iova: u64, size: u64, pgsize: u64) -> Result<Ask, TrackError> {
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
-        let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
-        if !pgsize.aligns(iova | size) || !BASE_PAGE.aligns(iova | size) {
-            return Err(Error::Misaligned.into());
-        }
-        Ok(Ask { iova, last, pgsize })
-    }
-
-    pub(super) fn npages(self) -> u64 {
-        self.pgsize.pages(self.last - self.iova).saturating_add(1)
-    }
-
-    fn fits(self, bitmap: &[u64]) -> Result<(), TrackError> {
-        match self.npages().div_ceil(64) <= bitmap.len() as u64 {
-            true => Ok(()),
-            false => Err(Error::BitmapSize.into()),
-        }
-    }
-}
-
-/// The words of a report, some at a time.
-struct Windows {
-    ask: Ask,
-    words: Vec<u64>,
-    done: u64,
-}
-
-impl Windows {
-    fn new(ask: Ask) -> Windows {
-        let words = ask.npages().div_ceil(64).min(WINDOW as u64);
-        Windows {
-            ask,
-            words: vec![0; words as usize],
-            done: 0,
-        }
-    }
-
-    /// The next words, which are zero: their place, and what they stand for.
-    fn next(&mut self) -> Option<(usize, Extent, &mut [u64])> {
-        let left = self.ask.npages() - self.done;
-        if left == 0 {
-            return None;
-        }
-        let npages = left.min(WINDOW as u64 * 64);
-        let at = self.done / 64;
-        let iova = self.ask.iova + (self.done << self.ask.pgsize.shift());
-        self.done += npages;
-        let words = &mut self.words[..npages.div_ceil(64) as usize];
-        words.fill(0);
-        let extent = Extent {
-            bit: 0,
-            iova,
-            npages,
-            pgsize: self.ask.pgsize,
-        };
-        Some((at as usize, extent, words))
     }
 }

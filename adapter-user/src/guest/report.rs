@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The union of what all sources found dirty, by guest address.
+//! The union of what all sources report as dirty, by guest address.
 
 use dirty_core::{normalise, Error, Extent, PageSize};
 
-use super::Slot;
+use super::slots::Slot;
+use super::words::set;
 use crate::error::TrackError;
-use crate::words::set;
 
 /// A range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// First guest-physical address.
     pub gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u64,
 }
 
 /// The dirty pages of a guest: a bitmap for each slot.
 ///
-/// Whatever is ORed into it stays until [`clear`](Report::clear). Bits for
-/// memory that is in no slot are an error, never dropped in silence; what is in
-/// a slot is taken in any case.
+/// What is ORed into it stays until [`clear`](Report::clear). A dirty page that is
+/// in no slot is an error; the pages that are in a slot are taken all the same.
 ///
 /// ```
 /// use adapter_user::guest::{Report, Tracker};
@@ -49,7 +48,9 @@ pub struct Report {
 #[derive(Clone, Debug)]
 struct SlotReport {
     slot: Slot,
-    /// INVARIANT: the length of `slot.bits`, no bit beyond its pages.
+    /// Bit k % 64 of word k / 64 stands for page k of the slot.
+    ///
+    /// INVARIANT: as many words as `slot.bits` has, and no bit beyond its pages.
     words: Vec<u64>,
 }
 
@@ -63,7 +64,7 @@ impl SlotReport {
         }
     }
 
-    /// Sets the pages of bytes `first` to `last` of the slot.
+    /// Sets the pages that hold bytes `first` to `last` of the slot.
     fn set(&mut self, first: u64, last: u64) {
         let pgsize = self.slot.bits.pgsize();
         let first = pgsize.pages(first);
@@ -72,13 +73,15 @@ impl SlotReport {
 }
 
 impl Report {
-    /// An empty report. It gets its slots from [`Tracker::take`](super::Tracker::take).
+    /// Creates a report without slots. It gets them from
+    /// [`Tracker::take`](super::Tracker::take).
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Becomes a report of `slots`: what it has of those that stay stays.
+    /// Makes this a report of `slots`. Slots that it has already keep their dirty
+    /// pages.
     pub(super) fn follow(&mut self, slots: &[Slot]) {
         let same = |old: &SlotReport, new: &Slot| old.slot.bits.same(&new.bits);
         if self.slots.len() == slots.len() && self.slots.iter().zip(slots).all(|(o, n)| same(o, n))
@@ -100,7 +103,7 @@ impl Report {
 
     pub(super) fn take_marks(&mut self) {
         for SlotReport { slot, words } in &mut self.slots {
-            // The words are of these bits: nothing to fail.
+            // This cannot fail: the words have the length of the bits.
             let _ = slot.bits.take(words);
         }
     }
@@ -110,14 +113,17 @@ impl Report {
         found.ok_or(TrackError::UnknownSlot { id })
     }
 
-    /// ORs a slot's bitmap as KVM_GET_DIRTY_LOG gives it: bit k is page k of
-    /// the slot, 4 KiB each. Bits beyond the slot's last page mean nothing, as
-    /// in KVM's padding.
+    /// ORs a slot's bitmap as KVM_GET_DIRTY_LOG returns it: bit k % 64 of word
+    /// k / 64 is the k-th page of 4 KiB of the slot. Bits beyond the slot's last
+    /// page are ignored, as KVM pads its bitmap.
     ///
     /// # Errors
     ///
-    /// `UnknownSlot`; `BitmapSize` if `words` does not cover the slot: nothing
-    /// is known of the rest.
+    /// In this order; nothing changes then:
+    ///
+    /// - [`TrackError::UnknownSlot`].
+    /// - [`Error::BitmapSize`] if `words` is too short for the slot: it says
+    ///   nothing about the rest.
     pub fn or_slot(&mut self, id: u32, words: &[u64]) -> Result<(), TrackError> {
         let at = self.of(id)?;
         let len = at.slot.bits.len();
@@ -130,13 +136,21 @@ impl Report {
         or(words, log, at)
     }
 
-    /// ORs a bitmap by guest address, at any page size: bit `extent.bit + k` is
-    /// the page at `extent.iova + k * pgsize`, a guest-physical address here.
+    /// ORs a bitmap by guest address, at any page size: bit `extent.bit + k` of
+    /// `words` is the page at `extent.iova + k * extent.pgsize`, which is a
+    /// guest-physical address here. A dirty page makes every page of a slot dirty
+    /// that shares a byte with it.
     ///
     /// # Errors
     ///
-    /// `BitmapSize`, `Misaligned` or `Wraps` if the extent is none; nothing
-    /// changes then. `Unmapped` if a dirty page is in no slot at all.
+    /// If `extent` does not describe `words`, nothing changes:
+    ///
+    /// - [`Error::Misaligned`] if its address is not a multiple of its page size.
+    /// - [`Error::BitmapSize`] if it has more bits than `words`.
+    /// - [`Error::Wraps`] if it goes beyond the last address.
+    ///
+    /// [`TrackError::Unmapped`] if a dirty page shares no byte with a slot; the
+    /// other pages are taken all the same.
     pub fn or_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
         let ranges = extent.ranges(words)?;
         let mut inside = 0;
@@ -144,19 +158,19 @@ impl Report {
             or(words, extent, at)?;
             inside += overlap(at, extent);
         }
-        // Only then can a bit be outside.
+        // If every page of the extent is inside a slot, no bit can be outside.
         if inside < extent.npages {
             for (first, last) in ranges {
                 for page in 0..=extent.pgsize.pages(last - first) {
-                    self.covers(first + (page << extent.pgsize.shift()), extent.pgsize)?;
+                    self.check_in_slot(first + (page << extent.pgsize.shift()), extent.pgsize)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether the page at `addr` shares a byte with a slot.
-    fn covers(&self, addr: u64, pgsize: PageSize) -> Result<(), TrackError> {
+    /// Checks that the page at `addr` shares a byte with a slot.
+    fn check_in_slot(&self, addr: u64, pgsize: PageSize) -> Result<(), TrackError> {
         let last = addr | (pgsize.bytes() - 1);
         let hit = |at: &SlotReport| at.slot.gpa <= last && at.slot.last() >= addr;
         match self.slots.iter().any(hit) {
@@ -165,13 +179,15 @@ impl Report {
         }
     }
 
-    /// ORs entries of KVM's dirty ring: a slot's number and a page's offset in
-    /// it. Reset the ring only after the pages are in a report.
+    /// ORs entries of KVM's dirty ring: a slot's number, and the index of a page of
+    /// 4 KiB in the slot. Reset the ring only after this call.
     ///
     /// # Errors
     ///
-    /// `UnknownSlot`, or `Unmapped` for an offset beyond the slot's end; the
-    /// other entries are taken.
+    /// The first error is returned; the other entries are taken all the same:
+    ///
+    /// - [`TrackError::UnknownSlot`].
+    /// - [`TrackError::Unmapped`] for a page beyond the slot's end.
     pub fn or_ring(
         &mut self,
         entries: impl IntoIterator<Item = (u32, u64)>,
@@ -192,17 +208,21 @@ impl Report {
         result
     }
 
-    /// ORs `size` bytes of guest memory from `gpa` on.
+    /// ORs every page that the `size` bytes at guest-physical address `gpa` touch.
+    /// No bytes change nothing.
     ///
     /// # Errors
     ///
-    /// `Wraps`; `Unmapped` if a byte is in no slot: the others are taken.
+    /// - [`Error::Wraps`] if the addresses wrap; nothing changes then.
+    /// - [`TrackError::Unmapped`] if some of the bytes are in no slot; the others
+    ///   are taken all the same.
     pub fn or_range(&mut self, gpa: u64, size: u64) -> Result<(), TrackError> {
         self.or_addresses(gpa, size, |slot| Some(slot.gpa))
     }
 
-    /// ORs `size` bytes of this process from `addr` on, as PAGEMAP_SCAN gives
-    /// them (start, and end - start).
+    /// As [`or_range`](Report::or_range), but `addr` is an address of this process.
+    /// A `page_region` of PAGEMAP_SCAN is such a range: `addr` is its `start`, and
+    /// `size` is `end - start`. Slots without a host address do not count.
     ///
     /// # Errors
     ///
@@ -238,40 +258,48 @@ impl Report {
         }
     }
 
-    /// Every page is dirty: what an error of a source means.
+    /// Makes every page of every slot dirty, as when a source fails.
     pub fn set_all(&mut self) {
         for at in &mut self.slots {
             at.set(0, at.slot.bits.len() - 1);
         }
     }
 
-    /// Empties the report: its pages have arrived.
+    /// Makes every page clean. Call it when the copies of the pages have arrived.
     pub fn clear(&mut self) {
         for at in &mut self.slots {
             at.words.fill(0);
         }
     }
 
-    /// Dirty pages, each of the size that its slot is tracked in.
+    /// Returns the number of dirty pages. Each slot counts in pages of its own
+    /// size, [`DirtyBits::pgsize`](crate::DirtyBits::pgsize).
     #[must_use]
     pub fn pages(&self) -> u64 {
         let words = self.slots.iter().flat_map(|at| &at.words);
         words.map(|w| u64::from(w.count_ones())).sum()
     }
 
-    /// A slot's bitmap, at the page size that it is tracked in.
+    /// Returns the bitmap of slot `id`, or `None` if the report has no such slot.
+    /// Bit k % 64 of word k / 64 is page k of the slot, in pages of
+    /// [`DirtyBits::pgsize`](crate::DirtyBits::pgsize).
     #[must_use]
     pub fn slot(&self, id: u32) -> Option<&[u64]> {
         let found = self.slots.iter().find(|at| at.slot.id == id);
         found.map(|at| &at.words[..])
     }
 
-    /// ORs a slot's dirty pages into `out`, in pages of `pgsize`, any power of
-    /// two: bit 0 is the page with the slot's first byte.
+    /// ORs the dirty pages of slot `id` into `out`, in pages of `pgsize` bytes,
+    /// which may be any power of two. Bit 0 is the page that holds the slot's first
+    /// byte, also where the slot starts inside that page.
     ///
     /// # Errors
     ///
-    /// `UnknownSlot`, `PageSize`; `BitmapSize` if `out` is too short.
+    /// In this order; `out` is unchanged then:
+    ///
+    /// - [`TrackError::PageSize`] unless `pgsize` is a power of two.
+    /// - [`TrackError::UnknownSlot`].
+    /// - [`Error::BitmapSize`] if `out` is too short.
     pub fn bitmap(&self, id: u32, pgsize: u64, out: &mut [u64]) -> Result<(), TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
         let found = self.slots.iter().find(|at| at.slot.id == id);
@@ -286,12 +314,13 @@ impl Report {
         Ok(normalise(&at.words, at.extent(), out, to)?)
     }
 
-    /// The dirty ranges by address, in whole pages of `pgsize` (any power of
-    /// two) as far as slots reach; no two touch inside a slot.
+    /// Returns the dirty ranges, sorted by address. Each consists of whole pages of
+    /// `pgsize` bytes, which may be any power of two, cut at the ends of its slot.
+    /// Two ranges of one slot never touch.
     ///
     /// # Errors
     ///
-    /// `PageSize`.
+    /// [`TrackError::PageSize`] unless `pgsize` is a power of two.
     pub fn ranges(&self, pgsize: u64) -> Result<impl Iterator<Item = Range> + '_, TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
         let ranges = self.slots.iter().map(|at| at.ranges(pgsize));
@@ -321,7 +350,7 @@ impl SlotReport {
     }
 }
 
-/// Pages of `extent` that lie wholly in a slot.
+/// Returns how many pages of `extent` lie wholly in a slot.
 fn overlap(at: &SlotReport, extent: Extent) -> u64 {
     let pgsize = extent.pgsize;
     let first = at.slot.gpa.max(extent.iova);
@@ -333,12 +362,13 @@ fn overlap(at: &SlotReport, extent: Extent) -> u64 {
     }
 }
 
-/// ORs those bits of a foreign bitmap that are in one slot.
+/// ORs the bits of `words` that are in the slot of `at`. `log` says which pages
+/// `words` stands for.
 fn or(words: &[u64], log: Extent, at: &mut SlotReport) -> Result<(), TrackError> {
     let own = at.extent();
     if log.bit == 0 && log.iova == own.iova && log.npages == own.npages && log.pgsize == own.pgsize
     {
-        // The same pages: word by word.
+        // The bits stand for the same pages, so whole words can be ORed.
         let len = at.words.len();
         let words = words.get(..len).ok_or(Error::BitmapSize)?;
         at.words.iter_mut().zip(words).for_each(|(a, b)| *a |= b);

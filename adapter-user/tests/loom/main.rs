@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Threads that write and mark while another takes: `loom` runs every order of
-//! their steps, and lets every relaxed load see every value that the memory
-//! model allows.
+//! Threads write and mark while another takes. `loom` runs every order of their steps,
+//! and lets every relaxed load see every value that the memory model allows.
 //!
-//! The bits are the crate's own source, compiled once more on loom's words. The
-//! models that end in a lost write show that this test can fail.
+//! The bits are the crate's own source, compiled once more with loom's atomics. Some
+//! models keep a wrong order and must end in a lost write: they show that these tests
+//! can fail.
 
 #[path = "../../src/dirty_bits.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -13,8 +13,9 @@ mod error {
     pub(crate) use adapter_user::TrackError;
 }
 
-/// loom's words. It takes sequentially consistent operations for mere
-/// acquire-release ones, but knows fences: so each has one before and after it.
+/// loom's atomics. loom treats a sequentially consistent operation as an
+/// acquire-release one, but it knows sequentially consistent fences. So each such
+/// operation has a fence before and after it here.
 mod atomic {
     use loom::sync::atomic::{self, Ordering::SeqCst};
 
@@ -74,16 +75,16 @@ use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use loom::thread;
 
 const PAGE: u64 = 4096;
-/// The pages that are written: two of one word, and one of the next.
+/// The pages that are written: two have bits in one word, and one in the next.
 const PAGES: [u64; 3] = [3, 60, 64];
 
-/// A guest: some pages of one number each, and its dirty bits.
+/// A guest: a few pages, each of which is one number, and their dirty bits.
 struct Guest {
     pages: [AtomicU64; 3],
     bits: DirtyBits,
 }
 
-/// What has arrived at the other side.
+/// The pages at the destination.
 type Copy = [u64; 3];
 
 impl Guest {
@@ -116,16 +117,16 @@ impl Guest {
         self.copy(words, to);
     }
 
-    /// As a device's log reports: told first, cleared after.
-    fn told(&self, to: &mut Copy) {
+    /// A round as of a device's log, which reads the bits first and clears them second.
+    fn log_round(&self, to: &mut Copy) {
         let mut words = [0; 2];
-        self.bits.image(0, &mut words);
+        self.bits.peek(0, &mut words);
         self.bits.clear(0, &words);
         self.copy(words, to);
     }
 }
 
-/// Two writers beside one that reports; then a last report.
+/// Runs two writers beside a thread that reports, and then a last report.
 fn two_writers(which: [usize; 2], round: fn(&Guest, &mut Copy)) {
     loom::model(move || {
         let guest = Guest::new();
@@ -158,11 +159,12 @@ fn takes_lose_nothing() {
 #[test]
 fn reports_of_a_log_lose_nothing() {
     for which in [[0, 1], [0, 0], [0, 2]] {
-        two_writers(which, Guest::told);
+        two_writers(which, Guest::log_round);
     }
 }
 
-/// A writer beside an end: its mark is refused, or in the last report.
+/// Runs a writer beside `end`, which closes the bits. The mark must be refused or be in
+/// the last report.
 fn an_end(end: fn(&Guest, &mut Copy)) {
     loom::model(move || {
         let guest = Guest::new();
@@ -188,7 +190,7 @@ fn a_mark_beside_the_end_is_refused_or_reported() {
     });
     an_end(|guest, copy| {
         guest.bits.close();
-        guest.told(copy);
+        guest.log_round(copy);
     });
 }
 

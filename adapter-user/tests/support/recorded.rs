@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the running Linux driver was asked and answered; the model's tests
-//! include this file too.
+//! Where the recordings of the running Linux driver are. The model's tests include
+//! this file too.
 
 use std::fs;
 use std::io::Read;
@@ -31,8 +31,8 @@ pub(crate) fn unpacked(name: &str) -> String {
     text
 }
 
-/// The table scripts in the order they were recorded in, but for the last,
-/// which crashed the recorded kernel.
+/// The table scripts, in the order in which they were recorded. The last one is left
+/// out, because it crashed the kernel that was recorded.
 pub(crate) fn table_scripts() -> Vec<PathBuf> {
     let mut scripts: Vec<PathBuf> = fs::read_dir(data("scripts"))
         .expect("scripts")

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! This process as the core's host.
+//! This process as the host of the core.
 
 use std::collections::HashMap;
-use std::io::{IoSlice, IoSliceMut};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -11,33 +10,32 @@ use dirty_core::host::{
     UserMemory,
 };
 use dirty_core::Errno;
-use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
-use nix::unistd::Pid;
 
-use crate::iommu::Iommus;
-use crate::locked;
-use crate::memory::GuestMemory;
+use super::iommu::Iommus;
+use super::locked;
+use super::memory::GuestMemory;
+use crate::process_memory::{read_process, write_process};
 
-/// The first address that is no user address: with five-level page tables, as
-/// where Linux was recorded. On four-level machines addresses between are
-/// answered by EFAULT.
+/// The first address that is not a user address with five-level page tables, which
+/// the machine had where Linux was recorded. With four levels the limit is lower,
+/// and an access to an address in between is EFAULT.
 const USER_END: u64 = (1 << 56) - (1 << locked::PAGE_SHIFT);
 
-/// Marks the `Mm` of memory that a caller owns, as against a process id.
+/// The bit that tells the `Mm` of a [`GuestMemory`] from a process id.
 const OWNED: u64 = 1 << 63;
 
-/// Memory that mappings point into, and by how many.
+/// The memory that mappings keep alive, and how many mappings each has, by `Mm`.
 type Owned = HashMap<u64, (Arc<GuestMemory>, usize)>;
 
-/// What a container's host remembers between calls.
+/// What the host of a container remembers between calls.
 #[derive(Default)]
-pub(crate) struct State {
+pub(super) struct State {
     iommus: Mutex<Iommus>,
     owned: RwLock<Owned>,
 }
 
 impl State {
-    pub(crate) fn iommus(&self) -> MutexGuard<'_, Iommus> {
+    pub(super) fn iommus(&self) -> MutexGuard<'_, Iommus> {
         self.iommus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,25 +45,26 @@ impl State {
     }
 }
 
-/// Who calls.
+/// Who calls the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Caller {
+pub(super) enum Caller {
     /// This process.
     Process,
-    /// As a kernel thread: reaches every address space that is left.
+    /// A kernel thread, which reaches every address space that has not ended.
     KernelThread,
 }
 
 /// The host during one call.
-pub(crate) struct Call<'a> {
+pub(super) struct Call<'a> {
     state: &'a State,
     caller: Caller,
-    /// What a mapping made by this call points into, if not the process.
+    /// The memory that a mapping made by this call points into; `None` is the
+    /// process.
     backing: Option<&'a Arc<GuestMemory>>,
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(state: &'a State, caller: Caller) -> Self {
+    pub(super) fn new(state: &'a State, caller: Caller) -> Self {
         Call {
             state,
             caller,
@@ -73,7 +72,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    pub(crate) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
+    pub(super) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
         Call {
             state,
             caller: Caller::Process,
@@ -89,7 +88,7 @@ fn own_mm() -> Mm {
 impl Pinning for Call<'_> {
     fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
         if mm.0 & OWNED == 0 && mm != own_mm() {
-            return Err(Errno::ENODEV); // a fork of the process that mapped it
+            return Err(Errno::ENODEV); // this is a fork of the process that mapped it
         }
         locked::pin(vaddr, prot, pfns)
     }
@@ -151,36 +150,6 @@ impl Accounting for Call<'_> {
     }
 }
 
-/// A system call copied `done` of `len` bytes, or failed.
-fn copied(done: nix::Result<usize>, len: usize) -> Result<(), Fault> {
-    match done {
-        Ok(done) if done == len => Ok(()),
-        Ok(done) => Err(Fault { done }),
-        Err(_) => Err(Fault { done: 0 }),
-    }
-}
-
-/// Copies from this process's memory; a bad address is an error, no signal.
-pub(crate) fn read_process(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-    let remote = RemoteIoVec {
-        base: addr as usize,
-        len: buf.len(),
-    };
-    let len = buf.len();
-    let local = &mut [IoSliceMut::new(buf)];
-    copied(process_vm_readv(Pid::this(), local, &[remote]), len)
-}
-
-/// Copies to this process's memory; a bad address is an error, no signal.
-pub(crate) fn write_process(addr: u64, buf: &[u8]) -> Result<(), Fault> {
-    let remote = RemoteIoVec {
-        base: addr as usize,
-        len: buf.len(),
-    };
-    let local = [IoSlice::new(buf)];
-    copied(process_vm_writev(Pid::this(), &local, &[remote]), buf.len())
-}
-
 impl UserMemory for Call<'_> {
     fn is_user_range(&self, addr: u64, len: u64) -> bool {
         addr.checked_add(len).is_some_and(|end| end <= USER_END)
@@ -234,9 +203,9 @@ impl Iommu for Call<'_> {
         iova: u64,
         pfn: u64,
         npages: u64,
-        prot: Prot,
+        _prot: Prot,
     ) -> Result<(), Errno> {
-        self.state.iommus().map(domain, iova, pfn, npages, prot)
+        self.state.iommus().map(domain, iova, pfn, npages)
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {

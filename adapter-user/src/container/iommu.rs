@@ -1,30 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A simulated IOMMU: page tables for groups that have one.
+//! A simulated IOMMU: the page tables of the groups that have one.
 
 use std::collections::{BTreeMap, HashMap};
 
-use dirty_core::host::{DomainId, DomainInfo, GroupId, Prot};
+use dirty_core::host::{DomainId, DomainInfo, GroupId};
 use dirty_core::Errno;
 
-use crate::locked::PAGE_SHIFT;
+use super::locked::PAGE_SHIFT;
 
-/// The IOMMU of a group.
+/// What the simulated IOMMU behind a group can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IommuSpec {
-    /// Page sizes: bit k stands for 2^k bytes.
+    /// The page sizes that it maps: bit k stands for 2^k bytes.
     pub pgsize_bitmap: u64,
-    /// First and last address that it translates.
+    /// The first and the last IOVA that it translates.
     pub aperture: (u64, u64),
-    /// Regions where nothing may be mapped: first and last address.
+    /// The regions where nothing may be mapped, each by its first and last IOVA.
     pub reserved: Vec<(u64, u64)>,
-    /// Whether it makes all DMA cache-coherent.
+    /// Whether it makes all DMA cache-coherent, whatever a device asks for.
     pub coherent: bool,
-    /// Whether interrupts are isolated from other groups'.
+    /// Whether the group's interrupts are isolated from those of other groups.
     pub isolated_msi: bool,
 }
 
 impl Default for IommuSpec {
-    /// An Intel IOMMU: 4K, 2M and 1G pages, 48 bits, the x86 MSI window.
+    /// An Intel IOMMU: pages of 4 KiB, 2 MiB and 1 GiB, IOVAs of 48 bits, and the MSI
+    /// window of x86 as a reserved region.
     fn default() -> Self {
         IommuSpec {
             pgsize_bitmap: 1 << 12 | 1 << 21 | 1 << 30,
@@ -47,18 +48,18 @@ struct Entry {
 struct Domain {
     pgsize_bitmap: u64,
     aperture: (u64, u64),
-    /// By iova; runs do not overlap.
+    /// The runs by their first IOVA; no two overlap.
     table: BTreeMap<u64, Entry>,
 }
 
 impl Domain {
-    /// The run that `iova` is in.
+    /// Returns the run that maps `iova`, and its first IOVA.
     fn entry(&self, iova: u64) -> Option<(u64, Entry)> {
         let (&start, &entry) = self.table.range(..=iova).next_back()?;
         ((iova - start) >> PAGE_SHIFT < entry.npages).then_some((start, entry))
     }
 
-    /// Makes sure that a run ends where `iova` starts.
+    /// Cuts the run that maps `iova` in two, so that one starts there.
     fn split(&mut self, iova: u64) {
         if let Some((start, entry)) = self.entry(iova).filter(|(start, _)| *start != iova) {
             let head = (iova - start) >> PAGE_SHIFT;
@@ -80,23 +81,23 @@ impl Domain {
 
 /// The IOMMUs of one container.
 #[derive(Debug, Default)]
-pub(crate) struct Iommus {
+pub(super) struct Iommus {
     specs: HashMap<u64, IommuSpec>,
     domains: HashMap<u64, Domain>,
     next: u64,
 }
 
 impl Iommus {
-    /// Says what is behind `group`, before it is attached.
-    pub(crate) fn insert(&mut self, group: GroupId, spec: IommuSpec) {
+    /// Adds the IOMMU behind `group`, before the group is attached.
+    pub(super) fn insert(&mut self, group: GroupId, spec: IommuSpec) {
         self.specs.insert(group.0, spec);
     }
 
-    pub(crate) fn remove(&mut self, group: GroupId) {
+    pub(super) fn remove(&mut self, group: GroupId) {
         self.specs.remove(&group.0);
     }
 
-    pub(crate) fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+    pub(super) fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
         let spec = self.specs.get(&group.0).ok_or(Errno::ENODEV)?;
         let id = self.next;
         self.next += 1;
@@ -116,7 +117,7 @@ impl Iommus {
         Ok((DomainId(id), info))
     }
 
-    pub(crate) fn join(&mut self, old: DomainId, domain: DomainId) -> bool {
+    pub(super) fn join(&mut self, old: DomainId, domain: DomainId) -> bool {
         let (Some(a), Some(b)) = (self.domains.get(&old.0), self.domains.get(&domain.0)) else {
             return false;
         };
@@ -127,25 +128,24 @@ impl Iommus {
         alike
     }
 
-    pub(crate) fn detach(&mut self, domain: DomainId, last: bool) {
+    pub(super) fn detach(&mut self, domain: DomainId, last: bool) {
         if last {
             self.domains.remove(&domain.0);
         }
     }
 
-    pub(crate) fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
+    pub(super) fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
         self.specs.get(&group.0)?.reserved.get(index).copied()
     }
 
-    /// Maps a run of pages; ERANGE beyond the aperture, EINVAL if a page size
-    /// does not fit, EEXIST over another mapping.
-    pub(crate) fn map(
+    /// Maps a run of pages. It answers EINVAL if an address does not fit the smallest
+    /// page size, then ERANGE beyond the aperture, then EEXIST over another run.
+    pub(super) fn map(
         &mut self,
         domain: DomainId,
         iova: u64,
         pfn: u64,
         npages: u64,
-        _prot: Prot,
     ) -> Result<(), Errno> {
         let domain = self.domains.get_mut(&domain.0).ok_or(Errno::ENODEV)?;
         let (addr, size) = (pfn << PAGE_SHIFT, npages << PAGE_SHIFT);
@@ -165,7 +165,7 @@ impl Iommus {
         Ok(())
     }
 
-    pub(crate) fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
+    pub(super) fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
         let Some(domain) = self.domains.get_mut(&domain.0) else {
             return;
         };
@@ -177,7 +177,7 @@ impl Iommus {
         }
     }
 
-    pub(crate) fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
+    pub(super) fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
         let (start, entry) = self.domains.get(&domain.0)?.entry(iova)?;
         Some(entry.pfn + ((iova - start) >> PAGE_SHIFT))
     }
@@ -186,8 +186,6 @@ impl Iommus {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const RW: Prot = Prot::READ_WRITE;
 
     fn attached(spec: IommuSpec) -> (Iommus, DomainId) {
         let mut iommus = Iommus::default();
@@ -199,7 +197,7 @@ mod tests {
     #[test]
     fn a_page_table_splits_and_translates() {
         let (mut iommus, domain) = attached(IommuSpec::default());
-        iommus.map(domain, 0x10000, 100, 16, RW).expect("map");
+        iommus.map(domain, 0x10000, 100, 16).expect("map");
         assert_eq!(iommus.translate(domain, 0x10000), Some(100));
         assert_eq!(iommus.translate(domain, 0x1ffff), Some(115));
         assert_eq!(iommus.translate(domain, 0x20000), None);
@@ -211,8 +209,8 @@ mod tests {
             let hole = (4..8).contains(&k);
             assert_eq!(pfn, (!hole).then_some(100 + k), "page {k}");
         }
-        assert_eq!(iommus.map(domain, 0x13000, 0, 2, RW), Err(Errno::EEXIST));
-        assert_eq!(iommus.map(domain, 0x14000, 7, 4, RW), Ok(()));
+        assert_eq!(iommus.map(domain, 0x13000, 0, 2), Err(Errno::EEXIST));
+        assert_eq!(iommus.map(domain, 0x14000, 7, 4), Ok(()));
     }
 
     #[test]
@@ -222,11 +220,11 @@ mod tests {
             ..IommuSpec::default()
         };
         let (mut iommus, domain) = attached(spec);
-        assert_eq!(iommus.map(domain, 0x1000, 0, 16, RW), Err(Errno::EINVAL));
-        assert_eq!(iommus.map(domain, 0, 1, 16, RW), Err(Errno::EINVAL));
-        assert_eq!(iommus.map(domain, 0, 0, 8, RW), Err(Errno::EINVAL));
-        assert_eq!(iommus.map(domain, 1 << 48, 0, 16, RW), Err(Errno::ERANGE));
-        assert_eq!(iommus.map(domain, !0xffff, 0, 32, RW), Err(Errno::ERANGE));
-        assert_eq!(iommus.map(domain, 0, 0, 16, RW), Ok(()));
+        assert_eq!(iommus.map(domain, 0x1000, 0, 16), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 0, 1, 16), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 0, 0, 8), Err(Errno::EINVAL));
+        assert_eq!(iommus.map(domain, 1 << 48, 0, 16), Err(Errno::ERANGE));
+        assert_eq!(iommus.map(domain, !0xffff, 0, 32), Err(Errno::ERANGE));
+        assert_eq!(iommus.map(domain, 0, 0, 16), Ok(()));
     }
 }

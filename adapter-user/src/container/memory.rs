@@ -19,8 +19,8 @@ const WORD: usize = size_of::<AtomicU64>();
 
 /// A shared mapping of a memory file: one view of a guest's memory.
 ///
-/// Threads may read and write it at will; nothing is locked. Accesses that race give a mix of old
-/// and new bytes, as they do on hardware.
+/// Any number of threads may read and write it at once, without a lock. Accesses that race give a
+/// mix of old and new bytes, as they do on hardware.
 ///
 /// # Invariants
 ///
@@ -39,13 +39,13 @@ unsafe impl Send for GuestMemory {}
 unsafe impl Sync for GuestMemory {}
 
 impl GuestMemory {
-    /// Zeroed memory of `len` bytes in a memory file of its own.
+    /// Creates zeroed memory of `len` bytes in a memory file of its own.
     ///
     /// The file is sealed: nobody who gets hold of it can change its size under a mapping.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if `len` is 0, otherwise what the kernel answers.
+    /// [`io::ErrorKind::InvalidInput`] if `len` is 0, otherwise the kernel's error.
     pub fn new(len: u64) -> io::Result<Self> {
         let file = File::from(memfd_create(
             c"guest-memory",
@@ -57,24 +57,25 @@ impl GuestMemory {
         Self::of_file(file)
     }
 
-    /// A view of the whole file behind `fd`, for example the memory of another process.
+    /// Maps the whole file behind `fd`, for example the memory of another process.
     ///
     /// The file must not shrink later: an access beyond its end ends the process with SIGBUS.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if the file is empty, otherwise what the kernel answers.
+    /// [`io::ErrorKind::InvalidInput`] if the file is empty, otherwise the kernel's error.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         Self::of_file(File::from(fd))
     }
 
-    /// Another mapping of the same memory, at an address of its own.
+    /// Maps the same memory once more, at another address.
     ///
-    /// To whatever tracks writes by page tables, writes through it look like DMA: invisible.
+    /// Who tracks writes to the first mapping by its page tables does not see writes through the
+    /// second one, as with DMA.
     ///
     /// # Errors
     ///
-    /// What the kernel answers.
+    /// The kernel's error.
     pub fn second_view(&self) -> io::Result<Self> {
         Self::of_file(self.file.try_clone()?)
     }
@@ -95,11 +96,11 @@ impl GuestMemory {
         })
     }
 
-    /// Allocates every page now and maps it, which otherwise happens at its first use.
+    /// Allocates and maps every page now. Otherwise that happens when a page is first used.
     ///
     /// # Errors
     ///
-    /// What the kernel answers, for example that there is not so much memory.
+    /// The kernel's error, for example that there is not enough memory.
     pub fn populate(&self) -> io::Result<()> {
         let advice = MmapAdvise::MADV_POPULATE_WRITE;
         // SAFETY: by the invariant the range is ours; this advice changes no byte of it.
@@ -107,23 +108,23 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The memory file, to hand it to another process.
+    /// Returns the memory file, to pass it to another process.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The virtual address of the first byte.
+    /// Returns the address of the first byte in this process.
     pub fn addr(&self) -> u64 {
         self.start.as_ptr() as u64
     }
 
-    /// Its length in bytes, never 0.
+    /// Returns the length in bytes, which is never 0.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> u64 {
         self.len.get() as u64
     }
 
-    /// Copies bytes from `offset` on out of the memory.
+    /// Copies the bytes at byte `offset` of the memory into `bytes`, as many as it has.
     ///
     /// # Errors
     ///
@@ -141,7 +142,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies `bytes` into the memory from `offset` on.
+    /// Copies `bytes` into the memory, from byte `offset` on.
     ///
     /// # Errors
     ///
@@ -161,7 +162,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The words that hold `len` bytes from `offset` on, and how many bytes to skip in the first.
+    /// Returns the words that hold `len` bytes from `offset` on, and how many bytes to skip in the
+    /// first one.
     fn words(&self, offset: u64, len: usize) -> Result<(&[AtomicU64], usize), OutOfBounds> {
         let out_of_bounds = OutOfBounds {
             offset,
@@ -174,8 +176,8 @@ impl GuestMemory {
             .filter(|end| *end <= self.len.get())
             .ok_or(out_of_bounds)?;
         // SAFETY: by the invariant these words are mapped, writable and aligned as long as `self`
-        // lives (the last one too: the mapping ends with a page), and every access of this
-        // program to them is an atomic one of this size. Bytes from a file are valid words.
+        // lives (the last one too, because the mapping ends with a whole page). Every access of
+        // this process to them is an atomic one of this size. Any bytes are valid words.
         let all =
             unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len.get().div_ceil(WORD)) };
         let words = all.get(start / WORD..end.div_ceil(WORD));
@@ -192,13 +194,14 @@ impl AsFd for GuestMemory {
 impl Drop for GuestMemory {
     fn drop(&mut self) {
         let start: NonNull<c_void> = self.start.cast();
-        // SAFETY: by the invariant the mapping is ours, and every reference into it borrows `self`.
+        // SAFETY: by the invariant the mapping is ours. Every reference into it borrows `self`, so
+        // none is left.
         let unmapped = unsafe { munmap(start, self.len.get()) };
         debug_assert_eq!(unmapped, Ok(()));
     }
 }
 
-/// How many of `len` bytes come before the first whole word.
+/// Returns how many of `len` bytes come before the first whole word.
 fn head_len(skip: usize, len: usize) -> usize {
     if skip == 0 {
         0
@@ -207,6 +210,7 @@ fn head_len(skip: usize, len: usize) -> usize {
     }
 }
 
+/// Copies a part of a word out.
 fn copy_out(words: &mut slice::Iter<'_, AtomicU64>, skip: usize, bytes: &mut [u8]) {
     if bytes.is_empty() {
         return;
@@ -217,8 +221,8 @@ fn copy_out(words: &mut slice::Iter<'_, AtomicU64>, skip: usize, bytes: &mut [u8
     }
 }
 
-/// Changes a part of a word. Whole words are the only unit of access, because atomic accesses of
-/// different sizes to the same bytes must not race.
+/// Changes a part of a word. Every access is to a whole word, because atomic accesses of different
+/// sizes to the same bytes must not race.
 fn copy_in(words: &mut slice::Iter<'_, AtomicU64>, skip: usize, bytes: &[u8]) {
     if bytes.is_empty() {
         return;
@@ -241,11 +245,11 @@ fn copy_in(words: &mut slice::Iter<'_, AtomicU64>, skip: usize, bytes: &[u8]) {
 /// An access that is not wholly inside the guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfBounds {
-    /// Where the access starts.
+    /// The offset of the access, in bytes.
     pub offset: u64,
-    /// How many bytes it wants.
+    /// The length of the access, in bytes.
     pub len: usize,
-    /// How many bytes the memory has.
+    /// The length of the memory, in bytes.
     pub memory: u64,
 }
 

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! vm-memory's view of dirty bits: `GuestMemoryMmap<DirtyBits>` marks each write
-//! that goes through it.
+//! vm-memory's traits for [`DirtyBits`]: `GuestMemoryMmap<DirtyBits>` marks every
+//! write that goes through it.
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::slots::Slot;
+use super::tracker::Tracker;
 use crate::dirty_bits::{DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
-use crate::guest::{Slot, Tracker};
 
-/// Dirty bits from some byte on: what vm-memory hands out with a piece of a
-/// region.
+/// The dirty bits of a region from some byte on. vm-memory hands one out with each
+/// piece of a region.
 #[derive(Clone, Copy, Debug)]
 pub struct BitsSlice<'a> {
     bits: &'a DirtyBits,
@@ -18,19 +19,22 @@ pub struct BitsSlice<'a> {
 }
 
 impl<'a> BitsSlice<'a> {
-    /// The bits that it is a part of.
+    /// Returns the bits of the whole region.
     #[must_use]
     pub fn bits(&self) -> &'a DirtyBits {
         self.bits
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl<'a> WithBitmapSlice<'a> for DirtyBits {
     type S = BitsSlice<'a>;
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl Bitmap for DirtyBits {
-    /// Marks memory beyond the end as vm-memory's own bitmap does: not at all.
+    /// Marks the pages of `len` bytes from `offset` on. Bytes beyond the end are
+    /// ignored, as vm-memory's own bitmap does.
     fn mark_dirty(&self, offset: usize, len: usize) {
         let _ = self.mark(offset as u64, len as u64);
     }
@@ -70,22 +74,24 @@ impl<'a> Bitmap for BitsSlice<'a> {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl NewBitmap for DirtyBits {
-    /// Bits for `len` bytes in pages of 4 KiB.
+    /// Creates clean bits for `len` bytes, one per page of 4 KiB.
     ///
     /// # Panics
     ///
-    /// Without memory for them: the trait has no other way to say so.
+    /// If there is no memory for the bits: the trait cannot return an error.
     fn with_len(len: usize) -> Self {
         let bits = DirtyBits::new(len as u64, BASE_PAGE);
         bits.unwrap_or_else(|cause| panic!("{cause}"))
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl Tracker {
-    /// Adds each region of a guest's memory as a slot, numbered from 0 on in
-    /// the order of their addresses. Every write that goes through `memory` is
-    /// tracked then.
+    /// Adds each region of `memory` as a slot. The slots have the numbers 0, 1, 2
+    /// and so on, in the order of the regions' addresses. From then on every write
+    /// that goes through `memory` is tracked.
     ///
     /// ```
     /// use adapter_user::guest::{Report, Tracker};
@@ -107,7 +113,8 @@ impl Tracker {
     ///
     /// # Errors
     ///
-    /// See [`add`](Tracker::add); regions before the one at fault stay.
+    /// As [`add`](Tracker::add), for the first region that fails. The regions
+    /// before it stay in the tracker.
     pub fn add_memory<M>(&self, memory: &M) -> Result<(), TrackError>
     where
         M: GuestMemoryBackend,

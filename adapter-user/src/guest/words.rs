@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Bits in plain words: bit k is bit k % 64 of word k / 64.
+//! Bits in plain words: bit k is bit k % 64 of word k / 64, from the lowest on.
 
-/// Sets `n` bits from `first` on; they have their places.
+/// Sets the `n` bits from bit `first` on; `words` must have all of them.
 pub(crate) fn set(words: &mut [u64], first: u64, n: u64) {
     if n == 0 {
         return;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pages that are pinned, for real: resident and locked in this process.
+//! Pinned pages: they are resident and locked in this process.
 //!
-//! The kernel's locks do not nest, so pins are counted here, for the whole
-//! process, and so is what containers charge against RLIMIT_MEMLOCK.
+//! `mlock` does not nest: one `munlock` undoes any number of locks. So this file
+//! counts the pins of each page, for the whole process. It also counts what all
+//! containers charge against RLIMIT_MEMLOCK.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -14,32 +15,33 @@ use dirty_core::Errno;
 use nix::sys::mman::{madvise, mlock, munlock, MmapAdvise};
 use nix::sys::resource::{getrlimit, Resource};
 
-/// log2 of the page size that everything here counts in.
-pub(crate) const PAGE_SHIFT: u32 = 12;
+/// log2 of the size of a page, in which everything here counts.
+pub(super) const PAGE_SHIFT: u32 = 12;
 const PAGE: u64 = 1 << PAGE_SHIFT;
 
-/// Pins of each page, by page number.
+/// How many pins each page has, by page number.
 static PINS: LazyLock<Mutex<HashMap<u64, u32>>> = LazyLock::new(Mutex::default);
-/// Pages charged by all containers.
+/// How many pages all containers are charged with.
 static CHARGED: Mutex<u64> = Mutex::new(0);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Pages that the containers of this process are charged with.
+/// Returns how many pages of 4 KiB the containers of this process are charged with,
+/// against RLIMIT_MEMLOCK.
 #[must_use]
 pub fn charged_pages() -> u64 {
     *lock(&CHARGED)
 }
 
 /// Whether this process may lock memory beyond its limit.
-pub(crate) fn has_lock_cap() -> bool {
+pub(super) fn has_lock_cap() -> bool {
     let cap = caps::Capability::CAP_IPC_LOCK;
     caps::has_cap(None, caps::CapSet::Effective, cap).unwrap_or(false)
 }
 
-pub(crate) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
+pub(super) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
     let mut charged = lock(&CHARGED);
     let total = charged.checked_add(npages).ok_or(Errno::ENOMEM)?;
     let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft >> PAGE_SHIFT);
@@ -50,7 +52,7 @@ pub(crate) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(crate) fn uncharge(npages: u64) {
+pub(super) fn uncharge(npages: u64) {
     let mut charged = lock(&CHARGED);
     *charged = charged.saturating_sub(npages);
 }
@@ -59,7 +61,9 @@ fn pointer(page: u64) -> Result<NonNull<c_void>, Errno> {
     NonNull::new((page << PAGE_SHIFT) as *mut c_void).ok_or(Errno::EFAULT)
 }
 
-/// Faults pages in for the access in `prot`, and locks those that were not.
+/// Makes pages resident for the access in `prot`, and locks them unless they are
+/// pinned already. A run of several pages fails with EAGAIN if one of them is: the
+/// caller then goes on page by page.
 fn lock_run(pins: &HashMap<u64, u32>, first: u64, npages: u64, prot: Prot) -> Result<(), Errno> {
     let advice = if prot.contains(Prot::WRITE) {
         MmapAdvise::MADV_POPULATE_WRITE
@@ -68,21 +72,22 @@ fn lock_run(pins: &HashMap<u64, u32>, first: u64, npages: u64, prot: Prot) -> Re
     };
     let start = pointer(first)?;
     let len = (npages << PAGE_SHIFT) as usize;
-    // SAFETY: populating changes no contents; a bad address is an error.
+    // SAFETY: populating changes no byte of memory, and a bad address is an error.
     unsafe { madvise(start, len, advice) }.map_err(|_| Errno::EFAULT)?;
     if (first..first + npages).any(|page| pins.contains_key(&page)) && npages != 1 {
-        return Err(Errno::EAGAIN); // the caller goes page by page
+        return Err(Errno::EAGAIN);
     }
     if npages == 1 && pins.contains_key(&first) {
         return Ok(());
     }
-    // SAFETY: locking changes no contents; a bad address is an error.
+    // SAFETY: locking changes no byte of memory, and a bad address is an error.
     unsafe { mlock(start, len) }.map_err(|_| Errno::ENOMEM)
 }
 
-/// Pins up to `pfns.len()` pages from the one at `vaddr` on; the pfn of a page
-/// is its number in this process's address space.
-pub(crate) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+/// Pins up to `pfns.len()` pages from the one at `vaddr` on, and returns how many: at
+/// least one, or the errno of the first. The pfn of a page is its number in the
+/// address space of this process.
+pub(super) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
     let first = vaddr >> PAGE_SHIFT;
     let in_space = (u64::MAX >> PAGE_SHIFT)
         .saturating_sub(first)
@@ -112,7 +117,7 @@ pub(crate) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Err
 }
 
 /// Drops one pin of each page.
-pub(crate) fn unpin(pfn: u64, npages: u64) {
+pub(super) fn unpin(pfn: u64, npages: u64) {
     let mut pins = lock(&PINS);
     for page in pfn..pfn.saturating_add(npages) {
         let Some(count) = pins.get_mut(&page) else {
@@ -122,8 +127,8 @@ pub(crate) fn unpin(pfn: u64, npages: u64) {
         if *count == 0 {
             pins.remove(&page);
             if let Ok(start) = pointer(page) {
-                // SAFETY: unlocking changes no contents. The page may be gone
-                // already if its owner unmapped it: then it is unlocked too.
+                // SAFETY: unlocking changes no byte of memory. It fails if the owner
+                // of the page has unmapped it, and then the page is unlocked too.
                 let _ = unsafe { munlock(start, PAGE as usize) };
             }
         }

@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A VFIO container with type1 semantics, in this process.
+//!
+//! [`Container`] and [`Device`] are what a VMM holds. They share the core behind a
+//! lock (`shared`) and call it with this process as its host (`host`): memory that
+//! mappings keep alive (`memory`), pages that are resident and locked while they
+//! are pinned (`locked`), and a simulated IOMMU (`iommu`).
+
+pub(crate) mod device;
+pub(crate) mod heap;
+mod host;
+pub(crate) mod iommu;
+pub(crate) mod locked;
+pub(crate) mod memory;
+mod shared;
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use dirty_core::host::{GroupId, Prot};
+use dirty_core::uapi;
+use dirty_core::{Dest, Error, Extent, Map, Options, Outcome, PageSize, Target, Unmap};
+
+use self::device::{Device, OnUnmap};
+use self::host::{Call, Caller};
+use self::iommu::IommuSpec;
+use self::memory::GuestMemory;
+use self::shared::Shared;
+
+/// A group of devices, to add to a container.
+#[derive(Clone, Debug)]
+pub struct Group {
+    id: GroupId,
+    iommu: Option<IommuSpec>,
+}
+
+impl Group {
+    /// Creates a group of emulated devices. There is no IOMMU behind it: its devices
+    /// pin pages, or read and write through the container.
+    #[must_use]
+    pub fn emulated(id: GroupId) -> Self {
+        Group { id, iommu: None }
+    }
+
+    /// Creates a group behind a simulated IOMMU, as of a real device. The container
+    /// pins all of every mapping, and every page is dirty in every report (without
+    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
+    #[must_use]
+    pub fn iommu(id: GroupId, spec: IommuSpec) -> Self {
+        Group {
+            id,
+            iommu: Some(spec),
+        }
+    }
+}
+
+/// The types of IOMMU that a container can be set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IommuType {
+    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
+    /// start or end inside a mapping.
+    Type1,
+    /// Version 2 of type1.
+    Type1v2,
+}
+
+/// A VFIO container with type1 semantics, in this process.
+///
+/// It maps guest memory for devices, which pin, read and write it. Between
+/// [`start`](Container::start) and [`stop`](Container::stop) it knows which pages
+/// they may have written.
+///
+/// A clone is another handle to the same container, and any thread may call it. The
+/// container closes with its last handle and its last [`Device`]. Devices read,
+/// write and mark at the same time; every other call waits for them and has the
+/// container for itself.
+///
+/// Errors name the cause, and [`Error::errno`] gives what Linux answers. Before
+/// [`set_iommu`](Container::set_iommu) most calls fail with [`Error::NoIommu`].
+#[derive(Clone)]
+pub struct Container {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let core = self.shared.read();
+        let tracking = core.backend().ok().and_then(|type1| type1.tracking());
+        f.debug_struct("Container")
+            .field("tracking", &tracking)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Container {
+    /// Creates a container without groups and without an IOMMU type.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Container {
+            shared: Arc::new(Shared::new(options)),
+        }
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call::new(&self.shared.state, Caller::Process)
+    }
+
+    /// Answers an ioctl of the container's file as Linux does. `nr` is the ioctl's
+    /// number. `arg` is its argument: a value for VFIO_CHECK_EXTENSION and
+    /// VFIO_SET_IOMMU, and the address of a structure in this process for the
+    /// VFIO_IOMMU_ ioctls; [`uapi`] has the structures.
+    ///
+    /// # Errors
+    ///
+    /// Each ioctl checks its argument in the order in which Linux does (rules A2 to
+    /// A6 in docs/rules.md), and [`Error::errno`] gives Linux's errno. A bad address
+    /// is [`Error::BadAddress`] and no signal. Nothing is cleared or unmapped then.
+    pub fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
+        let mut outcome = self.shared.write().ioctl(&mut self.call(), nr, arg)?;
+        loop {
+            match outcome {
+                Outcome::Done(value) => return Ok(value),
+                Outcome::Notify(pending) => {
+                    self.shared.notify(pending.iova, pending.size);
+                    let mut core = self.shared.write();
+                    outcome = core.backend_mut()?.resume(&mut self.call(), pending)?;
+                }
+            }
+        }
+    }
+
+    /// Adds a group. If an IOMMU type is set already, the group joins its mappings;
+    /// else it does so in [`set_iommu`](Container::set_iommu).
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::DuplicateGroup`].
+    /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
+    /// - [`Error::NoMemory`].
+    /// - For a group that joins from behind an IOMMU: [`Error::Aperture`] and
+    ///   [`Error::ReservedRegion`] if its addresses do not fit the mappings;
+    ///   [`Error::UnsafeInterrupts`]; [`Error::NoPageSize`]; and [`Error::Pin`],
+    ///   [`Error::Charge`] and [`Error::Iommu`] from pinning and mapping what is
+    ///   mapped already.
+    pub fn add_group(&self, group: Group) -> Result<(), Error> {
+        let mut core = self.shared.write();
+        let emulated = group.iommu.is_none();
+        if core.has_group(group.id) {
+            return Err(Error::DuplicateGroup);
+        }
+        if let Some(spec) = group.iommu {
+            self.shared.state.iommus().insert(group.id, spec);
+        }
+        let attached = core.attach_group(&mut self.call(), group.id, emulated);
+        if attached.is_err() {
+            self.shared.state.iommus().remove(group.id);
+        }
+        attached
+    }
+
+    /// Removes a group. The IOMMU type and all mappings go with the last group.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::UnknownGroup`].
+    /// - [`Error::GroupBusy`] while a device of the group is open.
+    pub fn remove_group(&self, id: GroupId) -> Result<(), Error> {
+        self.shared.write().detach_group(&mut self.call(), id)?;
+        self.shared.state.iommus().remove(id);
+        Ok(())
+    }
+
+    /// Sets the IOMMU type. The container needs a group first.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - [`Error::IommuAlreadySet`].
+    /// - [`Error::NoGroup`].
+    /// - The error of the first group that cannot join, as
+    ///   [`add_group`](Container::add_group).
+    pub fn set_iommu(&self, kind: IommuType) -> Result<(), Error> {
+        let kind = match kind {
+            IommuType::Type1 => uapi::VFIO_TYPE1_IOMMU,
+            IommuType::Type1v2 => uapi::VFIO_TYPE1v2_IOMMU,
+        };
+        self.shared.write().set_iommu(&mut self.call(), kind)
+    }
+
+    /// Maps the `size` bytes at byte `offset` of `memory` to the IOVAs from `iova` on.
+    /// `prot` says what devices may do.
+    ///
+    /// The mapping keeps the memory alive, and devices access it without a system
+    /// call. For memory that is not a [`GuestMemory`] there is
+    /// [`map_process`](Container::map_process).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Wraps`] if not all of the bytes are in `memory`; then as
+    /// [`map_process`](Container::map_process). Nothing is mapped then.
+    pub fn map(
+        &self,
+        iova: u64,
+        memory: &Arc<GuestMemory>,
+        offset: u64,
+        size: u64,
+        prot: Prot,
+    ) -> Result<(), Error> {
+        let end = offset.checked_add(size).ok_or(Error::Wraps)?;
+        if end > memory.len() {
+            return Err(Error::Wraps);
+        }
+        let map = Map {
+            iova,
+            vaddr: memory.addr() + offset,
+            size,
+            prot: Some(prot),
+        };
+        let mut call = Call::with_backing(&self.shared.state, memory);
+        self.shared.write().backend_mut()?.map(&mut call, &map)
+    }
+
+    /// Maps the `size` bytes at address `vaddr` of this process to the IOVAs from
+    /// `iova` on. `prot` says what devices may do.
+    ///
+    /// This is the way to map memory that another crate owns, as the regions of
+    /// vm-memory. Nothing keeps that memory alive: unmap it before it goes. An access
+    /// to memory that is gone fails with [`Error::BadAddress`] and raises no signal.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing is mapped then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::ZeroSize`].
+    /// - [`Error::Wraps`] if the IOVAs or the addresses wrap.
+    /// - [`Error::FlagCombination`] if `prot` is empty, and [`Error::UnknownFlags`]
+    ///   if it has other bits than READ and WRITE.
+    /// - [`Error::Misaligned`] unless all three are multiples of the container's
+    ///   smallest page: 4 KiB, or the smallest one that its IOMMUs have in common.
+    /// - [`Error::Overlap`] with another mapping.
+    /// - [`Error::MappingLimit`] beyond [`Options::dma_entry_limit`].
+    /// - [`Error::ForbiddenIova`] if an IOMMU's aperture or reserved regions exclude
+    ///   an IOVA.
+    /// - [`Error::NoMemory`].
+    /// - Behind an IOMMU: [`Error::Pin`], [`Error::Charge`], [`Error::Iommu`].
+    /// - While tracking is on: [`Error::TooManyPages`] for more than 2^31 - 1 pages,
+    ///   [`Error::BitmapBudget`], [`Error::NoMemory`].
+    pub fn map_process(&self, iova: u64, vaddr: u64, size: u64, prot: Prot) -> Result<(), Error> {
+        let map = Map {
+            iova,
+            vaddr,
+            size,
+            prot: Some(prot),
+        };
+        let mut call = self.call();
+        self.shared.write().backend_mut()?.map(&mut call, &map)
+    }
+
+    /// Removes the mappings in the `size` bytes of IOVAs from `iova` on, and returns
+    /// how many bytes were mapped. Devices that have pins there are told to unpin
+    /// first. What was dirty is forgotten: see [`unmap_dirty`](Container::unmap_dirty).
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing is unmapped then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`] unless `iova` is a multiple of the container's
+    ///   smallest page, [`Error::ZeroSize`], [`Error::Misaligned`] unless `size` is a
+    ///   multiple too, [`Error::Wraps`].
+    /// - [`Error::Bisects`] if the range starts or ends inside a mapping. A container
+    ///   of version 1 allows that; it unmaps nothing if the range starts inside one.
+    /// - [`Error::StillPinned`] if a device does not unpin.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Error> {
+        let mut unmap = Unmap::new(Target::Range { iova, size });
+        self.shared
+            .unmap(|type1, call| type1.unmap(call, &mut unmap))
+    }
+    /// As [`unmap`](Container::unmap), and reports the dirty pages of the mappings
+    /// that it removes, as [`dirty_bitmap`](Container::dirty_bitmap) does. Copy them
+    /// after this call.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing is unmapped or cleared then:
+    ///
+    /// - [`Error::WrongPageSize`] unless `pgsize` is a power of two.
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`], [`Error::ZeroSize`], [`Error::Wraps`] as `unmap`.
+    /// - [`Error::NotTracking`] if tracking is off, or goes off while devices unpin.
+    /// - [`Error::BitmapSize`] if `bitmap` is too short, or longer than 2^28 bytes, or
+    ///   `size` is less than one page.
+    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize` and
+    ///   of the page size that tracking has.
+    /// - [`Error::Bisects`], [`Error::StillPinned`] as `unmap`.
+    pub fn unmap_dirty(
+        &self,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+        bitmap: &mut [u64],
+    ) -> Result<u64, Error> {
+        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
+        let mut unmap = Unmap::new(Target::Range { iova, size });
+        self.shared
+            .unmap(|type1, call| type1.unmap_dirty(call, &mut unmap, pgsize, Dest::Words(bitmap)))
+    }
+
+    /// Starts dirty-page tracking; it has no effect if tracking is on. Copy all memory
+    /// after this call: reports have what is written from now on. Pages that are
+    /// pinned now are dirty.
+    ///
+    /// # Errors
+    ///
+    /// In this order; tracking stays off then:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::NotV2`] if the IOMMU type is version 1.
+    /// - For the first mapping that fails: [`Error::BitmapBudget`] beyond
+    ///   [`Options::bitmap_budget`], [`Error::TooManyPages`] for more than 2^31 - 1
+    ///   pages, [`Error::NoMemory`].
+    pub fn start(&self) -> Result<(), Error> {
+        self.shared.write().backend_mut()?.start()
+    }
+
+    /// Stops dirty-page tracking and forgets what was dirty. It has no effect if
+    /// tracking is off.
+    ///
+    /// # Errors
+    ///
+    /// In this order: [`Error::NoIommu`], [`Error::NotV2`].
+    pub fn stop(&self) -> Result<(), Error> {
+        self.shared.write().backend_mut()?.stop()
+    }
+
+    /// Reports the dirty pages of the `size` bytes of IOVAs from `iova` on, and makes
+    /// them clean; pinned pages stay dirty. Copy the pages *after* this call.
+    ///
+    /// Bit k % 64 of `bitmap[k / 64]` is the page of `pgsize` bytes at
+    /// `iova + k * pgsize`; `pgsize` may be any power of two. A word that overlaps a
+    /// mapping is overwritten, and the other words are left alone.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing is cleared then:
+    ///
+    /// - [`Error::WrongPageSize`] unless `pgsize` is a power of two.
+    /// - [`Error::NoIommu`], [`Error::NotV2`].
+    /// - [`Error::ZeroSize`], [`Error::Wraps`].
+    /// - [`Error::BitmapSize`] if `bitmap` is too short, or longer than 2^28 bytes, or
+    ///   `size` is less than one page.
+    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize` and
+    ///   of the page size that tracking has.
+    /// - [`Error::NotTracking`].
+    /// - [`Error::Bisects`] if the range starts or ends inside a mapping.
+    pub fn dirty_bitmap(
+        &self,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Error> {
+        self.report(iova, size, pgsize, Dest::Words(bitmap))
+    }
+
+    /// As [`dirty_bitmap`](Container::dirty_bitmap), for a `bitmap` that is all zero.
+    /// It writes only the words that have dirty pages, which is faster when few have.
+    ///
+    /// # Errors
+    ///
+    /// As [`dirty_bitmap`](Container::dirty_bitmap).
+    pub fn dirty_bitmap_zeroed(
+        &self,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Error> {
+        self.report(iova, size, pgsize, Dest::Zeroed(bitmap))
+    }
+
+    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Dest<'_>) -> Result<(), Error> {
+        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
+        let mut core = self.shared.write();
+        core.backend_mut()?.get_bitmap(iova, size, pgsize, to)
+    }
+
+    /// Marks as dirty every page that the `size` bytes at IOVA `iova` touch. It does
+    /// nothing while tracking is off.
+    ///
+    /// Call it *after* the write, and before you tell anybody that the write is done:
+    /// see [`Device::mark`].
+    ///
+    /// # Errors
+    ///
+    /// In this order:
+    ///
+    /// - [`Error::NoIommu`], [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked
+    ///   then.
+    /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
+    ///   has them; the others are marked all the same.
+    pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
+        self.shared.read().backend()?.mark(iova, size)
+    }
+
+    /// Returns a handle that does not keep the container open: a callback that the
+    /// container owns should hold this one.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakContainer {
+        WeakContainer {
+            shared: Arc::downgrade(&self.shared),
+        }
+    }
+
+    /// Marks the pages that another tracker reports: bit `extent.bit + k` of `words`
+    /// is the page at `extent.iova + k * extent.pgsize`. Any page size will do. Call
+    /// it after the writes, as [`mark`](Container::mark).
+    ///
+    /// # Errors
+    ///
+    /// In this order:
+    ///
+    /// - [`Error::NoIommu`].
+    /// - [`Error::Misaligned`], [`Error::BitmapSize`] and [`Error::Wraps`] if `extent`
+    ///   does not describe `words`; nothing is marked then.
+    /// - [`Error::Unmapped`] if a dirty page is in no mapping; the others are marked
+    ///   all the same.
+    pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
+        self.shared.read().backend()?.mark_bitmap(words, extent)
+    }
+
+    /// Opens a device of a group. It closes when its last handle is dropped.
+    ///
+    /// `on_unmap` is the device's dma_unmap callback. An unmap calls it for each
+    /// mapping that has pins, with no lock held: it must end the device's writes to
+    /// what the device pinned there, and then unpin it. A device without a callback
+    /// can read, write and mark, but not pin.
+    ///
+    /// # Errors
+    ///
+    /// In this order: [`Error::NoIommu`], [`Error::UnknownGroup`],
+    /// [`Error::NoMemory`].
+    pub fn open_device(
+        &self,
+        group: GroupId,
+        on_unmap: Option<OnUnmap>,
+    ) -> Result<Arc<Device>, Error> {
+        Device::open(&self.shared, group, on_unmap)
+    }
+}
+
+/// A handle to a container that does not keep it open.
+#[derive(Clone)]
+pub struct WeakContainer {
+    shared: Weak<Shared>,
+}
+
+impl WeakContainer {
+    /// Returns the container if it is still open.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Container> {
+        let shared = self.shared.upgrade()?;
+        Some(Container { shared })
+    }
+}
+
+impl fmt::Debug for WeakContainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakContainer").finish_non_exhaustive()
+    }
+}
