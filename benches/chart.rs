@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::row::{Row, Who};
-use crate::table::{times, value};
+use crate::units::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const PEER: RGBColor = RGBColor(0xa8, 0xa8, 0xa8);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use crate::row::{Row, Unit, Who};
+use crate::row::{Row, Who};
+use crate::units::Unit;
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 

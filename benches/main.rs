@@ -29,6 +29,7 @@ mod sets;
 mod shared;
 mod start;
 mod table;
+mod units;
 mod vmm;
 
 fn main() -> Result<(), Box<dyn Error>> {

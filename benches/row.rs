@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A row of the table: what was measured, and the targets.
 
-use crate::table::{fraction, times, value};
+use crate::units::{fraction, times, value, Unit};
 
 /// Whose time it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,13 +10,6 @@ pub(crate) enum Who {
     Peer,
     /// What the machine allows.
     Limit,
-}
-
-/// What a row's values are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
-    Nanoseconds,
-    Bytes,
 }
 
 /// A value of ours over that of something else, and how big it may be.
