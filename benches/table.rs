@@ -16,7 +16,7 @@ const HEAD: [&str; 10] = [
     "x peer",
     "x limit",
     "target",
-    "",
+    "result",
 ];
 
 fn cells(row: &Row) -> [String; 10] {
