@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! A container's backend: the core, the kernel as its host, and their lock.
-//!
-//! The core's container chooses its backend itself; here VFIO has done so
-//! already. So the backend opens on the type that VFIO gives, and the core's is
-//! set when the first group comes.
+//! VFIO's operations on a backend: the core's [`Type1`], the kernel as its host,
+//! and the lock around both.
 
 use core::ffi::c_void;
 use core::slice;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use dirty_core::host::{DeviceId, GroupId, Prot};
-use dirty_core::ioctl::Outcome;
-use dirty_core::uapi::{self, VFIO_CHECK_EXTENSION};
-use dirty_core::{Container, Error, Options};
+use dirty_core::host::{GroupId, Prot};
+use dirty_core::uapi::VFIO_CHECK_EXTENSION;
+use dirty_core::{Error, Options, Outcome, Type1};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Mutex};
@@ -25,46 +21,8 @@ use crate::sys;
 const FEW: usize = 16;
 
 struct State {
-    /// IOMMU type.
-    kind: u64,
-    container: Container<KernelMemory>,
+    type1: Type1<KernelMemory>,
     host: KernelHost,
-    /// What is attached.
-    groups: KVec<GroupId>,
-}
-
-impl State {
-    /// The core's device for what VFIO does not say of whom it is; any will do.
-    fn any_device(&self) -> Result<DeviceId, Error> {
-        let group = self.groups.first().ok_or(Error::UnknownDevice)?;
-        Ok(device(*group))
-    }
-
-    /// Brings a group into the core's container, whose type the first one sets.
-    fn enter(&mut self, group: GroupId, emulated: bool) -> Result<(), Error> {
-        let (container, host) = (&mut self.container, &mut self.host);
-        container.attach_group(host, group, emulated)?;
-        let set = match container.set_iommu(host, self.kind) {
-            Err(Error::IommuAlreadySet) => Ok(()),
-            set => set,
-        };
-        let opened = set.and_then(|()| container.open_device(device(group), group, true));
-        if opened.is_err() {
-            self.leave(group);
-        }
-        opened
-    }
-
-    fn leave(&mut self, group: GroupId) {
-        self.container.close_device(device(group));
-        // VFIO detaches what it attached, and the device is closed.
-        let _ = self.container.detach_group(&mut self.host, group);
-    }
-
-    fn forget(&mut self, group: GroupId) {
-        let at = self.groups.iter().position(|g| *g == group);
-        let _ = at.map(|at| self.groups.remove(at));
-    }
 }
 
 #[pin_data(PinnedDrop)]
@@ -79,23 +37,15 @@ pub(crate) struct Backend {
 impl PinnedDrop for Backend {
     fn drop(self: Pin<&mut Self>) {
         let mut state = self.state.lock();
-        let State {
-            container, host, ..
-        } = &mut *state;
-        container.close(host);
+        let State { type1, host } = &mut *state;
+        type1.close(host);
         // SAFETY: allocated at open, and freed once.
         unsafe { sys::dirty_devices_free(self.devices) };
     }
 }
 
-/// The core's container knows a device for each group: VFIO has checked the
-/// real one.
-fn device(group: GroupId) -> DeviceId {
-    DeviceId(group.0)
-}
-
 impl Backend {
-    fn new(kind: u64) -> Result<Pin<KBox<Self>>> {
+    fn open(kind: u64) -> Result<Pin<KBox<Self>>> {
         let budget = sys::dirty_bitmap_budget();
         let options = Options {
             dma_entry_limit: sys::dirty_dma_entry_limit(),
@@ -103,15 +53,15 @@ impl Backend {
             skip_read_only: sys::dirty_skip_read_only(),
             ..Options::default()
         };
+        let type1 = Type1::open(KernelMemory, options, kind);
+        let type1 = type1.map_err(|_| EINVAL)?; // VFIO asks for types that are offered
         let devices = sys::dirty_devices_new();
         if devices.is_null() {
             return Err(ENOMEM);
         }
         let state = State {
-            kind,
-            container: Container::new(KernelMemory, options),
+            type1,
             host: KernelHost::default(),
-            groups: KVec::new(),
         };
         let made = KBox::pin_init(
             pin_init!(Backend {
@@ -129,28 +79,21 @@ impl Backend {
 
     fn attach_group(&self, group: GroupId, emulated: bool) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let kept = state.groups.push(group, GFP_KERNEL_ACCOUNT);
-        kept.map_err(|_| Error::NoMemory)?;
-        let entered = state.enter(group, emulated);
-        if entered.is_err() {
-            state.forget(group);
-        }
-        entered
+        let State { type1, host } = &mut *state;
+        type1.attach_group(host, group, emulated)
     }
 
     fn detach_group(&self, group: GroupId) {
         let mut state = self.state.lock();
-        state.leave(group);
-        state.forget(group);
+        let State { type1, host } = &mut *state;
+        type1.detach_group(host, group);
     }
 
     fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
         let mut outcome = {
             let mut state = self.state.lock();
-            let State {
-                container, host, ..
-            } = &mut *state;
-            container.ioctl(host, nr, arg)?
+            let State { type1, host } = &mut *state;
+            type1.ioctl(host, nr, arg)?
         };
         loop {
             match outcome {
@@ -159,10 +102,8 @@ impl Backend {
                     // SAFETY: valid, see `devices`; no lock is held.
                     unsafe { sys::dirty_devices_unmap(self.devices, pending.iova, pending.size) };
                     let mut state = self.state.lock();
-                    let State {
-                        container, host, ..
-                    } = &mut *state;
-                    outcome = container.resume(host, pending)?;
+                    let State { type1, host } = &mut *state;
+                    outcome = type1.resume(host, pending)?;
                 }
             }
         }
@@ -186,10 +127,8 @@ impl Backend {
             }
         };
         let mut state = self.state.lock();
-        let State {
-            container, host, ..
-        } = &mut *state;
-        container.pin_pages(host, device(group), iova, Prot(prot), pfns)?;
+        let State { type1, host } = &mut *state;
+        type1.pin_pages(host, group, iova, Prot(prot), pfns)?;
         for (page, pfn) in pages.iter_mut().zip(pfns) {
             *page = sys::dirty_page(*pfn);
         }
@@ -198,35 +137,24 @@ impl Backend {
 
     fn unpin_pages(&self, iova: u64, npages: u64) {
         let mut state = self.state.lock();
-        let Ok(any) = state.any_device() else {
-            return; // a group is there
-        };
-        let State {
-            container, host, ..
-        } = &mut *state;
-        let _ = container.unpin_pages(host, any, iova, npages); // and its device
+        let State { type1, host } = &mut *state;
+        type1.unpin_pages(host, iova, npages);
     }
 
     fn write(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let any = state.any_device()?;
-        let State {
-            container, host, ..
-        } = &mut *state;
-        container.write(host, any, iova, data)
+        let State { type1, host } = &mut *state;
+        type1.write(host, iova, data)
     }
 
     fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let any = state.any_device()?;
-        let State {
-            container, host, ..
-        } = &mut *state;
-        container.read(host, any, iova, data)
+        let State { type1, host } = &mut *state;
+        type1.read(host, iova, data)
     }
 }
 
-/// What a C caller gets for an error.
+/// The negative errno that a C caller gets for an error.
 fn errno(e: Error) -> i32 {
     e.errno().0.wrapping_neg()
 }
@@ -251,15 +179,9 @@ fn group_id(group: *mut sys::Group) -> GroupId {
 
 #[no_mangle]
 extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
-    let kind = kind as u64;
-    let known = [uapi::VFIO_TYPE1_IOMMU, uapi::VFIO_TYPE1v2_IOMMU].contains(&kind);
-    let made = match known {
-        true => Backend::new(kind),
-        false => Err(EINVAL),
-    };
-    match made {
+    match Backend::open(kind as u64) {
         // SAFETY: it stays where it is until `dirty_backend_release`.
-        Ok(made) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(made) }).cast(),
+        Ok(backend) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(backend) }).cast(),
         Err(e) => e.to_ptr(),
     }
 }
@@ -273,10 +195,9 @@ unsafe extern "C" fn dirty_backend_release(data: *mut c_void) {
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize) -> isize {
     if data.is_null() {
-        // VFIO asks what a backend would offer.
-        let offers = Container::new(KernelMemory, Options::default());
-        let yes = nr == VFIO_CHECK_EXTENSION && offers.check_extension(arg as u64);
-        return isize::from(yes);
+        // VFIO asks what a backend would offer, before it opens one.
+        let offered = Type1::<KernelMemory>::offers(arg as u64);
+        return isize::from(nr == VFIO_CHECK_EXTENSION && offered);
     }
     // SAFETY: see above.
     match unsafe { backend(data) }.ioctl(nr, arg as u64) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dirty_core::Report;
+use dirty_core::Dest;
 use intrusive_collections::{intrusive_adapter, KeyAdapter, RBTree, RBTreeLink};
 
 use crate::data::{zeroed, TIB_1};
@@ -94,7 +94,7 @@ impl Pins for Ours {
     }
 
     fn get(&mut self, out: &mut [u64]) {
-        self.guest.get(0, TIB_1.pages, Report::Words(out));
+        self.guest.get(0, TIB_1.pages, Dest::Words(out));
     }
 
     fn bytes(&self, _: usize) -> Option<usize> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::slice;
 
 use bitvec::slice::BitSlice;
-use dirty_core::Report;
+use dirty_core::Dest;
 
 use crate::data::{check, huge_pages, naive, scattered, sizes, zeroed};
 use crate::data::{Size, GIB_64, TIB_1, TIB_8};
@@ -103,7 +103,7 @@ struct Typed;
 
 impl Get for Typed {
     fn get(self, guest: &mut Guest, pages: u64, out: &mut [u64]) {
-        guest.get(0, pages, Report::Words(out));
+        guest.get(0, pages, Dest::Words(out));
     }
 }
 
@@ -114,7 +114,7 @@ impl Get for TypedZeroed {
     const ZEROED: bool = true;
 
     fn get(self, guest: &mut Guest, pages: u64, out: &mut [u64]) {
-        guest.get(0, pages, Report::Zeroed(out));
+        guest.get(0, pages, Dest::Zeroed(out));
     }
 }
 

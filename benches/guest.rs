@@ -2,9 +2,8 @@
 //! A container as a device's driver and a VMM use it.
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
-use dirty_core::ioctl::Outcome;
 use dirty_core::uapi::*;
-use dirty_core::{Container, Map, Options, PageSize, Report, Target, Unmap};
+use dirty_core::{Container, Dest, Map, Options, Outcome, PageSize, Target, Type1, Unmap};
 
 use crate::host::{Heap, Process, PAGE};
 
@@ -43,12 +42,16 @@ impl Guest {
         guest
     }
 
+    fn backend_mut(&mut self) -> &mut Type1<Heap> {
+        self.container.backend_mut().expect("type1 v2")
+    }
+
     pub(crate) fn start(&mut self) {
-        self.container.start().expect("memory for bitmaps");
+        self.backend_mut().start().expect("memory for bitmaps");
     }
 
     pub(crate) fn stop(&mut self) {
-        self.container.stop().expect("type1 v2");
+        self.backend_mut().stop().expect("type1 v2");
     }
 
     pub(crate) fn map(&mut self, first: u64, pages: u64) {
@@ -58,7 +61,8 @@ impl Guest {
             size: pages * PAGE,
             prot: Some(Prot::READ_WRITE),
         };
-        let mapped = self.container.map(&mut self.host, &map);
+        let backend = self.container.backend_mut().expect("type1 v2");
+        let mapped = backend.map(&mut self.host, &map);
         mapped.expect("a free range");
     }
 
@@ -67,20 +71,22 @@ impl Guest {
             iova: first * PAGE,
             size: pages * PAGE,
         });
-        let unmapped = self.container.unmap(&mut self.host, &mut unmap);
+        let backend = self.container.backend_mut().expect("type1 v2");
+        let unmapped = backend.unmap(&mut self.host, &mut unmap);
         unmapped.expect("a mapping without pins");
     }
 
     pub(crate) fn mark(&mut self, first: u64, pages: u64) {
-        let marked = self.container.mark(first * PAGE, pages * PAGE);
+        let backend = self.container.backend().expect("type1 v2");
+        let marked = backend.mark(first * PAGE, pages * PAGE);
         marked.expect("mapped pages");
     }
 
     /// GET_BITMAP by the typed call.
-    pub(crate) fn get(&mut self, first: u64, pages: u64, report: Report<'_>) {
+    pub(crate) fn get(&mut self, first: u64, pages: u64, report: Dest<'_>) {
         let page = PageSize::new(PAGE).expect("a power of two");
         let got = self
-            .container
+            .backend_mut()
             .get_bitmap(first * PAGE, pages * PAGE, page, report);
         got.expect("whole mappings");
     }

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use dirty_core::{normalise, Extent, PageSize, Report};
+use dirty_core::{normalise, Dest, Extent, PageSize};
 
 #[allow(dead_code)]
 mod data;
@@ -175,6 +175,6 @@ fn pins(op: fn(&mut Guest, u64)) -> usize {
     let pages = &pages[..10_000];
     counted(|| pages.iter().for_each(|page| op(&mut guest, *page)));
     let mut out = zeroed(GIB_64.words());
-    guest.get(0, GIB_64.pages, Report::Words(&mut out));
+    guest.get(0, GIB_64.pages, Dest::Words(&mut out));
     pages.len()
 }

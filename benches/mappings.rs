@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use dirty_core::Report;
+use dirty_core::Dest;
 use rand::Rng;
 
 use crate::data::{check, naive, random};
@@ -91,7 +91,7 @@ fn get(bench: &mut Bench, row: &mut Row, who: Who, name: &'static str, n: usize)
         guest.start();
         guest.mark(place(n / 2) + 65, 1);
         let mut out = [!0; WORDS];
-        guest.get(place(n / 2), PAGES, Report::Words(&mut out));
+        guest.get(place(n / 2), PAGES, Dest::Words(&mut out));
         check("one mapping", &out, &naive(PAGES, [65]));
         (guest, Batches::new(n))
     };
@@ -99,7 +99,7 @@ fn get(bench: &mut Bench, row: &mut Row, who: Who, name: &'static str, n: usize)
         let mut out = [0; WORDS];
         b.iter(|| {
             for k in batches.next() {
-                guest.get(place(*k), PAGES, Report::Words(black_box(&mut out)));
+                guest.get(place(*k), PAGES, Dest::Words(black_box(&mut out)));
             }
         });
     });

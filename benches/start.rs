@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use dirty_core::Report;
+use dirty_core::Dest;
 
 use crate::data::{check, distinct, naive, zeroed, TIB_1};
 use crate::guest::Guest;
@@ -83,7 +83,7 @@ fn guest() -> Guest {
 
 fn check_pins(guest: &mut Guest) {
     let mut out = zeroed(TIB_1.words());
-    guest.get(0, TIB_1.pages, Report::Words(&mut out));
+    guest.get(0, TIB_1.pages, Dest::Words(&mut out));
     let pins = distinct(TIB_1.pages, 100_000);
     let want = naive(TIB_1.pages, pins);
     check("pins after START", &out, &want);

@@ -7,9 +7,10 @@ use std::sync::{atomic::AtomicU64, Weak};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dirty_core::host::{GroupId, Prot};
-use dirty_core::ioctl::Outcome;
 use dirty_core::uapi;
-use dirty_core::{Error, Extent, Map, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_core::{
+    Dest, Error, Extent, Map, Options, Outcome, PageSize, Progress, Target, Type1, Unmap,
+};
 
 use crate::device::Device;
 use crate::heap::Heap;
@@ -86,11 +87,11 @@ impl Shared {
     /// Takes an unmap through its steps.
     fn unmap(
         &self,
-        mut step: impl FnMut(&mut Core, &mut Call<'_>) -> Result<Progress, Error>,
+        mut step: impl FnMut(&mut Type1<Heap>, &mut Call<'_>) -> Result<Progress, Error>,
     ) -> Result<u64, Error> {
         let mut call = Call::new(&self.state, Caller::Process);
         loop {
-            let progress = step(&mut self.write(), &mut call)?;
+            let progress = step(self.write().backend_mut()?, &mut call)?;
             match progress {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => self.notify(iova, size),
@@ -119,7 +120,8 @@ pub struct Container {
 
 impl fmt::Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tracking = self.shared.read().tracking();
+        let tracking = self.shared.read();
+        let tracking = tracking.backend().ok().and_then(|b| b.tracking());
         f.debug_struct("Container")
             .field("tracking", &tracking)
             .finish_non_exhaustive()
@@ -157,7 +159,8 @@ impl Container {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Notify(pending) => {
                     self.shared.notify(pending.iova, pending.size);
-                    outcome = self.shared.write().resume(&mut self.call(), pending)?;
+                    let mut core = self.shared.write();
+                    outcome = core.backend_mut()?.resume(&mut self.call(), pending)?;
                 }
             }
         }
@@ -234,7 +237,7 @@ impl Container {
             prot: Some(prot),
         };
         let mut call = Call::with_backing(&self.shared.state, memory);
-        self.shared.write().map(&mut call, &map)
+        self.shared.write().backend_mut()?.map(&mut call, &map)
     }
 
     /// Maps `size` bytes of this process from `vaddr` on at `iova`. Nothing is
@@ -250,7 +253,8 @@ impl Container {
             size,
             prot: Some(prot),
         };
-        self.shared.write().map(&mut self.call(), &map)
+        let mut call = self.call();
+        self.shared.write().backend_mut()?.map(&mut call, &map)
     }
 
     /// Removes the mappings in a range and returns their bytes. Devices are
@@ -261,7 +265,8 @@ impl Container {
     /// In the order of A5; `StillPinned` if a device does not unpin.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Error> {
         let mut unmap = Unmap::new(Target::Range { iova, size });
-        self.shared.unmap(|core, call| core.unmap(call, &mut unmap))
+        self.shared
+            .unmap(|type1, call| type1.unmap(call, &mut unmap))
     }
 
     /// Removes every mapping.
@@ -271,7 +276,8 @@ impl Container {
     /// `StillPinned` if a device does not unpin.
     pub fn unmap_all(&self) -> Result<u64, Error> {
         let mut unmap = Unmap::new(Target::All);
-        self.shared.unmap(|core, call| core.unmap(call, &mut unmap))
+        self.shared
+            .unmap(|type1, call| type1.unmap(call, &mut unmap))
     }
 
     /// Removes the mappings in a range and reports their dirty pages, pages of
@@ -291,7 +297,7 @@ impl Container {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
         let mut unmap = Unmap::new(Target::Range { iova, size });
         self.shared
-            .unmap(|core, call| core.unmap_dirty(call, &mut unmap, pgsize, Report::Words(bitmap)))
+            .unmap(|type1, call| type1.unmap_dirty(call, &mut unmap, pgsize, Dest::Words(bitmap)))
     }
 
     /// Starts dirty-page tracking; no effect if it is on. Reports tell what is
@@ -299,18 +305,18 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::start`].
+    /// See [`dirty_core::Type1::start`].
     pub fn start(&self) -> Result<(), Error> {
-        self.shared.write().start()
+        self.shared.write().backend_mut()?.start()
     }
 
     /// Stops dirty-page tracking and forgets what was dirty.
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::stop`].
+    /// See [`dirty_core::Type1::stop`].
     pub fn stop(&self) -> Result<(), Error> {
-        self.shared.write().stop()
+        self.shared.write().backend_mut()?.stop()
     }
 
     /// Reports the dirty pages of a range, pages of `pgsize` bytes (any power
@@ -327,7 +333,7 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Report::Words(bitmap))
+        self.report(iova, size, pgsize, Dest::Words(bitmap))
     }
 
     /// Likewise into words that are zero: only words with dirty pages are
@@ -343,12 +349,13 @@ impl Container {
         pgsize: u64,
         bitmap: &mut [u64],
     ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Report::Zeroed(bitmap))
+        self.report(iova, size, pgsize, Dest::Zeroed(bitmap))
     }
 
-    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Report<'_>) -> Result<(), Error> {
+    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Dest<'_>) -> Result<(), Error> {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
-        self.shared.write().get_bitmap(iova, size, pgsize, to)
+        let mut core = self.shared.write();
+        core.backend_mut()?.get_bitmap(iova, size, pgsize, to)
     }
 
     /// Marks `size` bytes from `iova` on as written: *after* the write, and
@@ -356,9 +363,9 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark`].
+    /// See [`dirty_core::Type1::mark`].
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.shared.read().mark(iova, size)
+        self.shared.read().backend()?.mark(iova, size)
     }
 
     /// A handle that does not keep the container open, for callbacks.
@@ -374,9 +381,9 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark_bitmap`].
+    /// See [`dirty_core::Type1::mark_bitmap`].
     pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
-        self.shared.read().mark_bitmap(words, extent)
+        self.shared.read().backend()?.mark_bitmap(words, extent)
     }
 
     /// Opens a device of a group. `on_unmap` is its dma_unmap callback: it is

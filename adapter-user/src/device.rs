@@ -168,10 +168,10 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// See [`dirty_core::Container::mark`]: after `Unmapped` no report tells of
+    /// See [`dirty_core::Type1::mark`]: after `Unmapped` no report tells of
     /// the part that is in no mapping.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.shared.read().mark(iova, size)
+        self.shared.read().backend()?.mark(iova, size)
     }
 }
 

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A container: the groups in it, and the type1 backend once it is chosen.
+//! The generic layer of VFIO above its backends: which groups and open devices
+//! a container has, and which backend it uses.
 //!
-//! The container holds no lock and owns no host: whoever holds it calls it
-//! with `&mut` and its own `&mut dyn Host`. Typed calls are here; the ioctl
-//! interface is in [`ioctl`](crate::ioctl).
+//! A container holds no lock and owns no host: each call gets the caller's
+//! `&mut dyn Host`, and the caller decides who may call when.
 
 use crate::error::Error;
 use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
-use crate::map::{last_of, Map};
 use crate::mem::List;
-use crate::pgsize::{Extent, PageSize};
-use crate::report::Report;
+use crate::type1::ioctl::Outcome;
 use crate::type1::{Options, Type1};
-use crate::uapi;
-use crate::unmap::{Harvest, Progress, Unmap};
+use crate::uapi::{VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_SET_IOMMU};
 
 /// A group in the container, whether or not a backend is set.
 #[derive(Clone, Copy)]
@@ -31,7 +28,12 @@ struct Device {
     dma_unmap: bool,
 }
 
-/// A VFIO container.
+/// A VFIO container: what a file of `/dev/vfio/vfio` stands for.
+///
+/// Its backend exists from [`set_iommu`](Container::set_iommu) until the last
+/// group leaves. Mappings and dirty pages belong to the backend:
+/// [`backend`](Container::backend) hands it out. Calls that name a device are
+/// here, because the container knows which devices are open.
 pub struct Container<M: Memory> {
     mem: M,
     options: Options,
@@ -53,34 +55,62 @@ impl<M: Memory> Container<M> {
         }
     }
 
-    pub(crate) fn backend(&self) -> Result<&Type1<M>, Error> {
-        self.backend.as_ref().ok_or(Error::NoIommu)
-    }
-
-    pub(crate) fn backend_mut(&mut self) -> Result<&mut Type1<M>, Error> {
-        self.backend.as_mut().ok_or(Error::NoIommu)
-    }
-
-    /// CHECK_EXTENSION (A2): whether an extension is there.
-    #[must_use]
-    pub fn check_extension(&self, extension: u64) -> bool {
-        match extension {
-            uapi::VFIO_TYPE1_IOMMU | uapi::VFIO_TYPE1v2_IOMMU | uapi::VFIO_UNMAP_ALL => true,
-            uapi::VFIO_UPDATE_VADDR => self
-                .backend
-                .as_ref()
-                .is_some_and(|b| !b.has_emulated_group()),
-            uapi::VFIO_DMA_CC_IOMMU => self.backend.as_ref().is_some_and(Type1::is_coherent),
-            _ => false,
-        }
-    }
-
-    /// SET_IOMMU (A2): opens the backend and attaches every group, or none.
+    /// The backend: to read its state, or to mark pages beside other threads
+    /// that do.
     ///
     /// # Errors
     ///
-    /// `NoGroup`, `IommuAlreadySet`, `NoSuchIommu`, `ExtensionAsIommu`, and
-    /// why a group does not fit.
+    /// `NoIommu` before SET_IOMMU.
+    pub fn backend(&self) -> Result<&Type1<M>, Error> {
+        self.backend.as_ref().ok_or(Error::NoIommu)
+    }
+
+    /// The backend, for every other call.
+    ///
+    /// # Errors
+    ///
+    /// `NoIommu` before SET_IOMMU.
+    pub fn backend_mut(&mut self) -> Result<&mut Type1<M>, Error> {
+        self.backend.as_mut().ok_or(Error::NoIommu)
+    }
+
+    /// An ioctl of the container's file: its number, and its argument as a
+    /// value or as an address in the caller's memory. The container answers
+    /// GET_API_VERSION, SET_IOMMU and, without a backend, CHECK_EXTENSION; the
+    /// backend answers the rest.
+    ///
+    /// # Errors
+    ///
+    /// `NoIommu` for an ioctl that needs a backend before SET_IOMMU; otherwise
+    /// see [`set_iommu`](Container::set_iommu) and [`Type1::ioctl`]. The caller
+    /// returns the negative of [`Error::errno`] to its user.
+    pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
+        match nr {
+            VFIO_GET_API_VERSION => Ok(Outcome::Done(0)),
+            VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
+            VFIO_SET_IOMMU => self.set_iommu(host, arg).map(|()| Outcome::Done(0)),
+            _ => self.backend_mut()?.ioctl(host, nr, arg),
+        }
+    }
+
+    /// CHECK_EXTENSION: whether the backend has an extension, or would have it
+    /// once it is set (rule A2 in docs/rules.md).
+    #[must_use]
+    pub fn check_extension(&self, extension: u64) -> bool {
+        match &self.backend {
+            Some(backend) => backend.check_extension(extension),
+            None => Type1::<M>::offers(extension),
+        }
+    }
+
+    /// SET_IOMMU: opens the backend for IOMMU type `kind` and attaches every
+    /// group to it. On an error no group stays attached and no backend is set.
+    ///
+    /// # Errors
+    ///
+    /// In this order: `IommuAlreadySet`; `NoGroup`; `NoSuchIommu` or
+    /// `ExtensionAsIommu` if `kind` is no IOMMU type; then those of
+    /// [`Type1::attach_group`] for the first group that does not fit.
     pub fn set_iommu(&mut self, host: &mut dyn Host, kind: u64) -> Result<(), Error> {
         if self.backend.is_some() {
             return Err(Error::IommuAlreadySet);
@@ -88,13 +118,7 @@ impl<M: Memory> Container<M> {
         if self.groups.is_empty() {
             return Err(Error::NoGroup);
         }
-        let v2 = match kind {
-            uapi::VFIO_TYPE1_IOMMU => false,
-            uapi::VFIO_TYPE1v2_IOMMU => true,
-            uapi::VFIO_UNMAP_ALL => return Err(Error::ExtensionAsIommu),
-            _ => return Err(Error::NoSuchIommu),
-        };
-        let mut backend = Type1::new(&self.mem, self.options, v2);
+        let mut backend = Type1::open(self.mem.clone(), self.options, kind)?;
         for member in self.groups.iter() {
             if let Err(e) = backend.attach_group(host, member.group, member.emulated) {
                 backend.close(host);
@@ -105,30 +129,29 @@ impl<M: Memory> Container<M> {
         Ok(())
     }
 
-    /// Adds a group: to the backend too, if one is set. `emulated` groups have
-    /// no IOMMU; the others' is the host's.
+    /// Adds a group, and attaches it to the backend if one is set. `emulated`
+    /// groups have no IOMMU; the IOMMU of others is the host's.
     ///
     /// # Errors
     ///
-    /// `DuplicateGroup`, `VaddrInvalid`, `NoMemory`, or why its IOMMU does not
-    /// fit what is mapped (A9). Nothing changes then.
+    /// `DuplicateGroup` and `NoMemory`, and with a backend those of
+    /// [`Type1::attach_group`]. Nothing changes then.
     pub fn attach_group(
         &mut self,
         host: &mut dyn Host,
         group: GroupId,
         emulated: bool,
     ) -> Result<(), Error> {
-        if self.backend.as_ref().is_some_and(|b| b.vaddr_invalid != 0) {
-            return Err(Error::VaddrInvalid);
-        }
-        if self.has_group(group) {
-            return Err(Error::DuplicateGroup);
+        match &self.backend {
+            Some(backend) => backend.check_new_group(group)?,
+            None if self.has_group(group) => return Err(Error::DuplicateGroup),
+            None => {}
         }
         self.groups.reserve()?;
         if let Some(backend) = &mut self.backend {
             backend.attach_group(host, group, emulated)?;
         }
-        self.groups.push(Member { group, emulated })?; // cannot fail: reserved
+        self.groups.push(Member { group, emulated })?; // cannot fail: reserved above
         Ok(())
     }
 
@@ -138,12 +161,12 @@ impl<M: Memory> Container<M> {
         self.groups.iter().any(|m| m.group == group)
     }
 
-    /// Removes a group. The backend goes with the last one, and all mappings
-    /// with it.
+    /// Removes a group. With the last group the backend goes, and with it every
+    /// mapping.
     ///
     /// # Errors
     ///
-    /// `UnknownGroup`; `GroupBusy` while a device of it is open.
+    /// `UnknownGroup`; `GroupBusy` while a device of the group is open.
     pub fn detach_group(&mut self, host: &mut dyn Host, group: GroupId) -> Result<(), Error> {
         let at = self.groups.iter().position(|m| m.group == group);
         let at = at.ok_or(Error::UnknownGroup)?;
@@ -160,13 +183,13 @@ impl<M: Memory> Container<M> {
         Ok(())
     }
 
-    /// Opens a device of a group; `dma_unmap` says whether it can be told to
-    /// unpin, without which it may not pin.
+    /// Opens a device of a group. `dma_unmap` says whether its driver has a
+    /// dma_unmap callback, without which it may not pin.
     ///
     /// # Errors
     ///
-    /// `NoIommu` before SET_IOMMU, `UnknownGroup`, `DuplicateDevice`,
-    /// `NoMemory`.
+    /// In this order: `NoIommu` before SET_IOMMU, `UnknownGroup`,
+    /// `DuplicateDevice`, `NoMemory`.
     pub fn open_device(
         &mut self,
         id: DeviceId,
@@ -188,7 +211,8 @@ impl<M: Memory> Container<M> {
         Ok(self.devices.push(device)?)
     }
 
-    /// Closes a device. It must have unpinned what it pinned.
+    /// Closes a device. The device must have unpinned what it pinned; pins that
+    /// it leaves behind stay until their mapping goes.
     pub fn close_device(&mut self, id: DeviceId) {
         if let Some(at) = self.devices.iter().position(|d| d.id == id) {
             self.devices.remove(at);
@@ -200,106 +224,15 @@ impl<M: Memory> Container<M> {
         device.copied().ok_or(Error::UnknownDevice)
     }
 
-    /// MAP_DMA.
+    /// pin_pages: pins the page at `iova` and the pages that follow, one for
+    /// each entry of `pfns`, and stores their pfns there.
     ///
     /// # Errors
     ///
-    /// In the order of A4; nothing is mapped then.
-    pub fn map(&mut self, host: &mut dyn Host, map: &Map) -> Result<(), Error> {
-        self.backend_mut()?.map(host, map)
-    }
-
-    /// One step of UNMAP_DMA; call it again after each [`Progress::Notify`].
-    ///
-    /// # Errors
-    ///
-    /// In the order of A5; nothing is unmapped then.
-    pub fn unmap(&mut self, host: &mut dyn Host, unmap: &mut Unmap) -> Result<Progress, Error> {
-        self.backend_mut()?.unmap(host, unmap, Harvest::None)
-    }
-
-    /// Likewise, harvesting the dirty pages of what is unmapped at any page
-    /// size. Not for vaddr, nor for [`Target::All`](crate::Target::All).
-    ///
-    /// # Errors
-    ///
-    /// In the order of A5; nothing is unmapped then.
-    pub fn unmap_dirty(
-        &mut self,
-        host: &mut dyn Host,
-        unmap: &mut Unmap,
-        pgsize: PageSize,
-        report: Report<'_>,
-    ) -> Result<Progress, Error> {
-        if !unmap.may_harvest() {
-            return Err(Error::FlagCombination);
-        }
-        let harvest = Harvest::Report { pgsize, report };
-        self.backend_mut()?.unmap(host, unmap, harvest)
-    }
-
-    /// DIRTY_PAGES START. Reports tell what is written from now on: copy
-    /// everything after this call.
-    ///
-    /// # Errors
-    ///
-    /// `NoIommu`, `NotV2`, `TooManyPages`, `BitmapBudget`, `NoMemory`;
-    /// tracking stays off then.
-    pub fn start(&mut self) -> Result<(), Error> {
-        self.tracker()?.start()
-    }
-
-    /// DIRTY_PAGES STOP: what was dirty is forgotten.
-    ///
-    /// # Errors
-    ///
-    /// `NoIommu`, `NotV2`.
-    pub fn stop(&mut self) -> Result<(), Error> {
-        self.tracker()?.stop();
-        Ok(())
-    }
-
-    /// DIRTY_PAGES GET_BITMAP at any page size: bit k of the report is the
-    /// page at `iova + k * pgsize`. What is reported is clean afterwards, but
-    /// for pinned pages.
-    ///
-    /// # Errors
-    ///
-    /// `NoIommu`, `NotV2`, then in the order of A6; nothing is cleared then.
-    pub fn get_bitmap(
-        &mut self,
-        iova: u64,
-        size: u64,
-        pgsize: PageSize,
-        report: Report<'_>,
-    ) -> Result<(), Error> {
-        self.tracker()?.get_bitmap(iova, size, pgsize, report)
-    }
-
-    /// The backend, if it is one that tracks.
-    pub(crate) fn tracker(&mut self) -> Result<&mut Type1<M>, Error> {
-        let backend = self.backend_mut()?;
-        if backend.v2 {
-            Ok(backend)
-        } else {
-            Err(Error::NotV2)
-        }
-    }
-
-    /// Whether tracking is on, and at which page size.
-    #[must_use]
-    pub fn tracking(&self) -> Option<PageSize> {
-        let tracking = self.backend.as_ref()?.tracking.as_ref();
-        tracking.map(|t| t.pgsize)
-    }
-
-    /// pin_pages: pins the page at `iova` and those that follow, as many as
-    /// `pfns` holds, and gives their pfns.
-    ///
-    /// # Errors
-    ///
-    /// In the order of A9; no page stays pinned then, though pages that were
-    /// for a moment are dirty.
+    /// In this order: `UnknownDevice`; `NoPages` if `pfns` is empty;
+    /// `NoDmaUnmap` if the device was opened without a callback; `TooManyPins`
+    /// for more than `page_size / 8` pages; then those of
+    /// [`Type1::pin_pages`].
     pub fn pin_pages(
         &mut self,
         host: &mut dyn Host,
@@ -315,22 +248,19 @@ impl<M: Memory> Container<M> {
         if !device.dma_unmap {
             return Err(Error::NoDmaUnmap);
         }
-        let page = self.options.page_size;
-        if pfns.len() as u64 > page.bytes() / 8 {
+        if pfns.len() as u64 > self.options.page_size.bytes() / 8 {
             return Err(Error::TooManyPins);
         }
-        let backend = self.tracker()?;
-        last_of(iova, (pfns.len() as u64) << page.shift())?;
+        let backend = self.backend_mut()?;
         backend.pin_pages(host, device.group, iova, prot, pfns)
     }
 
-    /// unpin_pages: stops at the first page that is not mapped; a page that is
-    /// not pinned is passed over. It marks what was written while pinned, so
-    /// call it after the last write.
+    /// unpin_pages: drops one pin of the page at `iova` and of each of the
+    /// `npages - 1` pages that follow. See [`Type1::unpin_pages`].
     ///
     /// # Errors
     ///
-    /// `UnknownDevice`, `NoIommu`.
+    /// `UnknownDevice`.
     pub fn unpin_pages(
         &mut self,
         host: &mut dyn Host,
@@ -343,12 +273,12 @@ impl<M: Memory> Container<M> {
         Ok(())
     }
 
-    /// dma_rw: writes as the device would, and marks what may have been
-    /// written. Callers may do so at the same time.
+    /// dma_rw: writes `data` to guest memory at `iova`, as the device would.
+    /// Threads may write at the same time.
     ///
     /// # Errors
     ///
-    /// In the order of A9; what was written before an error stays.
+    /// `UnknownDevice`, then those of [`Type1::write`].
     pub fn write(
         &self,
         host: &mut dyn Host,
@@ -360,11 +290,11 @@ impl<M: Memory> Container<M> {
         self.backend()?.write(host, iova, data)
     }
 
-    /// dma_rw: reads as the device would.
+    /// dma_rw: fills `data` from guest memory at `iova`, as the device would.
     ///
     /// # Errors
     ///
-    /// In the order of A9.
+    /// `UnknownDevice`, then those of [`Type1::read`].
     pub fn read(
         &self,
         host: &mut dyn Host,
@@ -376,45 +306,9 @@ impl<M: Memory> Container<M> {
         self.backend()?.read(host, iova, data)
     }
 
-    /// Marks `size` bytes from `iova` on as written: for whoever writes to
-    /// guest memory by itself. Callers may do so at the same time.
-    ///
-    /// Call it *after* the write, and before telling anybody that the write is
-    /// done (a completion, an interrupt, a device that is stopped): on that,
-    /// somebody makes the last report. The lock around the container orders
-    /// this call (`&self`) with each report (`&mut self`): a copy made after
-    /// the report that has the mark has the write too, and a mark that comes
-    /// too late for one report is in the next.
-    ///
-    /// # Errors
-    ///
-    /// `ZeroSize`, `Wraps`; `Unmapped` if a part lies in no mapping (the rest
-    /// is marked). No report has that part, nor had one of an unmap that came
-    /// between the write and the mark: writers stop before a range goes.
-    pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.backend()?.mark(iova, size)
-    }
-
-    /// Marks what a bitmap says, at its own page size: takes in the report of
-    /// another tracker. As with [`mark`](Container::mark), after the writes.
-    ///
-    /// # Errors
-    ///
-    /// `BitmapSize`, `Misaligned` and `Wraps` if `extent` does not describe
-    /// `words`; `Unmapped` if a dirty page lies in no mapping (the rest is
-    /// marked).
-    pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
-        let backend = self.backend()?;
-        let mut result = Ok(());
-        for (first, last) in extent.ranges(words)? {
-            let size = last.wrapping_sub(first).wrapping_add(1);
-            result = result.and(backend.mark(first, size));
-        }
-        result
-    }
-
-    /// Closes the container: every group leaves, every mapping goes. Dropping
-    /// a container frees its memory but cannot give back pins.
+    /// Closes the container: every device closes, every group leaves, every
+    /// mapping goes. Call it before dropping a container: dropping one frees
+    /// its memory, but cannot give pins back to the host.
     pub fn close(&mut self, host: &mut dyn Host) {
         self.devices.clear();
         if let Some(backend) = &mut self.backend {

@@ -8,7 +8,7 @@
 //! and accounting are asked of a [`Host`](host::Host), which a kernel module
 //! or a VMM brings.
 //!
-//! Data flows one way: bytes ([`ioctl`]), typed command ([`Map`], [`Unmap`],
+//! Data flows one way: bytes ([`Container::ioctl`]), typed command ([`Map`], [`Unmap`],
 //! ...), [`Container`], mapping, [`Bitmap`], report.
 //!
 //! Rules are cited as in the project's specification: A2 to A10 for what Linux
@@ -27,37 +27,18 @@
     clippy::unwrap_used
 )]
 
-mod access;
 mod bitmap;
 mod bits;
 mod container;
-mod dirty;
-mod dma;
-mod domain;
 mod error;
 pub mod host;
-mod image;
-pub mod ioctl;
-mod iova;
-mod iterate;
-mod lanes;
-mod map;
 mod mem;
-mod pfn;
 mod pgsize;
-mod planes;
-mod report;
+mod pins;
 mod rescale;
-#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
-mod sse2;
-mod stage;
-mod stream;
-mod table;
-mod tree;
+mod span;
 mod type1;
 pub mod uapi;
-mod unmap;
-mod window;
 
 #[cfg(test)]
 extern crate self as dirty_core;
@@ -67,11 +48,13 @@ extern crate std;
 mod unit_tests;
 
 pub use bitmap::Bitmap;
+pub use bits::runs::{pages, runs};
 pub use container::Container;
 pub use error::{Errno, Error};
-pub use iterate::{pages, runs};
-pub use map::Map;
-pub use pgsize::{normalise, Extent, PageSize};
-pub use report::Report;
-pub use type1::Options;
-pub use unmap::{Progress, Target, Unmap};
+pub use pgsize::PageSize;
+pub use rescale::{normalise, Extent};
+pub use type1::ioctl::{Outcome, Pending};
+pub use type1::map::Map;
+pub use type1::report::Dest;
+pub use type1::unmap::{Progress, Target, Unmap};
+pub use type1::{Options, Type1};

@@ -5,7 +5,7 @@
 use std::vec;
 
 use crate::bitmap::Bitmap;
-use crate::lanes::{collapse, collapse_any, spread, spread_any};
+use crate::rescale::lanes::{collapse, collapse_any, spread, spread_any};
 
 /// The memory of the integration tests.
 #[path = "../tests/support/memory.rs"]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The bitmap of one mapping against a list of pages.
+//! Compares the bitmap of one mapping with a naive list of pages.
 
 mod support;
 
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use support::words::garbage;
 use support::TestMemory;
 
-/// What a bitmap must remember, page by page.
+/// The naive bitmap: which pages are dirty, and which are pinned.
 struct Model {
     dirty: BitVec<u64>,
     pinned: BitVec<u64>,
@@ -35,7 +35,7 @@ impl Model {
         }
     }
 
-    /// The report with page 0 at bit `shift`.
+    /// The words of a report in which page 0 is at bit `shift`.
     fn image(&self, shift: u32) -> Vec<u64> {
         let mut image = bitvec![u64, Lsb0; 0; shift as usize];
         image.extend_from_bitslice(&(self.dirty.clone() | &self.pinned));
@@ -58,17 +58,18 @@ enum Op {
     Image(u32, usize, usize),
 }
 
-/// Pages that one word of the summary stands for.
+/// Pages that one word of the bitmap's summary stands for.
 const BLOCK: u64 = 64 * 512;
 
-/// Sizes around the ends of words, lines and blocks.
+/// Sizes of bitmaps, mostly near the ends of words, lines (512 pages) and
+/// blocks.
 fn npages() -> impl Strategy<Value = u64> {
     let blocks = (1..4u64, 0..140u64).prop_map(|(blocks, n)| blocks * BLOCK + n - 70);
     prop_oneof![0..130u64, 500..530u64, 0..1200u64, blocks]
 }
 
-/// Pages from 0 to beyond the end; small numbers, ends of lines and blocks, and
-/// the rest.
+/// Pages, some beyond the end of the bitmap: small numbers, pages near the ends
+/// of lines and blocks, and any others.
 fn page() -> impl Strategy<Value = u64> {
     let ends = BLOCK - 10..BLOCK + 10;
     prop_oneof![
@@ -92,7 +93,7 @@ fn length() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Words of an image.
+/// An index or a number of words in a report.
 fn place() -> impl Strategy<Value = usize> {
     prop_oneof![0..40usize, 500..520usize, 0..1600usize]
 }
@@ -163,7 +164,7 @@ fn apply(op: &Op, bitmap: &mut Bitmap<TestMemory>, model: &mut Model) {
             let first = first.min(expected.len());
             let expected = &expected[first..(first + n).min(expected.len())];
             let mut out = garbage(expected.len());
-            bitmap.image(shift, first, &mut out);
+            bitmap.copy(shift, first, &mut out);
             assert_eq!(out, expected);
         }
     }
@@ -188,7 +189,7 @@ proptest! {
         let mut model = Model::new(npages);
         for op in &ops {
             apply(op, &mut bitmap, &mut model);
-            // A report that changes nothing, and one that reads the summary.
+            // Compares all pages without changing anything.
             apply(&Op::Image(0, 0, usize::MAX / 2), &mut bitmap, &mut model);
         }
         apply(&Op::TakeSparse(1), &mut bitmap, &mut model);
@@ -212,7 +213,7 @@ fn every_shift_of_every_word() {
             let expected = model.image(shift);
             for first in 0..expected.len() {
                 let mut out = garbage(expected.len() - first);
-                bitmap.image(shift, first, &mut out);
+                bitmap.copy(shift, first, &mut out);
                 assert_eq!(out, expected[first..], "{npages} pages, shift {shift}");
             }
         }
@@ -225,12 +226,12 @@ fn words_behind_an_image_are_left_alone() {
     bitmap.set_all();
     for (shift, first) in [(0, 3), (63, 4), (63, usize::MAX)] {
         let mut out = garbage(2);
-        bitmap.image(shift, first, &mut out);
+        bitmap.copy(shift, first, &mut out);
         assert_eq!(out, garbage(2), "shift {shift}, from word {first} on");
     }
 }
 
-/// Images of 16 MiB and more go past the caches.
+/// Reports of 16 MiB and more are written past the caches.
 #[test]
 fn large_images() {
     let mem = TestMemory::default();
@@ -238,7 +239,8 @@ fn large_images() {
     let mut bitmap = Bitmap::new(&mem, npages).expect("memory");
     let words = npages.div_ceil(64) as usize;
     for (shift, at) in [(0, 0), (0, 1), (1, 0), (13, 1), (63, 1)] {
-        // Every other block has all its lines, the last has few.
+        // Every other block has dirty pages in all its lines, the last block in
+        // few.
         for first in (0..npages).step_by(2 * BLOCK as usize) {
             for line in 0..64 {
                 bitmap.set(first + 512 * line + line, 100);
@@ -247,7 +249,7 @@ fn large_images() {
         bitmap.set(npages - 3, 3);
         bitmap.pin(BLOCK * 2 + 7);
         let mut before = garbage(words);
-        bitmap.image(0, 0, &mut before);
+        bitmap.copy(0, 0, &mut before);
         let mut out = vec![0x5555; at + words + 1];
         bitmap.take(shift, &mut out[at..]).expect("room");
         let mut carry = 0;
@@ -255,7 +257,7 @@ fn large_images() {
             assert_eq!(*out, word << shift | carry, "word {at}, shift {shift}");
             carry = word.checked_shr(64 - shift).unwrap_or(0);
         }
-        bitmap.image(0, 0, &mut out);
+        bitmap.copy(0, 0, &mut out);
         assert_eq!(out.iter().position(|w| *w != 0), Some(BLOCK as usize / 32));
         bitmap.unpin(BLOCK * 2 + 7);
         bitmap.clear();
@@ -282,9 +284,10 @@ fn marks_of_several_threads_are_all_there() {
     let mem = TestMemory::default();
     let mut bitmap = Bitmap::new(&mem, PAGES).expect("memory");
     for round in 0..8 {
-        // Together the threads mark every page but the last of each word. They
-        // start at the same time, each with every fourth page, so that they
-        // meet in words; in odd rounds with runs that cross words as well.
+        // Together the threads mark every page but the last of each word. Each
+        // thread marks every fourth page, and all start at the same time, so
+        // that they write to the same words. In odd rounds they also mark runs
+        // that cross words.
         let barrier = Barrier::new(THREADS as usize);
         let (shared, barrier) = (&bitmap, &barrier);
         thread::scope(|scope| {
@@ -324,7 +327,8 @@ fn nothing_is_taken_into_too_few_words() {
     assert_eq!(out, [0, 1 << 63]);
 }
 
-/// Cleared words keep what they were until a page of their line is marked.
+/// Clearing leaves the words of a line as they were until a page of the line is
+/// marked again; the old bits must not come back then.
 #[test]
 fn what_was_cleared_never_comes_back() {
     const NPAGES: u64 = 3 * 512 + 70; // the last line has two words

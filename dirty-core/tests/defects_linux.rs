@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Defects of today's driver, U1 to U13 of B3: each test fails where the defect
-//! is.
+//! The defects of today's driver, U1 to U13 in docs/rules.md: each test fails
+//! if its defect is put into the core.
 //!
-//! What cannot occur here in its own form:
+//! Two defects cannot occur here in their own form:
 //!
-//! - U9: the core has 64-bit words only, and does not build where an address
-//!   has 32 bits; the test compares the bytes that the user sees.
-//! - U13: a scan from the first mapping costs time and answers the same; tests
-//!   assert answers.
+//! - U9: the core has 64-bit words only and does not build for 32-bit
+//!   addresses. The test compares the bytes that the user sees.
+//! - U13: a scan from the first mapping costs time but gives the same answers,
+//!   and tests do not assert times. It has no test.
 
 mod support;
 
@@ -21,8 +21,8 @@ use support::{pack, Rig, Spec, TestMemory, ARG, BITMAP, PAGE};
 const BASE: u64 = 0x4000_0000;
 const K64: u64 = 0x10000;
 
-/// Tracks these mappings, as first page and number of pages; the group is
-/// emulated.
+/// A container with an emulated group and these mappings (first page, number of
+/// pages), with tracking on.
 fn tracked(mappings: &[(u64, u64)]) -> Rig {
     let mut rig = Rig::emulated();
     for (page, npages) in mappings {
@@ -113,7 +113,7 @@ fn u6_a_pin_that_narrows_the_scope_reports_everything_once() {
     rig.map(BASE, 3 * PAGE).expect("map");
     rig.start();
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [0, 1, 2]);
-    rig.pin(BASE, 1).expect("pin"); // pages may have been written until now
+    rig.pin(BASE, 1).expect("pin"); // before it, any page may have been written
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [0, 1, 2]);
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [0]);
 }
@@ -160,7 +160,7 @@ fn u9_page_k_is_bit_k_of_the_bytes() {
     let mut rig = tracked(&mappings);
     for (page, npages) in mappings {
         let (iova, size) = (BASE + page * PAGE, npages * PAGE);
-        rig.container.mark(iova, size).expect("mark");
+        rig.backend().mark(iova, size).expect("mark");
     }
     rig.dirty(BASE, 256 * PAGE);
     let mut bytes = [0; 32];
@@ -224,7 +224,7 @@ fn u12_page_size_0_is_einval_and_2g_is_no_int() {
     for shift in [31, 32, 63] {
         let mut rig = Rig::with(&[Some(Spec::pages(1 << shift))]);
         rig.start();
-        assert_eq!(rig.container.tracking(), Some(pgsize(1 << shift)));
+        assert_eq!(rig.tracking(), Some(pgsize(1 << shift)));
         assert_eq!(rig.dirty(0, 1 << shift), [], "2^{shift}");
         let half = rig.get(Via::Words, 0, 1 << (shift - 1), 1 << shift, &mut [0]);
         assert_eq!(half, Err(Error::BitmapSize), "2^{shift}");

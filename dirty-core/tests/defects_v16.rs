@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Defects of the v16 patch series, V1 to V25 of B2: each test fails where the
-//! defect is.
+//! The defects of the v16 patch series, V1 to V25 in docs/rules.md: each test
+//! fails if its defect is put into the core.
 //!
-//! What cannot occur here in its own form, and what is asserted instead:
+//! Some defects cannot occur here in their own form. What their tests assert
+//! instead:
 //!
-//! - V1, V2: the core holds no lock, so it cannot wait for one that it has; the
-//!   tests make the calls that never returned.
-//! - V5: all memory is given back by the owner of its layout; the test's memory
-//!   compares that with what was handed out.
-//! - V10: a call has `&mut` from its first check to its last; the one time when
-//!   it has not is while an unmap waits for devices.
-//! - V19: there is no lock to copy under. The ioctl does copy while it has the
-//!   container; who minds takes a typed report, which needs no user memory.
-//! - V20: the core follows no address, the host does; its fault must count.
-//! - V22: harmless, and the same here; but no page may be dirty for ever.
-//! - V25: a bitmap's pointer has 64 bits by its type; no 32-bit layout exists.
+//! - V1, V2: the core holds no lock, so it cannot wait for a lock that it
+//!   holds. The tests make the calls that never returned.
+//! - V5: memory is freed with the layout that it was allocated with. The test's
+//!   allocator compares the two.
+//! - V10: a call has `&mut` from its first check to its last, except while an
+//!   unmap waits for devices. The test changes the page size then.
+//! - V19: the core has no lock to copy under, but the ioctl does copy while it
+//!   has the container. Callers who mind take a typed report, which needs no
+//!   user memory.
+//! - V20: the core follows no address; its host does. The host's fault must
+//!   count.
+//! - V22: the pages of a failed pin are reported once too often here too, which
+//!   is harmless. No page may be dirty for ever.
+//! - V25: the pointer to a bitmap has 64 bits by its type; there is no 32-bit
+//!   layout.
 
 mod support;
 
@@ -30,7 +35,8 @@ use support::{pack, Rig, Spec, TestMemory, ARG, BITMAP, PAGE};
 const BASE: u64 = 0x4000_0000;
 const K64: u64 = 0x10000;
 
-/// Tracks one mapping of `npages`, which has memory; its group is emulated.
+/// A container with an emulated group and one mapping of `npages` pages of
+/// memory, with tracking on.
 fn tracked(npages: u64) -> Rig {
     let mut rig = Rig::emulated();
     rig.map_memory(BASE, npages * PAGE);
@@ -55,7 +61,7 @@ fn v2_a_write_while_tracking_returns() {
 #[test]
 fn v3_a_new_pin_is_marked_by_its_iova() {
     let mut rig = Rig::emulated();
-    rig.host.scattered = true; // a pfn says nothing of the iova
+    rig.host.scattered = true; // so that a pfn cannot be computed from an iova
     rig.map(BASE, 70 * PAGE).expect("map");
     rig.map(BASE + 70 * PAGE, 70 * PAGE).expect("map");
     rig.start();
@@ -73,16 +79,16 @@ fn v4_a_start_that_fails_leaves_no_bitmap() {
     let before = (rig.mem.live(), rig.mem.bytes());
     for k in [1, 2, 3, 3, 3] {
         rig.mem.fault().arm(k);
-        assert_eq!(rig.container.start(), Err(Error::NoMemory), "mapping {k}");
+        assert_eq!(rig.try_start(), Err(Error::NoMemory), "mapping {k}");
         assert_eq!((rig.mem.live(), rig.mem.bytes()), before, "mapping {k}");
-        assert_eq!(rig.container.tracking(), None, "mapping {k}");
+        assert_eq!(rig.tracking(), None, "mapping {k}");
     }
-    // What anybody could do again and again: one mapping is too large.
+    // One mapping that is too large makes START fail as often as a user likes.
     let large = 1 << 45;
     rig.map(large, PAGE << 31).expect("map");
     let before = (rig.mem.live(), rig.mem.bytes());
     for _ in 0..100 {
-        assert_eq!(rig.container.start(), Err(Error::TooManyPages));
+        assert_eq!(rig.try_start(), Err(Error::TooManyPages));
         assert_eq!((rig.mem.live(), rig.mem.bytes()), before);
     }
     rig.unmap(large, PAGE << 31).expect("unmap");
@@ -145,7 +151,7 @@ fn v8_exactly_one_flag_or_einval() {
         let one = matches!(flags, 1 | 2 | 4);
         let expected = if one { Errno(0) } else { Errno::EINVAL };
         assert_eq!(errno(got), expected, "flags {flags:#x}");
-        assert_eq!(rig.container.tracking().is_some(), flags != 2);
+        assert_eq!(rig.tracking().is_some(), flags != 2);
     }
 }
 
@@ -155,8 +161,8 @@ fn v9_pages_of_2g_and_more() {
         let page = 1 << shift;
         let mut rig = Rig::with(&[None, Some(Spec::pages(page))]);
         rig.start();
-        rig.detach(1); // the page size stays, and nothing has to be pinned
-        assert_eq!(rig.container.tracking(), Some(pgsize(page)));
+        rig.detach(1); // the page size stays latched, and no page has to be pinned
+        assert_eq!(rig.tracking(), Some(pgsize(page)));
         assert_eq!(rig.info()[40..48], page.to_ne_bytes(), "capability 2");
         rig.map(4 * page, 4 * page).expect("map");
         rig.mark(5 * page);
@@ -204,7 +210,7 @@ fn v12_a_range_may_hold_several_mappings_and_holes() {
     let mut rig = tracked(2);
     rig.map(BASE + 2 * PAGE, PAGE).expect("map");
     rig.map(BASE + 70 * PAGE, 2 * PAGE).expect("map");
-    // Offset and pages of the range, then its dirty pages.
+    // First page and number of pages of the range, then its dirty pages.
     let table: [(u64, u64, &[u64]); 5] = [
         (0, 128, &[1, 2, 70]),
         (0, 3, &[1, 2]),
@@ -273,7 +279,7 @@ fn v15_a_mapping_of_2_to_31_minus_1_pages_is_tracked() {
 
 #[test]
 fn v16_start_takes_no_more_memory_than_the_budget() {
-    let size = 256 << 20; // free to map: nothing is pinned
+    let size = 256 << 20; // costs nothing to map, because nothing is pinned
     let cost = Bitmap::<TestMemory>::bytes(size / PAGE);
     let options = Options {
         bitmap_budget: Some(4 * cost - 1),
@@ -283,7 +289,7 @@ fn v16_start_takes_no_more_memory_than_the_budget() {
     (0..4).for_each(|k| rig.map(k * size, size).expect("map"));
     let before = (rig.snapshot(), rig.mem.bytes());
     for _ in 0..2 {
-        assert_eq!(errno(rig.container.start()), Errno::ENOMEM);
+        assert_eq!(errno(rig.try_start()), Errno::ENOMEM);
         assert_eq!((rig.snapshot(), rig.mem.bytes()), before);
     }
     rig.unmap(0, size).expect("unmap");
@@ -333,7 +339,7 @@ fn v19_a_typed_report_needs_no_user_memory() {
     let mut rig = tracked(2);
     rig.mark(BASE + PAGE);
     rig.put(&Rig::get_arg(BASE, 2 * PAGE, PAGE, 8));
-    rig.host.mm = 1; // which has no memory at all
+    rig.host.mm = 1; // an address space without any memory
     let got = rig.ioctl_at(VFIO_IOMMU_DIRTY_PAGES, ARG, |_, _, _| {});
     assert_eq!(got, Err(Error::BadAddress));
     let mut words = [0];
@@ -350,11 +356,11 @@ fn v20_access_by_an_address_that_is_no_users_fails() {
     let mut rig = Rig::emulated();
     let map = Map {
         iova: BASE,
-        vaddr: 0xffff_8000_0000_0000, // taken: nothing is pinned there
+        vaddr: 0xffff_8000_0000_0000, // accepted, because nothing is pinned
         size: PAGE,
         prot: Some(Prot::READ_WRITE),
     };
-    rig.container.map(&mut rig.host, &map).expect("map");
+    rig.try_map(&map).expect("map");
     rig.start();
     assert_eq!(errno(rig.write(BASE, &[1; 8])), Errno::EFAULT);
     let (host, device) = (&mut rig.host, DeviceId(0));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is different from the Linux driver on purpose, D1 to D11: each test
-//! fails with the driver's behaviour.
+//! The deliberate differences from the Linux driver, D1 to D11 in
+//! docs/rules.md: each test fails with the driver's behaviour.
 
 mod support;
 
@@ -34,7 +34,8 @@ fn d1_bits_do_not_leak_from_report_to_report() {
 fn d1_what_was_in_user_memory_does_not_matter() {
     for via in [Via::Ioctl, Via::Words] {
         let mut rig = Rig::emulated();
-        // Words 0 and 1 are shared with a hole, 2 and 3 are in the hole.
+        // Words 0 and 1 contain pages and a part of a hole; words 2 and 3 lie
+        // in a hole.
         rig.map(BASE + 3 * PAGE, 70 * PAGE).expect("map");
         rig.map(BASE + 256 * PAGE, 2 * PAGE).expect("map");
         rig.start();
@@ -46,7 +47,7 @@ fn d1_what_was_in_user_memory_does_not_matter() {
         assert_eq!(words[2..4], garbage(6)[2..4], "{via:?}");
         assert_eq!(words[4], 0, "{via:?}");
         assert_eq!(words[5], garbage(6)[5], "{via:?}");
-        // No garbage got into the bitmap either.
+        // No garbage has entered the core's bitmap either.
         let mut words = [0; 5];
         rig.get(via, BASE, size, PAGE, &mut words).expect("again");
         assert_eq!(words, [0; 5], "{via:?}");
@@ -91,7 +92,7 @@ fn d3_a_fault_in_unmap_leaves_every_mapping_with_its_bits() {
     rig.mark(BASE + 130 * PAGE);
     rig.pin(BASE + 140 * PAGE, 1).expect("pin");
     let size = 192 * PAGE;
-    // The second mapping's word, and the size to write back.
+    // Faults in the second mapping's word, and where the size is written back.
     for bad in [BITMAP + 16, BITMAP + 23, ARG + 16] {
         let arg = Rig::unmap_arg(BASE, size, PAGE, 24);
         rig.host.no_write = None;
@@ -155,7 +156,7 @@ fn d4_a_write_that_faults_marks_what_it_touched() {
             "{len:#x} bytes at {offset:#x}"
         );
     }
-    // A fault inside a page, after its first bytes.
+    // The fault is inside a page, after its first bytes.
     let mut rig = Rig::emulated();
     rig.map_memory(BASE, 2 * PAGE);
     rig.start();
@@ -177,7 +178,7 @@ fn d5_bitmaps_have_a_budget() {
     }
     let before = (rig.snapshot(), rig.mem.bytes());
     for _ in 0..2 {
-        assert_eq!(rig.container.start(), Err(Error::BitmapBudget));
+        assert_eq!(rig.try_start(), Err(Error::BitmapBudget));
         assert_eq!((rig.snapshot(), rig.mem.bytes()), before);
     }
     rig.unmap(BASE, 64 * PAGE).expect("unmap");
@@ -193,7 +194,7 @@ fn d5_bitmaps_have_a_budget() {
     rig.map(BASE, 64 * PAGE).expect("there is room again");
     rig.stop();
     rig.map(BASE + 64 * PAGE, 64 * PAGE).expect("no bitmap");
-    assert_eq!(rig.container.start(), Err(Error::BitmapBudget));
+    assert_eq!(rig.try_start(), Err(Error::BitmapBudget));
     rig.unmap(BASE, 64 * PAGE).expect("unmap");
     rig.start();
 }
@@ -213,7 +214,7 @@ fn d6_granularity_is_latched_when_a_larger_page_comes() {
     let got = rig.get(Via::Ioctl, BASE, 2 * K64, K64, &mut [0]);
     assert_eq!(got, Err(Error::WrongPageSize));
     assert_eq!(rig.dirty(BASE, 2 * K64), [17], "still pages of 4K");
-    // MAP wants the larger page.
+    // MAP_DMA wants alignment to the larger page.
     assert_eq!(rig.map(BASE + 2 * K64, PAGE), Err(Error::Misaligned));
     assert_eq!(rig.map(BASE + 2 * K64 + PAGE, K64), Err(Error::Misaligned));
     rig.map(BASE + 2 * K64, K64).expect("map");
@@ -221,7 +222,7 @@ fn d6_granularity_is_latched_when_a_larger_page_comes() {
     let mut words = [0];
     let harvested = rig.harvest(Via::Ioctl, BASE, 3 * K64, PAGE, &mut words);
     assert_eq!((harvested, words), (Ok(3 * K64), [1 << 47]));
-    // The next START takes the page that is smallest now.
+    // The next START takes the minimum page of now.
     rig.stop();
     rig.map(BASE, K64).expect("map");
     rig.start();
@@ -266,7 +267,7 @@ fn d7_stop_while_an_unmap_waits() {
     });
     assert_eq!(unmapped, Err(Error::NotTracking));
     assert_eq!(rig.dma_avail(), 65534, "nothing was removed");
-    // Without a bitmap STOP does not matter.
+    // An unmap without a bitmap does not mind a STOP.
     rig.start();
     rig.pin(BASE, 1).expect("pin");
     let target = Target::Range {
@@ -289,7 +290,7 @@ fn d7_everything_is_checked_again_after_each_callback() {
         iova: BASE,
         size: 2 * PAGE,
     };
-    // The mapping went meanwhile, and one that sticks out came.
+    // A callback replaces the mapping by one that reaches beyond the range.
     let unmapped = rig.unmap_with(all, |rig, _, _| {
         rig.unpin(BASE, 1);
         rig.unmap(BASE, 2 * PAGE).expect("unmap");
@@ -297,7 +298,7 @@ fn d7_everything_is_checked_again_after_each_callback() {
     });
     assert_eq!(unmapped, Err(Error::Bisects));
     rig.unmap(BASE + PAGE, 2 * PAGE).expect("unmap");
-    // It went, and nothing came.
+    // A callback removes the mapping.
     rig.map(BASE, 2 * PAGE).expect("map");
     rig.pin(BASE, 1).expect("pin");
     let unmapped = rig.unmap_with(all, |rig, _, _| {
@@ -337,7 +338,8 @@ fn d8_a_device_that_does_not_unpin() {
 
 #[test]
 fn d8_each_mapping_has_its_own_tries() {
-    // A5, step 11: 12 looks at the same mapping. Here each takes eight.
+    // By A5, step 11, the same mapping is looked at 12 times before the unmap
+    // fails. Here each of three mappings needs 8 looks.
     let mut rig = Rig::emulated();
     for k in 0..3 {
         rig.map(BASE + k * PAGE, PAGE).expect("map");
@@ -367,8 +369,9 @@ fn d8_devices_that_pin_each_others_mapping_do_not_hang_an_unmap() {
 
 #[test]
 fn d9_a_report_looks_at_no_mapping_outside_its_range() {
-    // As many mappings as a container takes, and a report of each by itself:
-    // with a scan of all at each report this takes two thousand million steps.
+    // As many mappings as a container takes, each reported by itself. If each
+    // report looked at every mapping, this would take two thousand million
+    // steps.
     let mut rig = Rig::emulated();
     let n = 65535;
     let iova = |k: u64| BASE + k * 2 * PAGE;
@@ -414,7 +417,7 @@ fn d10_read_only_mappings_may_be_left_out_of_all_dirty() {
         rig.detach(1);
         assert_eq!(rig.dirty(BASE, 3 * PAGE), all, "detach fills");
         assert_eq!(rig.dirty(BASE, 3 * PAGE), []);
-        // Pins of read-only mappings are reported as ever (A8).
+        // Pins of read-only mappings are still reported (A8).
         rig.pin(BASE, 1).expect("pin");
         assert_eq!(rig.dirty(BASE, 3 * PAGE), [0]);
     }
@@ -426,12 +429,12 @@ fn d11_what_was_written_before_a_pin_narrows_the_scope_is_reported() {
     rig.map(BASE, 4 * PAGE).expect("map");
     rig.start();
     assert_eq!(rig.dirty(BASE, 4 * PAGE), [0, 1, 2, 3]);
-    // A pin that fails narrows nothing.
+    // A pin that fails does not narrow the scope.
     rig.host.pin_fault.arm(2);
     rig.pin_by(0, BASE, 2).expect_err("the second page");
     rig.dirty(BASE, 4 * PAGE);
     assert_eq!(rig.dirty(BASE, 4 * PAGE), [0, 1, 2, 3]);
-    // Neither does one of an emulated device.
+    // A pin by an emulated device does not narrow the scope either.
     rig.pin_by(1, BASE, 1).expect("pin");
     rig.dirty(BASE, 4 * PAGE);
     assert_eq!(rig.dirty(BASE, 4 * PAGE), [0, 1, 2, 3]);

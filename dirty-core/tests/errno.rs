@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The order of checks in ioctls: each row breaks two rules or more, and the
-//! errno tells which was looked at first (A2 to A6).
+//! errno shows which was checked first. The numbers in the rows are the steps
+//! of rules A2 to A6 in docs/rules.md.
 
 mod support;
 
@@ -8,20 +9,21 @@ use std::collections::BTreeSet;
 
 use dirty_core::host::{Prot, UserMemory};
 use dirty_core::uapi::*;
-use dirty_core::{Errno, Error, Map, Options, Report, Target, Unmap};
+use dirty_core::{Dest, Errno, Error, Map, Options, Target, Unmap};
 use support::conditions::{prepare, But, FREE, MAPPED, OK, RESERVED, TOP};
 use support::rig::{pgsize, BITMAP_BYTES};
 use support::{errno, pack, Rig, ARG, BITMAP, PAGE};
 
-/// Where user memory is a hole, and where no user can have memory.
+/// A user address where nothing is mapped.
 const HOLE: u64 = BITMAP + BITMAP_BYTES;
+/// An address that is not a user address.
 const KERNEL: u64 = 1 << 63;
 
 const READ: u32 = 1;
 const VADDR: u32 = 4;
 
-/// Puts the first `readable` bytes of `arg` where they can be read, and
-/// nothing behind them.
+/// Makes an ioctl with an argument of which only the first `readable` bytes can
+/// be read.
 fn ioctl(rig: &mut Rig, nr: u32, arg: &[u8], readable: u64) -> Errno {
     let addr = ARG + PAGE - readable;
     let head = &arg[..arg.len().min(readable as usize)];
@@ -52,7 +54,7 @@ fn a3_get_info() {
 fn a4_map_dma() {
     use But::*;
     let many = PAGE << 31;
-    // Errno, why, what else; readable, argsz, flags; vaddr, iova, size.
+    // Errno, why, condition; readable, argsz, flags; vaddr, iova, size.
     type Row = (Errno, &'static str, But, [u32; 3], [u64; 3]);
     #[rustfmt::skip]
     let table: [Row; 31] = [
@@ -101,7 +103,7 @@ fn a4_map_dma() {
         assert!(got == OK || rig.host.books == before, "{why}");
         rig.host.mm = 0;
     }
-    // 12 before 13: with no memory no page is pinned.
+    // 12 before 13: without memory no page is pinned.
     let mut rig = prepare(VFIO_TYPE1v2_IOMMU, NoMemory);
     rig.host.pin_fault.arm(1);
     assert_eq!(errno(rig.map(FREE, PAGE)), Errno::ENOMEM);
@@ -114,7 +116,8 @@ fn a5_unmap_dma() {
     const GET: u32 = 1;
     const ALL: u32 = 2;
     let half = MAPPED + PAGE;
-    // Errno, why, what else; readable, argsz, flags; iova, size, pgsize, bytes, data.
+    // Errno, why, condition; readable, argsz, flags; iova, size, pgsize, bytes,
+    // data.
     type Row = (Errno, &'static str, But, [u32; 3], [u64; 5]);
     #[rustfmt::skip]
     let table: [Row; 32] = [
@@ -168,7 +171,8 @@ fn a6_dirty_pages() {
     const STOP: u32 = 2;
     const GET: u32 = 4;
     let (v1, v2) = (VFIO_TYPE1_IOMMU, VFIO_TYPE1v2_IOMMU);
-    // Errno, why, type, what else; readable, argsz, flags; iova, size, pgsize, bytes, data.
+    // Errno, why, type, condition; readable, argsz, flags; iova, size, pgsize,
+    // bytes, data.
     type Row = (Errno, &'static str, u64, But, [u32; 3], [u64; 5]);
     #[rustfmt::skip]
     let table: [Row; 25] = [
@@ -208,7 +212,7 @@ fn a6_dirty_pages() {
     rig.map(0, PAGE << 31).expect("map");
     rig.mem.fault().arm(1);
     assert_eq!(
-        errno(rig.container.start()),
+        errno(rig.try_start()),
         Errno::EINVAL,
         "too many pages before no memory"
     );
@@ -252,11 +256,10 @@ fn a_typed_unmap_reports_only_mappings_of_a_range_that_go() {
         size: 2 * PAGE,
     };
     for mut unmap in [Unmap::new(Target::All), Unmap::vaddr(target)] {
-        let report = Report::Words(&mut [0]);
+        let report = Dest::Words(&mut [0]);
         let page = pgsize(PAGE);
-        let step = rig
-            .container
-            .unmap_dirty(&mut rig.host, &mut unmap, page, report);
+        let backend = rig.container.backend_mut().expect("type1");
+        let step = backend.unmap_dirty(&mut rig.host, &mut unmap, page, report);
         assert_eq!(step, Err(Error::FlagCombination));
     }
 }
@@ -297,7 +300,7 @@ fn typed_calls_check_in_the_same_order() {
             size,
             prot,
         };
-        errno(rig.container.map(&mut rig.host, &map))
+        errno(rig.try_map(&map))
     };
     assert_eq!(map(TOP, 2 * PAGE, Some(Prot(8))), Errno::EOVERFLOW);
     assert_eq!(map(MAPPED, PAGE, Some(Prot(8))), Errno::EINVAL);

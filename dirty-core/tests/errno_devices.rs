@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The order of checks in what devices and groups do (A9), in the manner of
-//! `errno.rs`.
+//! The order of checks in calls by devices and on groups (rule A9 of
+//! docs/rules.md). Each row breaks two rules or more, as in `errno.rs`.
 
 mod support;
 
@@ -132,7 +132,7 @@ fn a9_dma_rw() {
         let got = rw(&mut rig, iova, &mut vec![0; len]);
         assert_eq!(got, (expected, expected), "{len} bytes, {but:?}");
     }
-    // The mapping's memory is a hole, so that a fault comes last of all.
+    // The mapping has no memory, so a fault is the last error of all.
     let mut rig = prepare(v2, Nothing);
     for (prot, k) in [(Prot::READ, 0), (Prot::WRITE, 1)] {
         rig.unmap(FREE, PAGE).expect("unmap");
@@ -221,12 +221,10 @@ fn a9_attach_group() {
 #[test]
 fn a9_attach_looks_at_vaddr_before_it_needs_memory() {
     let mut rig = prepare(VFIO_TYPE1v2_IOMMU, But::Nothing);
-    // As many groups as fit the first list, so that one more needs memory.
+    // These fill the list of groups, so that one more needs memory.
     (1..4).for_each(|group| rig.attach(group, Some(Spec::pages(PAGE))).expect("attach"));
     let mut unmap = Unmap::vaddr(Target::All);
-    rig.container
-        .unmap(&mut rig.host, &mut unmap)
-        .expect("invalidate");
+    rig.unmap_step(&mut unmap).expect("invalidate");
     rig.mem.fault().arm(1);
     let got = errno(rig.attach(4, Some(Spec::pages(PAGE))));
     rig.mem.fault().arm(0);

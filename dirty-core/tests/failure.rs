@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every fault in turn: the n-th allocation, pin, IOMMU mapping or charge of a
-//! call fails, for n from 1 until the call succeeds. A call that failed has
-//! changed nothing, and succeeds when it is made again.
+//! The n-th allocation, pin, IOMMU mapping or charge of a call fails, for every
+//! n from 1 until the call succeeds. A call that fails must change nothing, and
+//! must succeed when it is made again.
 
 mod support;
 
@@ -9,12 +9,12 @@ use std::ops::Range;
 
 use dirty_core::host::PageKind;
 use dirty_core::uapi::*;
-use dirty_core::{Errno, Error, Map, Options, Report, Target, Unmap};
+use dirty_core::{Dest, Errno, Error, Map, Options, Target, Unmap};
 use support::rig::{errno, vaddr, Snapshot};
 use support::{Rig, Spec, ARG, PAGE};
 
 const BASE: u64 = 0x4000_0000;
-/// Pages that are looked at for dirty bits.
+/// The number of pages whose dirty bits are compared.
 const SPAN: u64 = 1024;
 
 /// What fails.
@@ -24,7 +24,7 @@ enum Fault {
     Pin,
     Map,
     Charge,
-    /// So many pages can still be locked, less one.
+    /// The limit of locked memory leaves room for n - 1 pages.
     Limit,
 }
 
@@ -43,7 +43,7 @@ impl Fault {
         }
     }
 
-    /// Whether a fault was armed and came to pass.
+    /// Disarms everything. Returns whether an armed fault has struck.
     fn disarm(rig: &mut Rig) -> bool {
         let faults = [
             rig.mem.fault(),
@@ -72,9 +72,9 @@ impl Fault {
 struct Scenario<'a> {
     setup: &'a dyn Fn() -> Rig,
     call: &'a dyn Fn(&mut Rig) -> Result<(), Error>,
-    /// Faults, and how often each can strike at least.
+    /// The faults, and how many values of n each must have at least.
     faults: &'a [(Fault, u64)],
-    /// Lists that may keep memory for the next try.
+    /// How many allocations a failed call may keep, as spare room in lists.
     spare: usize,
     /// Pages that a failed call may leave dirty.
     touched: Range<u64>,
@@ -82,12 +82,12 @@ struct Scenario<'a> {
 
 impl Scenario<'_> {
     fn observe(rig: &mut Rig) -> (Snapshot, Vec<u64>) {
-        let dirty = match rig.container.tracking() {
+        let dirty = match rig.tracking() {
             Some(page) => {
                 let mut words = vec![0; SPAN.div_ceil(64) as usize];
-                let report = Report::Words(&mut words);
+                let report = Dest::Words(&mut words);
                 let size = SPAN * PAGE;
-                rig.container
+                rig.backend_mut()
                     .get_bitmap(BASE, size, page, report)
                     .expect("get");
                 support::words::bits(&words)
@@ -109,7 +109,8 @@ impl Scenario<'_> {
         }
     }
 
-    /// Lets the `n`-th fail, twice; false if there is no n-th.
+    /// Makes the call twice with the `n`-th thing failing, then once without a
+    /// fault. Returns false if there is no n-th.
     fn strike(
         &self,
         fault: Fault,
@@ -126,7 +127,8 @@ impl Scenario<'_> {
             if result.is_ok() {
                 assert!(!reached, "{fault:?} {n} went unnoticed");
                 assert_eq!(Self::observe(&mut rig).0, after.0, "{fault:?} {n}");
-                // The second time there may be memory to spare.
+                // In the second round memory that the first has kept may
+                // suffice.
                 assert!(round == 0 || fault == Fault::Alloc, "{fault:?} {n}");
                 return round != 0;
             }
@@ -147,8 +149,8 @@ impl Scenario<'_> {
     }
 }
 
-/// Two IOMMU groups with a domain each; pages that are not neighbours, few at
-/// a time; one reserved page.
+/// Two IOMMU groups with a domain each. The host pins few pages at a time, none
+/// of them neighbours, and one page is reserved.
 fn two_domains() -> Rig {
     let separate = Spec {
         joins: false,
@@ -167,7 +169,8 @@ fn scatter(rig: &mut Rig) {
     rig.host.kinds = vec![(pfn..pfn + 1, PageKind::Reserved)];
 }
 
-/// Emulated groups, several mappings with pins, and dirty pages if `tracking`.
+/// Emulated groups and several mappings with pins; with dirty pages if
+/// `tracking`.
 fn pinned(tracking: bool) -> Rig {
     let mut rig = Rig::emulated();
     scatter(&mut rig);
@@ -189,7 +192,7 @@ fn pinned(tracking: bool) -> Rig {
 fn start() {
     Scenario {
         setup: &|| pinned(false),
-        call: &|rig| rig.container.start(),
+        call: &|rig| rig.try_start(),
         faults: &[(Fault::Alloc, 4)],
         spare: 0,
         touched: 0..0,
@@ -248,7 +251,8 @@ fn map_with_domains() {
 
 #[test]
 fn map_of_more_than_a_batch() {
-    // Runs of neighbours that end inside a batch of 64 pages.
+    // Neighbouring pages, in batches of 64, so that runs go on in the next
+    // batch.
     let setup = || {
         let mut rig = two_domains();
         rig.host.scattered = false;
@@ -271,7 +275,8 @@ fn attach_the_first_domain_with_mappings_to_replay() {
         Scenario {
             setup: &|| pinned(tracking),
             call: &|rig| rig.attach(1, Some(Spec::pages(PAGE))),
-            // 180 pages, 5 of them pinned already and one of the rest reserved.
+            // 180 pages: 5 are pinned already, and one of the others is
+            // reserved.
             faults: &[
                 (Fault::Alloc, 2),
                 (Fault::Pin, 180),
@@ -290,10 +295,10 @@ fn attach_the_first_domain_with_mappings_to_replay() {
 fn attach_one_more_domain_with_mappings_to_replay() {
     let setup = || {
         let mut rig = two_domains();
-        // Neighbours.
+        // The two mappings are neighbours.
         rig.map(BASE, 70 * PAGE).expect("map");
         rig.map(BASE + 70 * PAGE, 2 * PAGE).expect("map");
-        // So many groups that the lists are full.
+        // These fill the list of groups, so that one more needs memory.
         (2..4).for_each(|group| rig.attach(group, None).expect("attach"));
         rig.start();
         rig
@@ -351,8 +356,8 @@ fn set_iommu_with_several_groups() {
 
 #[test]
 fn pin_pages() {
-    // 100 pages from page 8 on: 3 of them pinned already, in two mappings, and
-    // in chunks that are there and chunks that are not.
+    // 100 pages from page 8 on, in two mappings. 3 are pinned already; some lie
+    // in chunks of pins that exist, some in chunks that do not.
     for tracking in [false, true] {
         Scenario {
             setup: &|| pinned(tracking),
@@ -386,7 +391,7 @@ fn open_device() {
         touched: 0..0,
     }
     .check();
-    // Four devices fill the first list.
+    // Four devices fill the list of devices.
     Scenario {
         setup: &|| {
             let mut rig = Rig::with(&[None, None, None, None]);
@@ -407,7 +412,7 @@ fn a_new_vaddr_from_another_address_space() {
         let mut rig = Rig::with(&[Some(Spec::pages(PAGE))]);
         rig.map(BASE, 10 * PAGE).expect("map");
         let mut unmap = Unmap::vaddr(Target::All);
-        let step = rig.container.unmap(&mut rig.host, &mut unmap);
+        let step = rig.unmap_step(&mut unmap);
         step.expect("invalidate");
         rig.host.mm = 1;
         rig.host.add_memory(ARG, PAGE);
@@ -421,14 +426,14 @@ fn a_new_vaddr_from_another_address_space() {
     };
     Scenario {
         setup: &setup,
-        call: &|rig| rig.container.map(&mut rig.host, &map),
+        call: &|rig| rig.try_map(&map),
         faults: &[(Fault::Charge, 1), (Fault::Limit, 10)],
         spare: 0,
         touched: 0..0,
     }
     .check();
     let mut rig = setup();
-    rig.container.map(&mut rig.host, &map).expect("map");
+    rig.try_map(&map).expect("map");
     assert_eq!(rig.host.books.locked(0), 0);
     assert_eq!(rig.host.books.locked(1), 10);
     assert_eq!(rig.host.books.grabbed.get(&1), Some(&1));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Granularity larger than a page, and reports and marks at page sizes that
-//! are not the bitmaps' own, against a list of bytes' pages.
+//! Granularity larger than a page, and reports and marks at page sizes other
+//! than the bitmap's own, compared with a naive set of granules.
 
 mod support;
 
@@ -18,8 +18,9 @@ const K64: u64 = 0x10000;
 const M1: u64 = 0x10_0000;
 const BASE: u64 = 0x4000_0000;
 
-/// Tracks at granularity `granule` with emulated groups only: an IOMMU that
-/// brought it came and went. Then `mappings`, as offset and size.
+/// A container with an emulated group that tracks at `granule` bytes, because a
+/// group with such an IOMMU was there at START and left. Then maps `mappings`
+/// (offset, size).
 fn rig(granule: u64, mappings: &[(u64, u64)]) -> Rig {
     let mut rig = Rig::with(&[None, Some(Spec::pages(granule))]);
     rig.start();
@@ -27,7 +28,7 @@ fn rig(granule: u64, mappings: &[(u64, u64)]) -> Rig {
     for (offset, size) in mappings {
         rig.map(BASE + offset, *size).expect("map");
     }
-    assert_eq!(rig.container.tracking(), Some(pgsize(granule)));
+    assert_eq!(rig.tracking(), Some(pgsize(granule)));
     rig
 }
 
@@ -61,7 +62,7 @@ fn a_granule_inside_the_first_chunk_of_pins() {
 
 #[test]
 fn pins_of_a_granule_that_spans_chunks_of_pins() {
-    // 2M hold 512 pages.
+    // A granule of 2M has 512 pages.
     let granule = 2 * M1;
     let mut rig = rig(granule, &[(0, 2 * granule)]);
     rig.pin(BASE, 1).expect("pin");
@@ -84,7 +85,7 @@ fn start_finds_every_granule_with_a_pin() {
     rig.attach(1, Some(Spec::pages(K64))).expect("attach");
     rig.start();
     rig.detach(1);
-    rig.dirty(BASE, 8 * K64); // what the IOMMU's group wrote
+    rig.dirty(BASE, 8 * K64); // drops what the IOMMU's group may have written
     assert_eq!(rig.dirty(BASE, 8 * K64), [3, 7]);
     rig.unpin(BASE + 3 * K64 + PAGE, 1);
     assert_eq!(rig.dirty(BASE, 8 * K64), [3, 7], "one of two is left");
@@ -156,7 +157,7 @@ fn a_range_is_aligned_to_the_larger_of_both_page_sizes() {
 fn pages_smaller_than_the_cpus_do_not_count() {
     let mut rig = Rig::with(&[Some(Spec::pages(512))]);
     rig.start();
-    assert_eq!(rig.container.tracking(), Some(pgsize(PAGE)));
+    assert_eq!(rig.tracking(), Some(pgsize(PAGE)));
     assert_eq!(rig.map(BASE, 512), Err(Error::Misaligned));
 }
 
@@ -174,7 +175,7 @@ fn a_cpu_may_have_larger_pages() {
     assert_eq!(rig.host.books.locked(0), 100);
     rig.start();
     rig.detach(1);
-    rig.dirty(BASE, 100 * K64); // what the IOMMU's group wrote
+    rig.dirty(BASE, 100 * K64); // drops what the IOMMU's group may have written
     let pfns = rig.pin(BASE + 62 * K64, 3).expect("pin");
     assert_eq!(
         pfns,
@@ -205,7 +206,8 @@ impl Model<'_> {
         self.mappings.iter().any(hit)
     }
 
-    /// Marks what is mapped of `size` bytes; whether all of it is.
+    /// Marks the mapped part of `size` bytes. Returns whether all of it is
+    /// mapped.
     fn mark(&mut self, offset: u64, size: u64) -> bool {
         let first = offset / self.granule;
         let last = (offset + size - 1) / self.granule;
@@ -220,8 +222,8 @@ impl Model<'_> {
         whole
     }
 
-    /// The report of `size` bytes from `offset` on, written over `words` as a
-    /// `Report::Words` is.
+    /// Writes the report of `size` bytes from `offset` on to `words`. Words
+    /// that overlap no mapping are left alone.
     fn report(&mut self, offset: u64, size: u64, page: u64, words: &mut [u64]) {
         let pinned = self.pins.iter().map(|pin| pin / self.granule);
         let all: BTreeSet<u64> = pinned.chain(self.dirty.iter().copied()).collect();
@@ -253,18 +255,19 @@ impl Model<'_> {
 enum Op {
     /// Offset and bytes.
     Mark(u64, u64),
-    /// The same as a bitmap: page shift, first page, words.
+    /// Marks by a bitmap: page shift, first page, number of pages, words.
     MarkBitmap(u32, u64, u64, Vec<u64>),
     Pin(u64),
     Unpin(u64),
-    /// How, page shift, and which part of the whole.
+    /// Which call, page shift, and which of [`PARTS`].
     Get(Via, u32, usize),
 }
 
-/// All that is looked at: 4M.
+/// The size of everything that is reported: 4M.
 const WHOLE: u64 = 4 * M1;
 
-/// Mappings with holes, and neighbours that share a page of 128K, or a word.
+/// Mappings with holes between them; some neighbours share a page of 128K, or a
+/// word.
 const MAPPINGS: [(u64, u64); 6] = [
     (0, K64),
     (K64, 2 * K64),
@@ -274,7 +277,8 @@ const MAPPINGS: [(u64, u64); 6] = [
     (3 * M1 + 15 * K64, K64),
 ];
 
-/// Ranges that bisect no mapping, and whose ends fit the page sizes up to 1M.
+/// Ranges to report. They bisect no mapping, and page sizes up to 1M divide
+/// their ends.
 const PARTS: [(u64, u64); 4] = [(0, WHOLE), (0, M1), (3 * M1, M1), (M1, 3 * M1)];
 
 fn op() -> impl Strategy<Value = Op> {
@@ -295,7 +299,7 @@ fn apply(op: &Op, rig: &mut Rig, model: &mut Model<'_>) {
     match op {
         Op::Mark(offset, size) => {
             let whole = model.mark(*offset, *size);
-            let got = rig.container.mark(BASE + offset, *size);
+            let got = rig.backend().mark(BASE + offset, *size);
             let expected = if whole { Ok(()) } else { Err(Error::Unmapped) };
             assert_eq!(got, expected, "{op:?}");
         }
@@ -312,7 +316,7 @@ fn apply(op: &Op, rig: &mut Rig, model: &mut Model<'_>) {
             for k in bits(words).into_iter().filter(|k| k >= bit) {
                 whole &= model.mark(offset + (k - bit) * page, page);
             }
-            let got = rig.container.mark_bitmap(words, extent);
+            let got = rig.backend().mark_bitmap(words, extent);
             let expected = if whole { Ok(()) } else { Err(Error::Unmapped) };
             assert_eq!(got, expected, "{op:?}");
         }
@@ -324,7 +328,8 @@ fn apply(op: &Op, rig: &mut Rig, model: &mut Model<'_>) {
             }
         }
         Op::Unpin(offset) => {
-            // The pin at or after the offset, so that there often is one.
+            // Takes the next pin at or after the offset, so that there often is
+            // one.
             let Some(pin) = model.pins.range(offset..).next().copied() else {
                 return;
             };
@@ -405,7 +410,7 @@ fn a_report_at_another_page_size_when_everything_is_dirty() {
 
 #[test]
 fn a_mapping_larger_than_what_is_rescaled_at_a_time() {
-    // 2048 words of 64 pages are rescaled at a time: 512M.
+    // Words are rescaled 2048 at a time, which are 512M.
     let size = 1280 * M1;
     for via in [Via::Words, Via::Zeroed] {
         let mut rig = rig(PAGE, &[(0, size)]);
@@ -414,7 +419,7 @@ fn a_mapping_larger_than_what_is_rescaled_at_a_time() {
         let mut words = vec![0; 20];
         rig.get(via, BASE, size, M1, &mut words).expect("get");
         assert_eq!(bits(&words), [0, 511, 512, 1024, 1279], "{via:?}");
-        // Through the ioctl the words pass a buffer as well.
+        // The ioctl passes words through the same buffer.
         marks.iter().for_each(|at| rig.mark(BASE + at));
         let pages = marks.map(|at| at / PAGE);
         assert_eq!(rig.dirty(BASE, size), pages);

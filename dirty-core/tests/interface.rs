@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The rest of the interface: GET_INFO, CHECK_EXTENSION, version 1, new
-//! vaddrs, and what devices read, write and pin (A2, A3, A5, A9).
+//! The rest of the interface: GET_INFO, CHECK_EXTENSION, version 1, new vaddrs,
+//! and what devices read, write and pin (rules A2, A3, A5 and A9 of
+//! docs/rules.md).
 
 mod support;
 
@@ -14,7 +15,8 @@ use support::{pack, Rig, Spec, TestHost, ARG, PAGE};
 
 const BASE: u64 = 0x4000_0000;
 
-/// The 32-bit fields of GET_INFO's answer; 0xff beyond what was written.
+/// The answer of GET_INFO as 32-bit fields. Bytes that were not written are
+/// 0xff.
 fn info(rig: &mut Rig, argsz: u32) -> Vec<u32> {
     rig.put(&[0xff; 256]);
     rig.put(&pack(&[argsz], &[]));
@@ -77,7 +79,7 @@ fn a3_valid_iovas_are_the_last_capability() {
     assert_eq!(got[22..26], [0, 0, UNTOUCHED, UNTOUCHED], "everything");
 }
 
-/// First and last addresses.
+/// Ranges, as first and last address.
 type Ranges<'a> = &'a [(u32, u32)];
 
 #[test]
@@ -144,7 +146,7 @@ fn a5_version_1_stops_at_a_mapping_that_starts_before_the_range() {
     }
     assert_eq!(rig.unmap(BASE + PAGE, 11 * PAGE), Ok(0));
     assert_eq!(rig.unmap(BASE + PAGE, PAGE), Ok(0));
-    // The last one goes as a whole.
+    // A mapping that reaches beyond the range goes as a whole.
     assert_eq!(rig.unmap(BASE, 5 * PAGE), Ok(8 * PAGE));
     assert_eq!(rig.unmap(BASE, 9 * PAGE), Ok(4 * PAGE));
     assert_eq!(rig.dma_avail(), 65535);
@@ -183,7 +185,7 @@ fn a5_a_vaddr_is_taken_and_given_anew() {
             iova: iova(first),
             size: n * PAGE,
         });
-        rig.container.unmap(&mut rig.host, &mut unmap)
+        rig.unmap_step(&mut unmap)
     };
     assert_eq!(invalidate(&mut rig, 1, 1), Ok(Progress::Done(PAGE)));
     assert_eq!(invalidate(&mut rig, 0, 3), Err(Error::VaddrMismatch));
@@ -196,7 +198,7 @@ fn a5_a_vaddr_is_taken_and_given_anew() {
             size: n * PAGE,
             prot: None,
         };
-        rig.container.map(&mut rig.host, &map)
+        rig.try_map(&map)
     };
     assert_eq!(revive(&mut rig, 0, 1), Err(Error::VaddrMismatch), "valid");
     assert_eq!(revive(&mut rig, 1, 2), Err(Error::VaddrMismatch), "longer");
@@ -206,7 +208,8 @@ fn a5_a_vaddr_is_taken_and_given_anew() {
     let mut byte = [0];
     let read = rig.host.read_mm(Mm(0), vaddr(iova(0)), &mut byte);
     assert_eq!((read, byte), (Ok(()), [7]), "at the new vaddr");
-    // Unmapping an invalid one makes the rest usable again.
+    // Once the mapping with the invalid vaddr is unmapped, the others can be
+    // used.
     assert_eq!(invalidate(&mut rig, 0, 1), Ok(Progress::Done(PAGE)));
     assert_eq!(rig.unmap(iova(0), PAGE), Ok(PAGE));
     rig.write(iova(2), &[7]).expect("write");
@@ -225,7 +228,7 @@ fn a9_bytes_go_where_the_mappings_say() {
         |rig: &mut Rig, iova, buf: &mut [u8]| rig.container.read(&mut rig.host, device, iova, buf);
     read(&mut rig, BASE + 1000, &mut back).expect("read");
     assert_eq!(back, data);
-    // What lies before a hole is done all the same.
+    // The bytes before a hole are written even though the call fails.
     let last = BASE + 3 * PAGE - 1;
     assert_eq!(rig.write(last, &[0xee, 0xff]), Err(Error::Unmapped));
     let mut byte = [0];
@@ -251,13 +254,14 @@ fn a9_pins_in_detail() {
     assert_eq!(rig.host.books, before, "all pins of the call are undone");
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [0, 1, 2], "but their bits stay");
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [1, 2]);
-    // Unpin stops at what is not mapped and passes over what is not pinned.
+    // Unpin stops at a page that is not mapped and passes over one that is not
+    // pinned.
     rig.unpin(BASE + 3 * PAGE, 1);
     rig.unpin(BASE, 2);
     assert_eq!(rig.host.books.pinned(), 1);
     rig.unpin(BASE + PAGE, u64::MAX);
     assert_eq!(rig.host.books.pinned(), 0);
-    // An iova inside a page is a pin of its own, of the same page.
+    // A pin at another iova in the same page is a pin of its own.
     let pfn = rig.pin(BASE + 0x10, 1).expect("pin")[0];
     assert_eq!(rig.pin(BASE + 0x20, 1), Ok(vec![pfn]));
     assert_eq!(rig.host.books.pins.get(&pfn), Some(&2));
@@ -270,13 +274,13 @@ fn a9_pins_in_detail() {
     rig.unpin(BASE + 0x20, 1);
     assert_eq!(rig.dirty(BASE, 3 * PAGE), [0]);
     assert_eq!(rig.dirty(BASE, 3 * PAGE), []);
-    // No struct page, no pin.
+    // A page without a struct page cannot be pinned.
     rig.host.kinds = vec![(pfn..pfn + 1, PageKind::NoPage)];
     assert_eq!(rig.pin(BASE, 1), Err(Error::NoStructPage));
     assert_eq!(rig.host.books.pinned(), 0);
 }
 
-/// Unpin takes what there is before the end of the address space.
+/// Unpin stops at the end of the address space.
 #[test]
 fn a9_unpin_ends_with_the_address_space() {
     let mut rig = Rig::emulated();
@@ -336,7 +340,7 @@ fn marks_and_writes_of_several_threads_are_all_there() {
                     for page in (thread..PAGES).step_by(THREADS as usize) {
                         let iova = BASE + page * PAGE;
                         let done = match page % 3 {
-                            0 => container.mark(iova, 1),
+                            0 => container.backend().expect("type1").mark(iova, 1),
                             _ => container.write(&mut host, DeviceId(0), iova, &[1]),
                         };
                         done.expect("mark");
@@ -370,7 +374,7 @@ fn a9_groups_and_devices() {
     rig.attach(0, None).expect("attach");
     let set = rig.container.set_iommu(&mut rig.host, VFIO_TYPE1v2_IOMMU);
     assert_eq!(set, Ok(()), "the type went with the last group");
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.tracking(), None);
     assert_eq!(rig.dma_avail(), 65535, "and so did the mappings");
 }
 
@@ -418,7 +422,7 @@ fn a9_groups_share_a_domain_if_they_are_alike() {
 #[test]
 fn a9_a_group_must_reach_what_is_mapped() {
     let top = 0u64.wrapping_sub(PAGE);
-    // With these mappings, groups of these addresses fit or not.
+    // Mappings, the addresses of a group that is attached, and whether it fits.
     let table: [(&[u64], (u64, u64), bool); 8] = [
         (&[], (BASE, u64::MAX), true),
         (&[0], (0, BASE), true),
@@ -441,7 +445,7 @@ fn a9_a_group_must_reach_what_is_mapped() {
         let attached = rig.attach(2, Some(spec));
         assert_eq!(attached, expected, "{mapped:x?} {aperture:x?}");
     }
-    // Two groups that have no address in common.
+    // Two groups without a common address do not fit.
     let low = Spec {
         aperture: (0, BASE - 1),
         ..Spec::pages(PAGE)

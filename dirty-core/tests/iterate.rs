@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Walks over pages and over runs, against a look at every bit.
+//! Compares walks over dirty pages and runs with a look at every bit.
 
 mod support;
 
@@ -40,7 +40,7 @@ proptest! {
         let all = bits(&words);
         prop_assert!(pages(&words).eq(all.iter().copied()));
         prop_assert!(runs(&words).eq(naive_runs(&all)));
-        // The rest of a walk that has begun, all at once.
+        // `for_each` on a walk that has begun visits the rest.
         let mut rest = pages(&words);
         rest.by_ref().take(skip).for_each(drop);
         let mut found = Vec::new();
@@ -69,7 +69,7 @@ proptest! {
         pinned.into_iter().for_each(|page| bitmap.pin(page));
         let mut words = vec![0; npages.div_ceil(64) as usize];
         for _ in 0..2 {
-            bitmap.image(0, 0, &mut words);
+            bitmap.copy(0, 0, &mut words);
             let all = bits(&words);
             prop_assert!(bitmap.pages().eq(all.iter().copied()));
             prop_assert!(bitmap.runs().eq(naive_runs(&all)));
@@ -79,7 +79,7 @@ proptest! {
             let mut found = Vec::new();
             bitmap.runs().for_each(|run| found.push(run));
             prop_assert_eq!(found, naive_runs(&all));
-            bitmap.clear(); // what is pinned stays
+            bitmap.clear(); // pinned pages stay dirty
         }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Page sizes, and `normalise` against a model that compares every page with
-//! every other.
+//! Page sizes, and `normalise`, compared with a model that looks at every pair
+//! of pages.
 
 mod support;
 
@@ -12,14 +12,14 @@ fn size(shift: u32) -> PageSize {
     PageSize::new(1 << shift).expect("a power of two")
 }
 
-/// First and last address of page `k`, and whether they exist.
+/// First and last address of page `k`; they may lie beyond 2^64.
 fn page(extent: Extent, k: u64) -> (u128, u128) {
     let bytes = u128::from(extent.pgsize.bytes());
     let first = u128::from(extent.iova) + u128::from(k) * bytes;
     (first, first + bytes - 1)
 }
 
-/// What is wrong with an extent of `words` words.
+/// The error that an extent over `words` words must give.
 fn check(extent: Extent, words: usize) -> Result<(), Error> {
     if extent.iova % extent.pgsize.bytes() != 0 {
         return Err(Error::Misaligned);
@@ -62,7 +62,7 @@ fn compare(src: &[u64], from: Extent, to: Extent, words: usize) -> Result<(), Er
     result
 }
 
-/// An extent near `focus`: now and then misaligned, too long or wrapping.
+/// An extent near `focus`. Some are misaligned, too long or wrap.
 fn extent(focus: u64) -> impl Strategy<Value = Extent> {
     let bad = prop_oneof![9 => Just(0u64), 1 => 1..9u64];
     (0..64u32, 0..200u64, 0..100u64, 0..100u64, bad).prop_map(
@@ -80,13 +80,13 @@ fn extent(focus: u64) -> impl Strategy<Value = Extent> {
     )
 }
 
-/// Two extents that are not far from each other.
+/// Two extents near each other.
 fn extents() -> impl Strategy<Value = (Extent, Extent)> {
     let focus = prop_oneof![0..1u64 << 20, any::<u64>(), u64::MAX - (1 << 20)..=u64::MAX];
     focus.prop_flat_map(|focus| (extent(focus), extent(focus)))
 }
 
-/// `n` words, in some of which some bits are set.
+/// `n` words: some empty, some full, some with few bits.
 fn sparse_words(n: usize, seed: u64) -> Vec<u64> {
     let mut x = seed | 1;
     let mut next = || {
@@ -105,7 +105,8 @@ fn sparse_words(n: usize, seed: u64) -> Vec<u64> {
 }
 
 proptest! {
-    /// More than a block of words, at any ratio and any offset, both ways.
+    /// More than a block of words, at any ratio and any offset, to larger and
+    /// to smaller pages.
     #[test]
     fn normalise_by_every_ratio(
         shift in 0..13u32,
@@ -143,7 +144,7 @@ proptest! {
     }
 }
 
-/// Words with few or many bits.
+/// A word with few or many bits.
 fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![
         Just(0),

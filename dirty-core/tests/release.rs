@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Giving back: it cannot fail, and what is left is paid for (A9, A10).
+//! Releasing memory, pins and charges cannot fail, and what stays pinned stays
+//! charged (rules A9 and A10 of docs/rules.md).
 
 mod support;
 
@@ -62,7 +63,8 @@ fn detach_cannot_fail() {
         assert!(rig.host.books.domains.is_empty(), "{n}");
         assert_eq!(rig.dirty(BASE, 10 * PAGE).len(), 10, "{n}");
         rig.map(BASE + 10 * PAGE, PAGE).expect("map");
-        // Without memory the reserved regions stay out of bounds.
+        // If there was no memory for new ranges, the old and narrower ones
+        // stay.
         match rig.map(0, PAGE) {
             Ok(()) => {}
             Err(e) => {
@@ -89,8 +91,8 @@ fn a_type_goes_with_the_last_group_and_takes_everything_along() {
     rig.detach(0);
     assert_eq!(rig.host.books, Default::default());
     assert!(!rig.container.has_group(GroupId(0)));
-    assert_eq!(rig.container.tracking(), None);
-    assert_eq!(rig.container.start(), Err(Error::NoIommu));
+    assert_eq!(rig.tracking(), None);
+    assert_eq!(rig.try_start(), Err(Error::NoIommu));
 }
 
 #[test]
@@ -114,7 +116,8 @@ fn a10_who_pays_for_which_page() {
     assert_eq!(locked(&rig), 2, "pages 2 and 5 are pinned");
     rig.unpin(BASE + 5 * PAGE, 1);
     assert_eq!(locked(&rig), 1);
-    // Two mappings of one page pay twice; CAP_IPC_LOCK lets them.
+    // Two mappings of one page pay twice. CAP_IPC_LOCK lets them exceed the
+    // limit.
     rig.host.lock_cap = true;
     rig.host.limit.insert(0, 1);
     let map = Map {
@@ -123,8 +126,8 @@ fn a10_who_pays_for_which_page() {
         size: PAGE,
         prot: Some(Prot::READ),
     };
-    rig.container.map(&mut rig.host, &map).expect("map");
-    rig.host.lock_cap = false; // it counts when a mapping is made
+    rig.try_map(&map).expect("map");
+    rig.host.lock_cap = false; // what counts is whether the mapper had it
     rig.pin(BASE + 64 * PAGE, 1).expect("pin");
     assert_eq!(locked(&rig), 2);
     let refused = rig.pin(BASE + 3 * PAGE, 1);
@@ -135,8 +138,8 @@ fn a10_who_pays_for_which_page() {
 
 #[test]
 fn a10_a_pin_inside_a_page_is_paid_for_when_the_last_domain_goes() {
-    // A pin at an iova inside a page is a pin of its own: the domain's page is
-    // not the one that it pays for.
+    // A pin at an iova inside a page is a pin of its own, which the domain's
+    // pin of the page does not pay for.
     for (before, after) in [(true, true), (true, false), (false, true)] {
         let mut rig = Rig::emulated();
         rig.map(BASE, 2 * PAGE).expect("map");
@@ -185,7 +188,7 @@ fn pins_take_few_allocations_and_give_them_back() {
     assert_eq!(rig.mem.live(), before);
 }
 
-/// At most 28 bytes a pin, wherever they are.
+/// A pin takes at most 28 bytes, wherever the pins are.
 #[test]
 fn pins_are_small() {
     for step in [1, 7] {

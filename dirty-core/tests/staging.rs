@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reports by the ioctl go through words that stay zero in between: nothing of
-//! one report, or of one that failed, may be in the next.
+//! Reports by the ioctl pass through a buffer that must be zero between them:
+//! nothing of one report, even of one that failed, may be in the next.
 
 mod support;
 
@@ -14,13 +14,13 @@ use support::rig::Via;
 use support::words::bits;
 use support::{Rig, BITMAP, PAGE};
 
-/// Where the mappings start.
+/// The iova where the mappings start.
 const BASE: u64 = 1 << 30;
 
-/// Pages that so many words stand for are copied at a time.
+/// The number of pages that one copy of the buffer reports.
 const WINDOW: u64 = 2048 * 64;
 
-/// Mappings, some so that their words end where a copy ends.
+/// Sizes of mappings in pages. The words of some end where a copy ends.
 fn mappings() -> impl Strategy<Value = Vec<u64>> {
     let pages = prop_oneof![
         4 => 1..200_u64,
@@ -33,7 +33,7 @@ fn mappings() -> impl Strategy<Value = Vec<u64>> {
     vec(pages, 1..4)
 }
 
-/// A page of the report, as seen from one of these.
+/// A place in the report from which a page is counted.
 #[derive(Clone, Copy, Debug)]
 enum Near {
     Start,
@@ -55,15 +55,15 @@ enum Op {
         by: u64,
     },
     Get,
-    /// The user's words are bad from here on.
+    /// A report in which the user's bitmap cannot be written from this word on.
     Fault {
         word: u64,
     },
-    /// By a call that makes other pages of them.
+    /// A typed report at another page size, which uses the same buffer.
     Rescaled,
 }
 
-/// A place and a distance from it, below 130 or any.
+/// A place and a distance from it in pages: any from the start, else below 130.
 fn place() -> impl Strategy<Value = (Near, u64)> {
     prop_oneof![
         (0..WINDOW).prop_map(|by| (Near::Start, by)),
@@ -95,12 +95,13 @@ fn a_page_is_told_once_wherever_it_is() {
             }
             rig.map(BASE + shift * PAGE, npages * PAGE).expect("map");
             rig.start();
-            // The ends of the mapping, of lines, of blocks of lines, of copies.
+            // The ends of the mapping, of lines, of blocks of lines, and of
+            // copies.
             let ends = [0, 512, 512 * 64, WINDOW / 2, WINDOW, npages];
             for end in ends.into_iter().flat_map(|end| [end, end + shift]) {
                 let last = shift + npages - 1;
                 let near = [end.saturating_sub(64), end.saturating_sub(1), end, end + 64];
-                // By itself, and with one in another line that is told.
+                // Each page by itself, and with a page in another line.
                 for mut pages in near
                     .into_iter()
                     .flat_map(|at| [vec![at], vec![at, end + 3000]])
@@ -142,7 +143,7 @@ proptest! {
                 Op::Mark { near, by, n } => {
                     let first = page(near, by);
                     let n = n.min(total - first);
-                    let marked = rig.container.mark(BASE + first * PAGE, n * PAGE);
+                    let marked = rig.backend().mark(BASE + first * PAGE, n * PAGE);
                     prop_assert_eq!(marked, Ok(()));
                     dirty.extend(first..first + n);
                 }

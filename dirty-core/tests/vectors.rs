@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Fixed vectors: bits, limits and the life of a dirty bit (A6 to A8).
+//! Fixed vectors: bits, limits and the life of a dirty bit (rules A6 to A8 of
+//! docs/rules.md).
 
 mod support;
 
 use dirty_core::uapi::*;
-use dirty_core::{Error, Options, Report};
+use dirty_core::{Dest, Error, Options};
 use support::rig::{pgsize, Via};
 use support::words::{bits, garbage};
 use support::{pack, Rig, Spec, PAGE};
 
 const BASE: u64 = 0x4000_0000;
 
-/// Mappings, as first page and number of pages, and in each its dirty pages.
+/// Mappings: first page, number of pages, and the dirty pages in it.
 type Layout<'a> = &'a [(u64, u64, &'a [u64])];
 
-/// The golden vectors of A7: layout, pages in the range, words.
+/// The golden vectors of rule A7: mappings, pages in the range, words.
 const GOLDEN: [(Layout<'_>, u64, &[u64]); 4] = [
     (
         &[(0, 5, &[0, 4]), (5, 3, &[0, 2]), (8, 100, &[0, 55, 56, 99])],
@@ -38,7 +39,7 @@ const GOLDEN: [(Layout<'_>, u64, &[u64]); 4] = [
     ),
 ];
 
-/// Every page of a mapping of the golden vectors.
+/// Every page of any mapping of the golden vectors.
 const ALL_PAGES: [u64; 100] = {
     let mut pages = [0; 100];
     let mut k = 0;
@@ -117,7 +118,7 @@ fn a8_a_write_marks_every_page_it_touches() {
         (1, 4096, &[0, 1]),
         (4095, 4098, &[0, 1, 2]),
         (0x1fff, 1, &[1]),
-        // From one mapping into the next.
+        // These go on in the next mapping.
         (0x3fff, 2, &[3, 4]),
         (0x2001, 0x3000, &[2, 3, 4, 5]),
     ];
@@ -195,8 +196,8 @@ fn a0_a_mapping_of_2_to_31_pages_is_not_tracked() {
     let size = (1u64 << 31) * PAGE;
     let mut rig = Rig::emulated();
     rig.map(0, size).expect("map");
-    assert_eq!(rig.container.start(), Err(Error::TooManyPages));
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.try_start(), Err(Error::TooManyPages));
+    assert_eq!(rig.tracking(), None);
     rig.unmap(0, size).expect("unmap");
     rig.start();
     assert_eq!(rig.map(0, size), Err(Error::TooManyPages));
@@ -213,13 +214,13 @@ fn ranges_may_end_with_the_address_space() {
         rig.map_memory(start + 2 * PAGE, PAGE);
         rig.start();
         rig.write(u64::MAX, &[1]).expect("the last byte");
-        rig.container.mark(start, 3 * PAGE).expect("mark");
+        rig.backend().mark(start, 3 * PAGE).expect("mark");
         let mut words = [0];
         rig.get(via, start, 3 * PAGE, PAGE, &mut words)
             .expect("get");
         assert_eq!(words, [7], "{via:?}");
-        // Past the end comes 0, where nothing is mapped: the last page may
-        // have been written.
+        // A write beyond the end goes on at 0, where nothing is mapped. It
+        // fails, but the last page has been written.
         assert_eq!(rig.write(u64::MAX, &[1, 2]), Err(Error::Unmapped));
         let mut words = [0];
         let unmapped = rig.harvest(via, start, 3 * PAGE, PAGE, &mut words);
@@ -272,7 +273,7 @@ fn a8_start_reports_what_is_pinned() {
         assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
     }
     rig.stop();
-    assert_eq!(rig.container.tracking(), None);
+    assert_eq!(rig.tracking(), None);
     rig.start();
     assert_eq!(rig.dirty(BASE, 200 * PAGE), [63, 64, 199]);
 }
@@ -293,7 +294,7 @@ fn a8_an_unpinned_page_is_dirty_once_more() {
     assert_eq!(rig.dirty(BASE, 8 * PAGE), [3], "one of two pins is left");
     assert_eq!(rig.dirty(BASE, 8 * PAGE), [3], "one of two pins is left");
     rig.unpin(BASE + 3 * PAGE, 1);
-    rig.unpin(BASE + 3 * PAGE, 1); // no pin: no-op
+    rig.unpin(BASE + 3 * PAGE, 1); // not pinned: no effect
     assert_eq!(rig.dirty(BASE, 8 * PAGE), [3]);
     assert_eq!(rig.dirty(BASE, 8 * PAGE), []);
 }
@@ -370,7 +371,7 @@ fn typed_reports_and_ioctl_agree_on_a_range_without_mappings() {
 
 #[test]
 fn a_report_of_more_words_than_are_copied_at_a_time() {
-    // 2048 words are copied at a time; the second mapping starts inside one.
+    // Words are copied 2048 at a time. The second mapping starts inside a word.
     let npages = 2048 * 64 + 200;
     let marked = [4, 5, 5 + 58, 2048 * 64 - 1, 2048 * 64, 5 + npages - 1];
     for group in [None, Some(Spec::pages(PAGE))] {
@@ -410,7 +411,7 @@ fn a_report_needs_a_page_size_that_fits() {
     let mut rig = Rig::emulated();
     rig.map(BASE, 4 * PAGE).expect("map");
     rig.start();
-    // The ioctl knows one page size, a typed call any.
+    // The ioctl takes one page size, a typed call any.
     for page in [2048, 8192] {
         let got = rig.get(Via::Ioctl, BASE, 4 * PAGE, page, &mut [0]);
         assert_eq!(got, Err(Error::WrongPageSize));
@@ -418,9 +419,9 @@ fn a_report_needs_a_page_size_that_fits() {
         assert_eq!(got, Ok(()));
     }
     let mut words = [0];
-    let report = Report::Words(&mut words);
+    let report = Dest::Words(&mut words);
     let got = rig
-        .container
+        .backend_mut()
         .get_bitmap(BASE, 4 * PAGE, pgsize(8 * PAGE), report);
     assert_eq!(got, Err(Error::BitmapSize), "half a page has no bit");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any ioctl number, any argument, any bytes where the argument points to: the
-//! core must answer and write what the model does.
+//! Raw ioctls with any number, any argument and any bytes where it points: the
+//! core must answer, and write to user memory, as the model does.
 #![no_main]
 
 use dirty_model::{compare, RawScript};

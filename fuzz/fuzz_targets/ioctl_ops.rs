@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whole scripts, faults among them: the core must do what the model does.
+//! Whole scripts, with faults: the core must answer as the model does.
 #![no_main]
 
 use dirty_model::{compare, Script};

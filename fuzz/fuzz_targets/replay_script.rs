@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any text as a script: it is understood or refused, and what is understood
-//! prints as what it was parsed from.
+//! Any text as a script: the parser accepts or refuses it, and each operation
+//! that it accepts prints as a line that parses to the same operation.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core and the model, op by op, with faults.
+//! Compares the core with the model, operation by operation, with faults.
 //!
-//! Without a fault both must answer the same. An operation that met a fault
+//! Without a fault both must give the same reply. An operation that met a fault
 //! must fail with the fault's errno and leave the core as if it had not been
-//! called; so the model is not called. What may stay is said in [`Pair::step`].
+//! called. So the model is not called, except for what a failed operation may
+//! leave behind: see [`Pair::after_fault`].
 
 use std::fmt::Write as _;
 
@@ -15,21 +16,27 @@ use dirty_script::{run, Reply, System};
 use crate::unreported::Unreported;
 use crate::Naive;
 
-/// Both systems, and what they were told.
+/// The core and the model, and the script that both have run.
 #[derive(Default)]
 struct Pair {
     sim: Sim,
     model: Naive,
     unreported: Unreported,
-    /// The script so far, for whoever has to look into a difference.
+    /// The operations so far, which a disagreement prints.
     script: Vec<Op>,
 }
 
-/// Runs a whole script.
+/// Runs a whole script on the core and on the model.
 ///
 /// # Errors
 ///
-/// The first disagreement, with the script up to it in the format of `.vt`.
+/// The first disagreement, and the operations up to it as a `.vt` script, which
+/// `vfio-dirty replay --simulate` runs.
+///
+/// # Panics
+///
+/// If the core gives back to its host what it has not taken, or leaves
+/// something with it at the end.
 pub fn compare(ops: &[Op]) -> Result<(), String> {
     let mut pair = Pair::default();
     ops.iter().try_for_each(|op| pair.step(op))?;
@@ -37,6 +44,7 @@ pub fn compare(ops: &[Op]) -> Result<(), String> {
     Ok(())
 }
 
+/// The errno that a fault gives to the operation that meets it.
 fn errno_of(kind: FaultKind) -> Errno {
     match kind {
         FaultKind::Alloc => Errno::ENOMEM,
@@ -46,7 +54,7 @@ fn errno_of(kind: FaultKind) -> Errno {
     }
 }
 
-/// Whether an operation failed with `errno`.
+/// Whether a reply says that the operation failed with `errno`.
 fn failed_with(reply: &Reply, errno: Errno) -> bool {
     match reply {
         Reply::Text(text) => text.ends_with(&format!("={errno}")),
@@ -59,8 +67,9 @@ fn failed_with(reply: &Reply, errno: Errno) -> bool {
     }
 }
 
-/// Operations that are several calls, or that go on when something fails, meet
-/// no faults here.
+/// Whether an operation may meet faults. Those that make several calls, or that
+/// go on when something fails, may not: it would be unclear what must be
+/// undone.
 fn meets_faults(op: &Op) -> bool {
     !matches!(
         op,
@@ -73,7 +82,7 @@ impl Pair {
     ///
     /// # Errors
     ///
-    /// How they disagree.
+    /// How the two disagree, and the script.
     fn step(&mut self, op: &Op) -> Result<(), String> {
         self.script.push(op.clone());
         if let Op::Fault { .. } = op {
@@ -98,7 +107,8 @@ impl Pair {
                     return Err(self.disagree(&format!("{kind:?} fault ignored: {op}{core}")));
                 }
                 self.after_fault(op, &core)?;
-                // What was copied before a fault stays in the user's memory.
+                // Bytes that were copied before a fault stay in the user's
+                // memory.
                 self.model.memory().clone_from(self.sim.memory());
             }
         }
@@ -106,7 +116,8 @@ impl Pair {
         self.balance()
     }
 
-    /// No page that a device may have written is missing in its report.
+    /// Checks that no page that a device may have written is missing in a
+    /// report.
     fn keeps_promise(&mut self, op: &Op, core: &Reply) -> Result<(), String> {
         let (written, actions) = (self.sim.bytes_written(), self.sim.has_callback_actions());
         let kept = self.unreported.after(op, core, written, actions);
@@ -120,21 +131,21 @@ impl Pair {
         Ok(())
     }
 
-    /// Tells the model what an operation may leave behind when it fails.
+    /// Brings the model to what the operation may leave behind when it fails.
     fn after_fault(&mut self, op: &Op, core: &Reply) -> Result<(), String> {
         match op {
-            // The group is in, its device is not open.
+            // The group was attached; only the open of its device failed.
             Op::Attach { device, .. } if core.to_string().contains("get_device_fd") => {
                 let (device, open) = (*device, false);
                 run(&mut self.model, &Op::Attach { device, open });
             }
-            // What was written before the fault is written, and marked.
+            // Bytes before the fault were written and are marked (rule D4).
             Op::Rw {
                 iova, write: true, ..
             } => self.model.rw_partial(*iova, self.sim.bytes_written()),
-            // Devices have dropped their pins.
+            // The devices have dropped their pins (rule D3).
             Op::Unmap(_) | Op::Harvest(_) => self.model.unmap_callbacks_only(op),
-            // Pages that were pinned for a moment may be dirty.
+            // Pages that were pinned for a moment may be dirty (rule V22).
             Op::Pin { iova, n, .. } => {
                 let last = iova.wrapping_add(u64::try_from(*n).unwrap_or(0) << 12);
                 self.unreported.reported();
@@ -145,8 +156,9 @@ impl Pair {
         Ok(())
     }
 
-    /// Takes a report of every mapping from both: the core may report pages
-    /// from `first` to `last` beyond the model's, and no others.
+    /// Takes a report of every mapping from both. The core may report pages
+    /// from `first` to `last` that the model does not; otherwise the two must
+    /// agree.
     fn settle(&mut self, first: u64, last: u64) -> Result<(), String> {
         let Some(pgsize) = self.model.tracking() else {
             return Ok(());
@@ -154,7 +166,7 @@ impl Pair {
         for (iova, size) in self.model.mappings() {
             let words = (size / pgsize).div_ceil(64);
             if words > 1 << 16 {
-                continue; // a giant, of which scripts pin little
+                continue; // too large to compare; scripts pin few of its pages
             }
             let arg = ReportArg {
                 iova,
@@ -185,12 +197,12 @@ impl Pair {
             false => &mut self.model,
         };
         let mut words = vec![0; arg.words as usize];
-        // A mapping of its own is always a good range.
+        // This cannot fail: a whole mapping is a valid range.
         let _ = system.report(arg, &mut words);
         words
     }
 
-    /// Pins and locked pages are the same on both sides.
+    /// Checks that both have the same numbers of pins and locked pages.
     fn balance(&mut self) -> Result<(), String> {
         let core = (self.sim.pinned_pages(), self.sim.locked_pages());
         let model = (self.model.pinned_pages(), self.model.locked_pages());
@@ -204,7 +216,7 @@ impl Pair {
     fn disagree(&self, what: &str) -> String {
         let mut text = format!("{what}\nafter this script:\n");
         for op in &self.script {
-            // A string takes any text.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "{op}");
         }
         text

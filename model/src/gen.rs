@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Scripts out of bytes, for property tests and fuzzing: mostly sensible
-//! operations in a small world, with wrong arguments among them.
+//! Makes scripts out of bytes, for property tests and fuzzing. Most operations
+//! are sensible and concern few pages, so that they meet; some have wrong
+//! arguments.
 
 use std::fmt;
 
@@ -10,11 +11,12 @@ use dirty_script::op::*;
 /// Most operations in a script.
 const MAX_OPS: usize = 40;
 
-/// Typed operations; faults are among them. `Debug` prints a `.vt` script.
+/// A script of typed operations, with faults among them. `Debug` prints it as a
+/// `.vt` script.
 pub struct Script(pub Vec<Op>);
 
 impl<'a> Arbitrary<'a> for Script {
-    /// Any bytes do.
+    /// Never fails: any bytes make a script.
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let mut ops = vec![new(u)?];
         while ops.len() < MAX_OPS && !u.is_empty() {
@@ -33,35 +35,36 @@ impl fmt::Debug for Script {
     }
 }
 
-/// As a `.vt` script.
+/// Prints operations as a `.vt` script.
 pub(crate) fn print(ops: &[Op], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     ops.iter().try_for_each(|op| writeln!(f, "{op}"))
 }
 
-/// One in `n`.
+/// True once in `n` times.
 fn rarely(u: &mut Unstructured<'_>, n: u8) -> Result<bool> {
     Ok(u.int_in_range(0..=n - 1)? == n - 1)
 }
 
 fn device(u: &mut Unstructured<'_>) -> Result<DeviceIndex> {
-    // Emulated ones most of the time.
-    Ok(*u.choose(&[4, 4, 4, 5, 2, 3, 7, 0, 1, 6])?)
+    // Devices that can pin and write come up more often.
+    let devices = [EMU0, EMU0, EMU0, EMU1, XPCI0, XPCI1, BIG0, PCI0, PCI1, EMU2];
+    Ok(*u.choose(&devices)?)
 }
 
 fn new(u: &mut Unstructured<'_>) -> Result<Op> {
     let sets: [&[DeviceIndex]; 12] = [
-        &[4],
-        &[4, 5],
-        &[2],
-        &[4, 2],
-        &[0],
-        &[0, 4],
-        &[2, 3],
-        &[7],
-        &[7, 4],
-        &[4, 6],
+        &[EMU0],
+        &[EMU0, EMU1],
+        &[XPCI0],
+        &[EMU0, XPCI0],
+        &[PCI0],
+        &[PCI0, EMU0],
+        &[XPCI0, XPCI1],
+        &[BIG0],
+        &[BIG0, EMU0],
+        &[EMU0, EMU2],
         &[],
-        &[2, 7, 4],
+        &[XPCI0, BIG0, EMU0],
     ];
     let devices = u.choose(&sets)?.to_vec();
     let kind = *u.choose(&[3, 3, 3, 3, 3, 3, 1, 6])?;
@@ -77,7 +80,8 @@ fn new(u: &mut Unstructured<'_>) -> Result<Op> {
     }))
 }
 
-/// A page boundary in the small world, or somewhere at its edges.
+/// An iova: mostly one of the first 256 pages, now and then one at an edge of
+/// the address space or of the IOMMUs' ranges.
 fn iova(u: &mut Unstructured<'_>) -> Result<u64> {
     let page = match u.int_in_range(0..=15)? {
         0 => *u.choose(&[
@@ -89,7 +93,7 @@ fn iova(u: &mut Unstructured<'_>) -> Result<u64> {
             1 << 36,
             1 << 51,
         ])?,
-        1..=3 => 16 * u.int_in_range(0..=15u64)?, // of 64K
+        1..=3 => 16 * u.int_in_range(0..=15u64)?, // a multiple of 64K
         _ => u.int_in_range(0..=255u64)?,
     };
     let off = match rarely(u, 24)? {
@@ -116,6 +120,7 @@ fn size(u: &mut Unstructured<'_>) -> Result<u64> {
     })
 }
 
+/// `right`, or rarely another argsz.
 fn argsz(u: &mut Unstructured<'_>, right: u32) -> Result<u32> {
     Ok(match rarely(u, 24)? {
         true => *u.choose(&[0, 7, 8, 15, 23, 24, 31, 47, 48, 49, u32::MAX])?,
@@ -123,6 +128,7 @@ fn argsz(u: &mut Unstructured<'_>, right: u32) -> Result<u32> {
     })
 }
 
+/// Rarely another place for an argument.
 fn ptr(u: &mut Unstructured<'_>) -> Result<Option<u64>> {
     Ok(match rarely(u, 40)? {
         true => Some(*u.choose(&[0, HOLE, BUF + BUF_SIZE - 8, RO, u64::MAX])?),
@@ -130,6 +136,7 @@ fn ptr(u: &mut Unstructured<'_>) -> Result<Option<u64>> {
     })
 }
 
+/// A bitmap for `size` bytes of pages, which mostly fits.
 fn bitmap(u: &mut Unstructured<'_>, size: u64) -> Result<Bitmap> {
     let pgsize = match u.int_in_range(0..=15)? {
         0 => *u.choose(&[0, 1, 3, 0x800, 0x2000, 1 << 21, 1 << 63])?,
@@ -178,7 +185,7 @@ fn report(u: &mut Unstructured<'_>) -> Result<ReportArg> {
     })
 }
 
-/// A range for reports: often the whole small world.
+/// A range for reports: often all the pages that most operations concern.
 fn range(u: &mut Unstructured<'_>) -> Result<(u64, u64)> {
     Ok(match u.int_in_range(0..=2)? {
         0 => (0, 512 * PAGE),
@@ -280,7 +287,7 @@ fn op(u: &mut Unstructured<'_>) -> Result<Op> {
         52 => Op::Mark {
             iova: iova(u)?,
             len: match size(u)? {
-                // Terabytes of marks take their time.
+                // Marking terabytes takes too long.
                 len if len > 1 << 30 && len <= 1 << 62 => 1 << 22,
                 len => len,
             },

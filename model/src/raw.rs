@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Scripts of raw ioctls: any number, any bytes.
+//! Makes scripts of raw ioctls out of bytes: any number, any argument.
 
 use std::{fmt, iter};
 
@@ -9,7 +9,7 @@ use dirty_script::op::*;
 
 use crate::gen::print;
 
-/// One ioctl: bytes are written to where arguments go, then the call is made.
+/// One ioctl: `bytes` are written to [`ARG`], then the call is made.
 struct Call {
     nr: u32,
     arg: u64,
@@ -31,7 +31,7 @@ impl<'a> Arbitrary<'a> for Call {
             _ => ARG,
         };
         let mut bytes = Vec::new();
-        // Words, most of which make sense somewhere.
+        // Most of these words make sense as some field.
         for _ in 0..u.int_in_range(0..=6u8)? {
             let word = match u.int_in_range(0..=9u8)? {
                 0 => u.arbitrary()?,
@@ -52,9 +52,9 @@ impl<'a> Arbitrary<'a> for Call {
     }
 }
 
-/// Raw ioctls, in a container with an emulated group and, for calls of an odd
-/// number, one behind an IOMMU. What may have been written is read after each.
-/// `Debug` prints a `.vt` script.
+/// A script of raw ioctls, in a container with an emulated group. If the number
+/// of calls is odd, a group behind an IOMMU is there too. After each call the
+/// memory that it may have written is read. `Debug` prints a `.vt` script.
 pub struct RawScript(pub Vec<Op>);
 
 impl<'a> Arbitrary<'a> for RawScript {
@@ -77,8 +77,8 @@ impl fmt::Debug for RawScript {
 
 fn script(calls: Vec<Call>) -> RawScript {
     let devices = match calls.len() % 2 {
-        0 => vec![4],
-        _ => vec![2, 4],
+        0 => vec![EMU0],
+        _ => vec![XPCI0, EMU0],
     };
     let new = Op::New(New {
         devices,

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The promise itself, whatever keeps it: a page that a device may have
-//! written while tracking is in the next report of it.
+//! Checks the promise of dirty tracking without the model: a page that a device
+//! may have written while tracking is on is in the next report of its range.
 //!
-//! Where a script leaves open what happened (callbacks that call back, raw
-//! ioctls), nothing is demanded.
+//! Where a script does not say what happened (callbacks that call the
+//! container, raw ioctls), nothing is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dirty_script::op::{Op, PAGE};
 use dirty_script::Reply;
 
-/// What devices may have written and no report has shown.
+/// The pages that devices may have written and that no report has shown yet.
 #[derive(Default)]
 pub(crate) struct Unreported {
-    /// Pages, by iova.
+    /// The iovas of these pages.
     pages: BTreeSet<u64>,
-    /// Iovas that are pinned, and how often: writable at any time.
+    /// Iovas that are pinned, and how often. A device may write them at any
+    /// time.
     pins: BTreeMap<u64, u32>,
 }
 
-/// A bitmap as a report gave it.
+/// The bitmap of a report.
 struct Shown<'a> {
     iova: u64,
     size: u64,
@@ -28,7 +29,8 @@ struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    /// Whether a page is in it; none for one that it does not show.
+    /// Whether a page is dirty in it; `None` if the bitmap does not show the
+    /// page.
     fn has(&self, page: u64) -> Option<bool> {
         let offset = page.checked_sub(self.iova).filter(|o| *o < self.size)?;
         let bit = offset / self.pgsize;
@@ -37,7 +39,7 @@ impl Shown<'_> {
     }
 }
 
-/// The bitmap that an operation has reported.
+/// The bitmap that an operation has reported, if it has.
 fn shown<'a>(op: &Op, reply: &'a Reply) -> Option<Shown<'a>> {
     let (iova, size, pgsize, words) = match (op, reply) {
         (Op::Get(g), Reply::Get(Ok(_), w)) => (g.iova, g.size, g.bitmap.pgsize, w),
@@ -53,8 +55,8 @@ fn shown<'a>(op: &Op, reply: &'a Reply) -> Option<Shown<'a>> {
     })
 }
 
-/// Whether an operation does what its fields say, and not what lies somewhere
-/// in memory.
+/// Whether an operation does what its fields say. One that reads its argument
+/// from elsewhere may do anything.
 fn is_plain(op: &Op) -> bool {
     match op {
         Op::Raw { .. } => false,
@@ -65,12 +67,13 @@ fn is_plain(op: &Op) -> bool {
 }
 
 impl Unreported {
-    /// After an operation: `written` bytes of a device's write were copied,
-    /// `actions` says whether callbacks may do anything.
+    /// Takes in an operation and its reply. `written` is how many bytes of a
+    /// device's write were copied; `actions` says whether callbacks may call
+    /// the container.
     ///
     /// # Errors
     ///
-    /// The page that a report has lost.
+    /// The page that is missing in a report.
     pub(crate) fn after(
         &mut self,
         op: &Op,
@@ -78,7 +81,7 @@ impl Unreported {
         written: u64,
         actions: bool,
     ) -> Result<(), String> {
-        // A callback may stop and start in the middle: what was dirty is gone.
+        // A callback may stop and start tracking, which forgets what was dirty.
         let unmap = matches!(op, Op::Unmap(_) | Op::Harvest(_));
         if !is_plain(op) || unmap && actions {
             *self = Self::default();
@@ -108,7 +111,7 @@ impl Unreported {
                     self.unpin(iova.wrapping_add(k * PAGE));
                 }
             }
-            // Pins may be gone, and are dirty once more then.
+            // These may drop pins, whose pages are dirty once more.
             Op::Unmap(_) | Op::Harvest(_) | Op::CloseDevice(_) | Op::Detach(_) | Op::New(_) => {
                 let pins = std::mem::take(&mut self.pins);
                 self.pages.extend(pins.keys().map(|pin| pin / PAGE * PAGE));
@@ -118,19 +121,21 @@ impl Unreported {
         Ok(())
     }
 
-    /// Everything was reported.
+    /// Notes that everything was reported.
     pub(crate) fn reported(&mut self) {
         self.pages.clear();
     }
 
-    /// Forgets what is not mapped; and without tracking, all but the pins.
+    /// Forgets pages and pins that are not mapped and, without tracking, every
+    /// page.
     pub(crate) fn keep(&mut self, tracking: bool, mapped: impl Fn(u64) -> bool) {
         self.pages.retain(|page| tracking && mapped(*page));
         self.pins.retain(|pin, _| mapped(*pin));
     }
 
     fn write(&mut self, iova: u64, len: u64) {
-        // The rest of a giant is demanded from the model only.
+        // Of a giant write only the first part is checked here; the model
+        // checks the rest.
         let len = len.min(1 << 24);
         if len != 0 {
             let last = iova.saturating_add(len - 1);

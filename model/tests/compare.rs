@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core against the model: whatever the script, they agree.
+//! The core and the model give the same answers to random scripts and to the
+//! seeds of the fuzz targets.
 
 use std::{fmt, fs};
 
@@ -12,14 +13,14 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use support::ops;
 
-/// Optimised builds look further.
+/// Random scripts for each test; more where the build is optimised.
 const CASES: u32 = if cfg!(debug_assertions) {
     2_000
 } else {
     100_000
 };
 
-/// Scripts out of up to `max` bytes; a failure shows the script.
+/// Scripts made of up to `max` bytes. A failure prints the script.
 fn scripts<T: for<'a> Arbitrary<'a> + fmt::Debug>(max: usize) -> impl Strategy<Value = T> {
     vec(any::<u8>(), 0..max)
         .prop_map(|bytes| T::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes do"))
@@ -32,19 +33,19 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Typed operations with wrong arguments and with faults.
+    /// Typed operations, some with wrong arguments, and faults.
     #[test]
     fn random_scripts(script in scripts::<Script>(700)) {
         compare(&script.0).map_err(TestCaseError::fail)?;
     }
 
-    /// Raw ioctls: any number, any bytes.
+    /// Raw ioctls: any number, any argument.
     #[test]
     fn random_ioctls(script in scripts::<RawScript>(1500)) {
         compare(&script.0).map_err(TestCaseError::fail)?;
     }
 
-    /// What a failure prints is the script that failed.
+    /// The script that a failure prints is the one that failed.
     #[test]
     fn scripts_print_as_what_they_are(typed in scripts::<Script>(700), raw in scripts::<RawScript>(700)) {
         prop_assert_eq!(ops(&format!("{typed:?}")), typed.0);
@@ -52,7 +53,7 @@ proptest! {
     }
 }
 
-/// Core and model agree on the seeds of a fuzz target, among which findings are.
+/// Runs the seeds of a fuzz target, which include past findings.
 fn agree_on_seeds<T: for<'a> Arbitrary<'a>>(target: &str, ops: fn(T) -> Vec<Op>) {
     let dir = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
     let mut seeds = 0;

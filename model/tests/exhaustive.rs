@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Small worlds, exhaustively: every sequence of a few operations over a few
-//! pages, on the core and on the model.
+//! Every short sequence of operations over a few pages, on the core and on the
+//! model.
 
 use std::{env, thread};
 
@@ -9,7 +9,8 @@ mod support;
 use dirty_model::compare;
 use support::ops;
 
-/// Every sequence of `depth` operations of `alphabet` after `prefix`; how many.
+/// Compares core and model on every sequence of `depth` operations of
+/// `alphabet` after `prefix`. Returns how many sequences there are.
 fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {
     let (prefix, alphabet) = (ops(prefix), ops(alphabet));
     let count = (alphabet.len() as u64).pow(depth);
@@ -35,7 +36,8 @@ fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {
     count
 }
 
-/// Operations in a sequence: 5, or 4 without optimisation, or DIRTY_DEPTH.
+/// Operations in a sequence: DIRTY_DEPTH if it is set, else 5, or 4 in a build
+/// without optimisation.
 fn depth() -> u32 {
     let default = if cfg!(debug_assertions) { 4 } else { 5 };
     match env::var("DIRTY_DEPTH") {
@@ -67,7 +69,7 @@ fn an_emulated_device() {
     assert_eq!(n, 16u64.pow(depth()));
 }
 
-/// Groups that come and go, and the dirty scope: 16 operations.
+/// Groups that are attached and detached, and the dirty scope: 16 operations.
 #[test]
 fn groups_and_scope() {
     let alphabet = "map iova=0 size=16p
@@ -90,7 +92,7 @@ fn groups_and_scope() {
     assert_eq!(n, 16u64.pow(depth()));
 }
 
-/// A granularity of 64K that is latched while groups come and go: 13
+/// A granularity of 64K, latched while groups are attached and detached: 13
 /// operations.
 #[test]
 fn latched_granularity() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The naive model against what the running Linux driver answered.
+//! The naive model answers as the recorded Linux driver did.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,8 @@ mod recorded;
 
 use recorded::{data, table_scripts, unpacked, TRACES};
 
-/// Runs a script, each case on a new model, and calls back with each line.
+/// Runs a script, each case on a new model, and calls `take` with each line of
+/// the transcript.
 fn transcript(script: &str, entry_limit: &mut u32, take: &mut dyn FnMut(String)) {
     for case in parse(script, entry_limit).expect("script") {
         let mut naive = Naive::default();
@@ -43,7 +44,7 @@ fn random_traces_equal_an_ideal_driver() {
     assert_eq!(lines, 229_500);
 }
 
-/// What Linux answered, line by line, but for the lines in `differences.txt`.
+/// The lines that Linux answered, with those of `differences.txt` replaced.
 fn expected() -> Vec<String> {
     let listed = fs::read_to_string(data("differences.txt")).expect("list");
     let mut pairs: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
@@ -102,7 +103,7 @@ fn tables_equal_linux_but_for_the_listed_differences() {
     assert!(wrong.is_empty(), "{}", wrong.concat());
 }
 
-/// D8: where Linux crashes, UNMAP fails and changes nothing.
+/// Rule D8: where Linux crashes, UNMAP_DMA fails and changes nothing.
 #[test]
 fn a_device_that_will_not_unpin_makes_unmap_busy() {
     let script = fs::read_to_string(data("scripts/t9b-nounpin.vt")).expect("script");

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The driver of a script's device, as the recorder's test driver is.
+//! The driver of a script's device. It behaves as the test driver with which
+//! Linux was recorded.
 
 use std::collections::BTreeSet;
 
 use crate::op::{Action, PAGE};
 use crate::system::Stat;
 
-/// What a driver remembers.
+/// What a device's driver remembers.
 #[derive(Clone, Debug)]
 pub struct Driver {
     unmap_calls: u32,
     last: (u64, u64),
-    /// Iovas of single pins, in order.
+    /// The iova of each pin, in the order in which they were made.
     pins: Vec<u64>,
-    /// What its dma_unmap callback does.
+    /// What the dma_unmap callback does, in order.
     pub actions: Vec<Action>,
 }
 
@@ -29,23 +30,24 @@ impl Default for Driver {
 }
 
 impl Driver {
-    /// Its dma_unmap callback was called; what it is to do.
+    /// Counts a call of the dma_unmap callback, and returns what it has to do.
     pub fn dma_unmap(&mut self, iova: u64, size: u64) -> Vec<Action> {
         self.unmap_calls += 1;
         self.last = (iova, size);
         self.actions.clone()
     }
 
-    /// It has pinned `n` pages.
+    /// Notes that the device has pinned `n` pages from `iova` on.
     pub fn pinned(&mut self, iova: u64, n: i32) {
         let pages = 0..u64::try_from(n).unwrap_or(0);
         self.pins.extend(pages.map(|k| iova.wrapping_add(k * PAGE)));
     }
 
-    /// It has unpinned `n` pages, whether or not it had pinned them.
+    /// Forgets one pin of each of `n` pages. Pages that it had not pinned are
+    /// passed over.
     pub fn unpinned(&mut self, iova: u64, n: i32) {
         let n = u64::try_from(n).unwrap_or(0);
-        let mut dropped = BTreeSet::new(); // one pin of each page
+        let mut dropped = BTreeSet::new(); // pages that have lost their one pin
         self.pins.retain(|pin| {
             let offset = pin.wrapping_sub(iova);
             let inside = offset % PAGE == 0 && offset / PAGE < n;
@@ -61,7 +63,7 @@ impl Driver {
         taken
     }
 
-    /// What it has counted.
+    /// The driver's counters.
     #[must_use]
     pub fn stat(&self) -> Stat {
         Stat {

@@ -1,45 +1,48 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The operations of scripts, and the world that they name.
+//! The operations of scripts, and the memory and devices that they name.
 
-/// 64 MiB that can be read and written: `mem`.
+/// `mem`: memory that can be read and written.
 pub const MEM: u64 = 0x1_0000_0000;
 /// Bytes at [`MEM`].
 pub const MEM_SIZE: u64 = 64 << 20;
-/// Where bitmaps go unless said otherwise: `buf`; `end` is its end.
+/// `buf`: where bitmaps go by default. `end` is the first address after it.
 pub const BUF: u64 = 0x2_0000_0000;
 /// Bytes at [`BUF`].
 pub const BUF_SIZE: u64 = 64 << 10;
-/// Memory that can only be read: `ro`.
+/// `ro`: memory that can only be read.
 pub const RO: u64 = 0x2_1000_0000;
 /// Bytes at [`RO`].
 pub const RO_SIZE: u64 = 64 << 10;
-/// Where nothing is: `hole`.
+/// `hole`: an address where nothing is mapped.
 pub const HOLE: u64 = 0x2_2000_0000;
-/// Where the arguments of ioctls go; no script names it.
+/// Where the arguments of ioctls are put. Scripts have no name for it.
 pub const ARG: u64 = 0x2_3000_0000;
 /// Bytes at [`ARG`].
 pub const ARG_SIZE: u64 = 8 << 10;
-/// Where `hugemem` maps: `huge`.
+/// `huge`: where `hugemem` maps memory.
 pub const HUGE: u64 = 0x3_0000_0000;
-/// Where `bigbuf` maps: `bigb`.
+/// `bigb`: where `bigbuf` maps memory.
 pub const BIGB: u64 = 0x4_0000_0000;
 
-/// A page of the CPU.
+/// Bytes of a CPU page.
 pub const PAGE: u64 = 4096;
 
-/// What a device of the scripts is.
+/// A device that scripts can name.
 #[derive(Debug)]
 pub struct DeviceSpec {
-    /// What scripts call it.
+    /// Its name in scripts.
     pub name: &'static str,
-    /// Its group has an IOMMU whose page sizes these are; none: it is emulated.
+    /// The page sizes of its group's IOMMU, bit k for 2^k bytes; `None` for an
+    /// emulated group.
     pub pgsizes: Option<u64>,
-    /// Its driver has a dma_unmap callback.
+    /// Whether its driver has a dma_unmap callback.
     pub dma_unmap: bool,
-    /// Its driver is the recorder's own, which can be told to pin.
+    /// Whether its driver is the test driver of the recordings, which can be
+    /// told to pin, read and write.
     pub pins: bool,
 }
 
+/// The page sizes of an x86 IOMMU: 4K, 2M and 1G.
 const X86: Option<u64> = Some(1 << 12 | 1 << 21 | 1 << 30);
 
 const fn spec(name: &'static str, pgsizes: Option<u64>, dma_unmap: bool, pins: bool) -> DeviceSpec {
@@ -51,8 +54,8 @@ const fn spec(name: &'static str, pgsizes: Option<u64>, dma_unmap: bool, pins: b
     }
 }
 
-/// The devices, each in a group of its own. `big0` is behind an IOMMU that
-/// knows no page below 64K.
+/// The devices, each alone in its group. The IOMMU of `big0` has no page below
+/// 64K.
 pub const DEVICES: [DeviceSpec; 8] = [
     spec("pci0", X86, false, false),
     spec("pci1", X86, false, false),
@@ -67,81 +70,100 @@ pub const DEVICES: [DeviceSpec; 8] = [
 /// A device, as an index into [`DEVICES`].
 pub type DeviceIndex = usize;
 
+/// `pci0`.
+pub const PCI0: DeviceIndex = 0;
+/// `pci1`.
+pub const PCI1: DeviceIndex = 1;
+/// `xpci0`.
+pub const XPCI0: DeviceIndex = 2;
+/// `xpci1`.
+pub const XPCI1: DeviceIndex = 3;
+/// `emu0`.
+pub const EMU0: DeviceIndex = 4;
+/// `emu1`.
+pub const EMU1: DeviceIndex = 5;
+/// `emu2`.
+pub const EMU2: DeviceIndex = 6;
+/// `big0`.
+pub const BIG0: DeviceIndex = 7;
+
 /// First and last address that the IOMMUs translate.
 pub const APERTURE: (u64, u64) = (0, (1 << 48) - 1);
-/// The region that the IOMMUs keep for interrupts.
+/// First and last address of the region that the IOMMUs reserve for
+/// interrupts.
 pub const MSI: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
-/// The first address that is no user address.
+/// The end of user addresses: the first address that is none.
 pub const USER_END: u64 = (1 << 56) - PAGE;
 
-/// Where a GET or UNMAP wants its bits.
+/// The bitmap of a GET_BITMAP or UNMAP_DMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bitmap {
-    /// Bytes of a page.
+    /// Bytes of the page that a bit stands for.
     pub pgsize: u64,
     /// Bytes of the bitmap.
     pub bsize: u64,
     /// Its address.
     pub data: u64,
-    /// What [`BUF`] is filled with before.
+    /// The byte that [`BUF`] is filled with before the call.
     pub fill: u8,
-    /// Words to show; 0: the bitmap and one more, at most 6.
+    /// How many words the reply shows; 0 stands for the bitmap's words and one
+    /// more, at most 6.
     pub dump: u64,
 }
 
-/// How a container is made.
+/// The container that `new` opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct New {
     /// Groups to attach, in order.
     pub devices: Vec<DeviceIndex>,
-    /// IOMMU type to set after the first.
+    /// IOMMU type to set after the first; `None`: set no type, open no device.
     pub kind: Option<u64>,
-    /// Most bytes of bitmaps.
+    /// Most bytes of bitmaps (rule D5); `None` for any amount.
     pub budget: Option<u64>,
-    /// Leave read-only mappings out of the all-dirty rule.
+    /// Leave read-only mappings out of the all-dirty rule (rule D10).
     pub skip_read_only: bool,
 }
 
-/// How dma_rw is called.
+/// Who calls dma_rw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// By the script's process.
+    /// The script's process.
     Process,
-    /// By a kernel thread.
+    /// A kernel thread.
     KernelThread,
-    /// By a child of the script's process.
+    /// A child of the script's process, which has another address space.
     Child,
 }
 
-/// What fails during the next operation.
+/// What fails during the next operation, counted from 1, and its errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The n-th allocation.
+    /// The n-th allocation: ENOMEM.
     Alloc,
-    /// The n-th byte that is copied to a user or to a mapping.
+    /// The n-th byte that is copied to the user or to a mapping: EFAULT.
     Copy,
-    /// The n-th page that is pinned.
+    /// The n-th page that is pinned: EFAULT.
     Pin,
-    /// The n-th call that maps pages in an IOMMU.
+    /// The n-th call that maps pages in an IOMMU: EIO.
     Map,
-    /// The n-th charge of locked memory.
+    /// The n-th charge of locked memory: EINTR.
     Charge,
 }
 
-/// What a device's dma_unmap callback does.
+/// An action of a device's dma_unmap callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Unpins what the device pinned in the range.
+    /// Unpins what the device has pinned in the range.
     Unpin,
-    /// START.
+    /// Starts dirty tracking.
     Start,
-    /// STOP.
+    /// Stops dirty tracking.
     Stop,
-    /// Pins the first page of the range.
+    /// Pins the first page of the range, for reading.
     Pin,
 }
 
-/// An operation. Numbers are what the interface takes, however wrong.
+/// An operation. Its numbers go to the interface as they are, right or wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // fields are the arguments of the interface
 pub enum Op {
@@ -165,7 +187,7 @@ pub enum Op {
     },
     Map(MapArg),
     Unmap(UnmapArg),
-    /// START, STOP or any flags.
+    /// DIRTY_PAGES without the payload of GET_BITMAP: START, STOP or any flags.
     Dirty {
         argsz: u32,
         flags: u32,
@@ -194,7 +216,7 @@ pub enum Op {
         write: bool,
         caller: Caller,
     },
-    /// A device says what it has written by itself.
+    /// A device says that it has written a range by itself.
     Mark {
         iova: u64,
         len: u64,
@@ -224,7 +246,7 @@ pub enum Op {
         addr: u64,
         bytes: Vec<u8>,
     },
-    /// `n` mappings of one page.
+    /// `n` mappings of one page, `stride` bytes apart.
     MapN {
         n: u64,
         stride: u64,
@@ -232,7 +254,8 @@ pub enum Op {
     },
 }
 
-/// MAP_DMA; `ptr`: the argument is there, and not written before.
+/// MAP_DMA. With `ptr` the argument is read from that address, and the other
+/// fields are not put there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MapArg {
@@ -244,7 +267,7 @@ pub struct MapArg {
     pub ptr: Option<u64>,
 }
 
-/// UNMAP_DMA.
+/// UNMAP_DMA; `ptr` as in [`MapArg`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct UnmapArg {
@@ -256,7 +279,7 @@ pub struct UnmapArg {
     pub ptr: Option<u64>,
 }
 
-/// DIRTY_PAGES with the payload of GET_BITMAP.
+/// DIRTY_PAGES with the payload of GET_BITMAP; `ptr` as in [`MapArg`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct GetArg {
@@ -266,11 +289,12 @@ pub struct GetArg {
     pub size: u64,
     pub bitmap: Bitmap,
     pub ptr: Option<u64>,
-    /// Put so many bytes of the argument at the very end of the buffer.
+    /// Puts so many bytes of the argument at the very end of [`BUF`], and has
+    /// the ioctl read it there.
     pub hdrend: Option<u64>,
 }
 
-/// A typed report.
+/// A report, or an unmap with a report, as a typed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct ReportArg {
@@ -279,7 +303,8 @@ pub struct ReportArg {
     pub pgsize: u64,
     /// Words of the bitmap.
     pub words: u64,
-    /// What they hold before; `None`: the callee is told that they are zero.
+    /// The byte that they are filled with; `None`: they are zero and the callee
+    /// is told so.
     pub fill: Option<u8>,
 }
 

@@ -1,37 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Scripts: lines of text to typed operations. A script is understood as a
-//! whole before anything of it runs.
+//! Parses scripts: lines of text become typed operations. A whole script is
+//! parsed before any of it runs.
 
 use std::fmt;
 
 use crate::op::*;
 
-/// An operation with its text, which the transcript repeats.
+/// An operation, and its text, which the transcript repeats.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// Its text, words separated by single spaces.
+    /// The line's words, separated by single spaces.
     pub echo: String,
-    /// What it says.
+    /// The operation.
     pub op: Op,
 }
 
-/// A case: lines that run in a process of their own.
+/// A case: operations that run together, in a process of their own.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Its `case` line; none before the first.
+    /// Its `case` line; `None` for lines before the first one.
     pub title: Option<String>,
     /// Its operations.
     pub lines: Vec<Line>,
-    /// The module parameter as earlier cases left it.
+    /// The module parameter `dma_entry_limit` as earlier cases left it.
     pub entry_limit: u32,
 }
 
-/// A line that is not understood.
+/// A line that cannot be parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadLine {
-    /// Counted from 1.
+    /// The line's number, from 1.
     pub number: usize,
-    /// What was expected, and what is there.
+    /// What was expected, and what was found.
     pub reason: String,
 }
 
@@ -41,12 +41,12 @@ impl fmt::Display for BadLine {
     }
 }
 
-/// Parses a whole script; `entry_limit` is the module parameter before it and
-/// afterwards.
+/// Parses a whole script. `entry_limit` is the module parameter
+/// `dma_entry_limit` before the script, and receives its value afterwards.
 ///
 /// # Errors
 ///
-/// The first line that is not understood.
+/// The first line that cannot be parsed.
 pub fn parse(text: &str, entry_limit: &mut u32) -> Result<Vec<Case>, BadLine> {
     let mut cases: Vec<Case> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -81,7 +81,8 @@ pub fn parse(text: &str, entry_limit: &mut u32) -> Result<Vec<Case>, BadLine> {
     Ok(cases)
 }
 
-/// The arguments of one line, taken out as they are understood.
+/// The arguments of one line. Each is taken out when it is parsed, so that
+/// those that are left are unknown.
 struct Args<'a> {
     name: &'a str,
     left: Vec<(&'a str, &'a str)>,
@@ -107,25 +108,25 @@ impl<'a> Args<'a> {
         Some(self.left.remove(at).1)
     }
 
-    fn maybe(&mut self, key: &str) -> Result<Option<u64>, String> {
+    fn optional(&mut self, key: &str) -> Result<Option<u64>, String> {
         self.text(key).map(number).transpose()
     }
 
     fn number(&mut self, key: &str, default: u64) -> Result<u64, String> {
-        Ok(self.maybe(key)?.unwrap_or(default))
+        Ok(self.optional(key)?.unwrap_or(default))
     }
 
     fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
         Ok(self.number(key, u64::from(default))? != 0)
     }
 
-    /// A number that the interface keeps in 32 bits.
+    /// A number that must fit in 32 bits.
     fn u32(&mut self, key: &str, default: u32) -> Result<u32, String> {
         let value = self.number(key, u64::from(default))?;
         u32::try_from(value).map_err(|_| format!("`{key}` must fit in 32 bits, found {value:#x}"))
     }
 
-    /// Likewise, signed: -1 is written 2^64-1.
+    /// A signed number that must fit in 32 bits; 2^64-1 stands for -1.
     fn i32(&mut self, key: &str, default: u32) -> Result<i32, String> {
         let value = self.number(key, u64::from(default))? as i64;
         i32::try_from(value).map_err(|_| format!("`{key}` must fit in 32 bits, found {value}"))
@@ -138,10 +139,10 @@ impl<'a> Args<'a> {
         }
     }
 
-    /// What a report or a harvest takes.
+    /// The arguments of `report` and `harvest`.
     fn report(&mut self) -> Result<ReportArg, String> {
-        let fill = match (self.flag("zeroed", false)?, self.maybe("fill")?) {
-            (true, Some(_)) => return Err("`zeroed` and `fill` exclude each other".into()),
+        let fill = match (self.flag("zeroed", false)?, self.optional("fill")?) {
+            (true, Some(_)) => return Err("`zeroed` and `fill` cannot be given together".into()),
             (true, None) => None,
             (false, fill) => Some(fill.unwrap_or(0) as u8),
         };
@@ -157,6 +158,7 @@ impl<'a> Args<'a> {
         })
     }
 
+    /// The arguments that `get` and `unmap` share.
     fn bitmap(&mut self) -> Result<Bitmap, String> {
         Ok(Bitmap {
             pgsize: self.number("pgsize", 4096)?,
@@ -167,7 +169,7 @@ impl<'a> Args<'a> {
         })
     }
 
-    /// Every argument must have been taken.
+    /// Fails if an argument was not taken.
     fn done(self, op: Op) -> Result<Op, String> {
         match self.left.first() {
             None => Ok(op),
@@ -184,10 +186,10 @@ fn device(name: &str) -> Result<DeviceIndex, String> {
     DEVICES
         .iter()
         .position(|d| d.name == name)
-        .ok_or_else(|| format!("`{name}` is no device; there are {}", names()))
+        .ok_or_else(|| format!("`{name}` is not a device; there are {}", names()))
 }
 
-/// A number: an optional base, then numbers with signs and suffixes, summed
+/// A number: an optional base, then terms with signs and suffixes, all added
 /// modulo 2^64.
 fn number(text: &str) -> Result<u64, String> {
     const BASES: [(&str, u64); 8] = [
@@ -272,7 +274,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             vaddr: a.number("vaddr", MEM)?,
             iova: a.number("iova", 0)?,
             size: a.number("size", 0)?,
-            ptr: a.maybe("ptr")?,
+            ptr: a.optional("ptr")?,
         }),
         "unmap" => {
             let flags = a.u32("flags", 0)?;
@@ -282,13 +284,13 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
                 iova: a.number("iova", 0)?,
                 size: a.number("size", 0)?,
                 bitmap: a.bitmap()?,
-                ptr: a.maybe("ptr")?,
+                ptr: a.optional("ptr")?,
             })
         }
         "start" | "stop" | "dirty" => Op::Dirty {
             argsz: a.u32("argsz", 8)?,
             flags: a.u32("flags", if name == "start" { 1 } else { 2 })?,
-            ptr: a.maybe("ptr")?,
+            ptr: a.optional("ptr")?,
         },
         "get" => Op::Get(GetArg {
             argsz: a.u32("argsz", 48)?,
@@ -296,8 +298,8 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             iova: a.number("iova", 0)?,
             size: a.number("size", 0)?,
             bitmap: a.bitmap()?,
-            ptr: a.maybe("ptr")?,
-            hdrend: match a.maybe("hdrend")? {
+            ptr: a.optional("ptr")?,
+            hdrend: match a.optional("hdrend")? {
                 Some(n) if n > 48 => return Err(format!("`hdrend` is at most 48, found {n}")),
                 n => n,
             },
@@ -311,7 +313,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             prot: a.u32("prot", 3)?,
         },
         "unpin" => {
-            a.text("prot"); // as `pin`, and of no effect
+            a.text("prot"); // allowed, because the recorded scripts have it
             Op::Unpin {
                 device: a.device(Some("emu0"))?,
                 iova: a.number("iova", 0)?,
@@ -330,7 +332,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
                 (false, false) => Caller::Process,
                 (true, false) => Caller::KernelThread,
                 (false, true) => Caller::Child,
-                (true, true) => return Err("`kthread` and `fork` exclude each other".into()),
+                (true, true) => return Err("`kthread` and `fork` cannot be given together".into()),
             },
         },
         "mark" => Op::Mark {
@@ -361,7 +363,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
         "vmlck" => Op::VmLck,
         "param" => match (a.text("name"), a.u32("val", 0)?) {
             (Some("dma_entry_limit"), limit) => Op::EntryLimit(limit),
-            _ => return Err("`param` knows `name=dma_entry_limit` with `val=`".into()),
+            _ => return Err("`param` needs `name=dma_entry_limit` and `val=`".into()),
         },
         "hugemem" => Op::HugeMem,
         "bigbuf" => Op::BigBuf(a.number("size", 0x1000_1000)?),
@@ -396,7 +398,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
     a.done(op)
 }
 
-/// Bytes, two digits each.
+/// Bytes, written as two hexadecimal digits each.
 fn hex(digits: &str) -> Result<Vec<u8>, String> {
     let byte = |pair: &[u8]| {
         let pair = std::str::from_utf8(pair).ok()?;
@@ -404,7 +406,7 @@ fn hex(digits: &str) -> Result<Vec<u8>, String> {
         u8::from_str_radix(pair, 16).ok().filter(|_| digits)
     };
     let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
-    bytes.ok_or_else(|| format!("`hex` is two digits a byte, found `{digits}`"))
+    bytes.ok_or_else(|| format!("`hex` takes two digits a byte, found `{digits}`"))
 }
 
 fn parse_new(a: &mut Args<'_>) -> Result<Op, String> {
@@ -413,7 +415,7 @@ fn parse_new(a: &mut Args<'_>) -> Result<Op, String> {
         Some("v1") => Some(1),
         Some("nest") => Some(6),
         Some("none") => None,
-        Some(other) => return Err(format!("`type` is v1, nest or none, found `{other}`")),
+        Some(other) => return Err(format!("`type` is v2, v1, nest or none, found `{other}`")),
     };
     let devices = a.text("devs").unwrap_or("").split(',');
     Ok(Op::New(New {
@@ -422,7 +424,7 @@ fn parse_new(a: &mut Args<'_>) -> Result<Op, String> {
             .map(device)
             .collect::<Result<_, _>>()?,
         kind,
-        budget: a.maybe("budget")?,
+        budget: a.optional("budget")?,
         skip_read_only: a.flag("skipro", false)?,
     }))
 }
@@ -435,7 +437,7 @@ fn actions(text: &str) -> Result<Vec<Action>, String> {
         "stop" => Ok(Action::Stop),
         "pin" => Ok(Action::Pin),
         _ => Err(format!(
-            "`do` lists unpin, start, stop and pin, found `{name}`"
+            "`do` lists some of unpin, start, stop and pin, found `{name}`"
         )),
     };
     names.map(action).collect()
@@ -449,7 +451,7 @@ fn fault(a: &mut Args<'_>) -> Result<Op, String> {
         ("map", FaultKind::Map),
         ("charge", FaultKind::Charge),
     ] {
-        if let Some(n) = a.maybe(key)? {
+        if let Some(n) = a.optional(key)? {
             return Ok(Op::Fault { kind, n });
         }
     }

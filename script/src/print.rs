@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Typed operations to lines of text: what `parse` reads.
+//! Prints typed operations as lines of a script, which
+//! [`parse`](crate::parse()) turns into the same operations.
 
 use std::fmt;
 
@@ -22,7 +23,7 @@ impl fmt::Display for Bitmap {
     }
 }
 
-/// ` ptr=...`, or nothing.
+/// ` ptr=ADDRESS`, or nothing.
 struct Ptr(Option<u64>);
 
 impl fmt::Display for Ptr {
@@ -35,7 +36,7 @@ fn name(device: DeviceIndex) -> &'static str {
     DEVICES.get(device).map_or("?", |d| d.name)
 }
 
-/// The operation as a line of a script.
+/// Writes the operation as a line of a script.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -156,7 +157,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// A callback's action as scripts write it.
+/// The name of a callback's action in scripts.
 fn action_name(action: Action) -> &'static str {
     match action {
         Action::Unpin => "unpin",

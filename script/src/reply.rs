@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an operation answered, and how the recordings write it.
+//! The replies to operations, and how the recordings write them.
 
 use std::fmt;
 
@@ -7,42 +7,46 @@ use dirty_core::Errno;
 
 use crate::system::{Answer, Stat};
 
-/// Words of a bitmap that were shown; `cut` where they cannot be read.
+/// The words of a bitmap that a reply shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Words {
-    /// The words that can be read.
+    /// The words up to the first that cannot be read.
     pub words: Vec<u64>,
-    /// Whether one that cannot came after them.
+    /// Whether a word that cannot be read follows.
     pub cut: bool,
 }
 
-/// What an operation answered. `Display` is what follows its text.
+/// The reply to an operation. `Display` writes what follows the operation in a
+/// transcript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// In words of its own.
+    /// Text that only this operation has.
     Text(String),
-    /// A system call's answer.
+    /// The result of a system call.
     Answer(Answer),
     /// Bytes of memory.
     Bytes(Vec<u8>),
-    /// UNMAP_DMA: the size in the structure afterwards, and the bitmap.
+    /// UNMAP_DMA: its result, `size` in the argument afterwards, and the bitmap
+    /// if one was asked for.
     Unmap(Answer, u64, Option<Words>),
-    /// GET_BITMAP.
+    /// GET_BITMAP: its result, and the bitmap.
     Get(Answer, Words),
-    /// A typed report or harvest: bytes unmapped, and the bitmap.
+    /// A typed report or harvest: bytes unmapped (0 for a report), and the
+    /// bitmap.
     Report(Result<u64, Errno>, Words),
-    /// What a call inside the kernel returned.
+    /// What a call inside the kernel returned: a value, or minus an errno; an
+    /// errno if the device could not be told to make it.
     Returned(Result<i32, Errno>),
-    /// Likewise in a child.
+    /// As `Returned`, for a call by a child process.
     Child(Result<i32, Errno>),
-    /// What a driver has counted.
+    /// The counters of a device's driver.
     Stat(Stat),
 }
 
-/// C's `%#x`: no prefix before 0.
-pub(crate) struct Alternate(pub(crate) u64);
+/// A number as C's `%#x` writes it: hexadecimal, without a prefix for 0.
+pub(crate) struct HexOr0(pub(crate) u64);
 
-impl fmt::Display for Alternate {
+impl fmt::Display for HexOr0 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => f.write_str("0"),
@@ -51,7 +55,7 @@ impl fmt::Display for Alternate {
     }
 }
 
-/// Bytes as two digits each.
+/// Bytes, two hexadecimal digits each.
 pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Hex<'_> {
@@ -60,10 +64,10 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// ` => value ok` or ` => -1 errno`.
-pub(crate) struct Result_(pub(crate) Answer);
+/// The result of a system call: ` => VALUE ok` or ` => -1 ERRNO`.
+pub(crate) struct Arrow(pub(crate) Answer);
 
-impl fmt::Display for Result_ {
+impl fmt::Display for Arrow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Ok(value) => write!(f, " => {value} ok"),
@@ -91,30 +95,30 @@ impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reply::Text(text) => f.write_str(text),
-            Reply::Answer(answer) => Result_(*answer).fmt(f),
+            Reply::Answer(answer) => Arrow(*answer).fmt(f),
             Reply::Bytes(bytes) => write!(f, " => {}", Hex(bytes)),
             Reply::Unmap(answer, size, words) => {
-                write!(f, "{} size={}", Result_(*answer), Alternate(*size))?;
+                write!(f, "{} size={}", Arrow(*answer), HexOr0(*size))?;
                 words.as_ref().map_or(Ok(()), |words| words.fmt(f))
             }
-            Reply::Get(answer, words) => write!(f, "{}{words}", Result_(*answer)),
+            Reply::Get(answer, words) => write!(f, "{}{words}", Arrow(*answer)),
             Reply::Report(answer, words) => match answer {
-                Ok(size) => write!(f, " => 0 ok size={}{words}", Alternate(*size)),
+                Ok(size) => write!(f, " => 0 ok size={}{words}", HexOr0(*size)),
                 Err(e) => write!(f, " => -1 {e}{words}"),
             },
             Reply::Returned(Ok(ret)) if *ret < 0 => write!(f, " => ret={ret} {}", Errno(-ret)),
             Reply::Returned(Ok(ret)) => write!(f, " => ret={ret}"),
             Reply::Child(Ok(0)) => f.write_str(" child=0 "),
             Reply::Child(Ok(ret)) => write!(f, " child={ret} {}", Errno(-ret)),
-            Reply::Returned(Err(e)) | Reply::Child(Err(e)) => Result_(Err(*e)).fmt(f),
+            Reply::Returned(Err(e)) | Reply::Child(Err(e)) => Arrow(Err(*e)).fmt(f),
             Reply::Stat(stat) => {
                 let (iova, size) = stat.last;
                 write!(
                     f,
                     " => dma_unmap_calls={} last={}+{} pinned={}",
                     stat.unmap_calls,
-                    Alternate(iova),
-                    Alternate(size),
+                    HexOr0(iova),
+                    HexOr0(size),
                     stat.pinned
                 )
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs operations on a system: the arguments of the interface, written into
-//! its user memory, and the answers.
+//! Runs operations on a system: writes the arguments of ioctls into user
+//! memory, makes the call, and reads what it left there.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,11 @@ use dirty_core::uapi::*;
 use dirty_core::Errno;
 
 use crate::op::*;
-use crate::reply::{Alternate, Reply, Result_, Words};
+use crate::reply::{Arrow, HexOr0, Reply, Words};
 use crate::system::{Answer, System};
 
-/// Runs one operation.
+/// Runs one operation. Faults that were ordered before it are met during this
+/// operation or forgotten.
 pub fn run(system: &mut dyn System, op: &Op) -> Reply {
     let reply = dispatch(system, op);
     if !matches!(op, Op::Fault { .. }) {
@@ -121,15 +122,17 @@ fn dispatch(s: &mut dyn System, op: &Op) -> Reply {
                 }
                 done += 1;
             }
-            Reply::Text(format!(" done={done}{}", Result_(answer)))
+            Reply::Text(format!(" done={done}{}", Arrow(answer)))
         }
     }
 }
 
+/// The reply of operations that answer nothing.
 fn nothing() -> Reply {
     Reply::Text(String::new())
 }
 
+/// The reply of operations that map user memory.
 fn mapped(result: Result<(), Errno>) -> Reply {
     Reply::Text(match result {
         Ok(()) => " => ok".into(),
@@ -141,6 +144,8 @@ fn device_name(device: DeviceIndex) -> &'static str {
     DEVICES.get(device).map_or("?", |d| d.name)
 }
 
+/// Opens a container, attaches its groups and opens their devices; returns what
+/// the reply says of these steps.
 fn open(s: &mut dyn System, new: &New) -> String {
     s.open(new);
     let mut text = String::new();
@@ -156,9 +161,11 @@ fn open(s: &mut dyn System, new: &New) -> String {
     text
 }
 
-// A string takes any text, so that writing to one cannot fail.
+// Writing to a string cannot fail, so the results of `write!` are dropped
+// below.
 
-/// Attaches a group, and sets the IOMMU type if one is given.
+/// Attaches a group, and sets the IOMMU type if one is given. Returns whether
+/// both succeeded.
 fn attach(s: &mut dyn System, device: DeviceIndex, kind: Option<u64>, text: &mut String) -> bool {
     if let Err(e) = s.attach(device) {
         let _ = write!(text, " {}:{}={}", device_name(device), e.step, e.errno);
@@ -181,12 +188,12 @@ fn open_device(s: &mut dyn System, device: DeviceIndex, text: &mut String) {
     }
 }
 
-/// Two 32-bit fields that share a word.
+/// Two neighbouring 32-bit fields as one word.
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// An ioctl whose argument is made of `words`, or lies at `ptr`.
+/// An ioctl whose argument is `words`, or is what lies at `ptr`.
 fn ioctl(s: &mut dyn System, nr: u32, words: &[u64], ptr: Option<u64>) -> Answer {
     let mut bytes = [0; 48];
     let len = words.len() * 8;
@@ -197,7 +204,7 @@ fn ioctl(s: &mut dyn System, nr: u32, words: &[u64], ptr: Option<u64>) -> Answer
     s.ioctl(nr, ptr.unwrap_or(ARG))
 }
 
-/// A 64-bit word of user memory; none at a bad address.
+/// A 64-bit word of user memory; `None` at a bad address.
 fn peek_word(s: &mut dyn System, addr: u64) -> Option<u64> {
     let mut word = [0; 8];
     s.peek(addr, &mut word).then(|| u64::from_ne_bytes(word))
@@ -250,7 +257,7 @@ fn get(s: &mut dyn System, g: &GetArg) -> Reply {
     Reply::Get(answer, dump(s, b))
 }
 
-/// Fills the buffer that bitmaps go to.
+/// Fills [`BUF`], where bitmaps go by default.
 fn fill(s: &mut dyn System, b: Bitmap) {
     let len = match b.bsize {
         size if size < 60000 => size + 64,
@@ -259,7 +266,7 @@ fn fill(s: &mut dyn System, b: Bitmap) {
     s.poke(BUF, &vec![b.fill; len as usize]);
 }
 
-/// The words of a bitmap, as far as they are to be shown and can be read.
+/// Reads the words of a bitmap that the reply shows.
 fn dump(s: &mut dyn System, b: Bitmap) -> Words {
     let count = match b.dump {
         0 => (b.bsize.wrapping_add(7) / 8 + 1).min(6),
@@ -278,13 +285,13 @@ fn dump(s: &mut dyn System, b: Bitmap) -> Words {
     shown
 }
 
-/// The words of a typed report before it is made.
+/// The words for a typed report, filled as it asks.
 fn filled(r: &ReportArg) -> Vec<u64> {
     let fill = u64::from(r.fill.unwrap_or(0)) * 0x0101_0101_0101_0101;
     vec![fill; r.words as usize]
 }
 
-/// The structure of GET_INFO as the user finds it.
+/// The bytes that GET_INFO left in the user's memory.
 struct InfoBytes(Vec<u8>);
 
 impl InfoBytes {
@@ -298,12 +305,13 @@ impl InfoBytes {
     }
 }
 
+/// GET_INFO; returns the reply.
 fn info(s: &mut dyn System, argsz: u32, null: bool) -> String {
     let mut bytes = vec![0xee; 4096];
     bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
     s.poke(ARG, &bytes);
     let answer = s.ioctl(VFIO_IOMMU_GET_INFO, if null { HOLE } else { ARG });
-    let mut text = Result_(answer).to_string();
+    let mut text = Arrow(answer).to_string();
     if answer.is_err() {
         return text;
     }
@@ -313,8 +321,8 @@ fn info(s: &mut dyn System, argsz: u32, null: bool) -> String {
     let _ = write!(
         text,
         " argsz={needed} flags={} pgsizes={}",
-        Alternate(flags.into()),
-        Alternate(info.u64(8))
+        HexOr0(flags.into()),
+        HexOr0(info.u64(8))
     );
     if argsz >= 20 {
         let _ = write!(text, " cap_offset={cap_offset}");
@@ -333,7 +341,7 @@ fn info(s: &mut dyn System, argsz: u32, null: bool) -> String {
     text
 }
 
-/// Writes the capability at `at`.
+/// Writes the capability at offset `at` of the structure.
 fn capability(info: &InfoBytes, at: usize, text: &mut String) {
     let (id, version) = (info.u32(at) as u16, info.u32(at) >> 16);
     let _ = write!(text, " cap@{at}{{id={id} ver={version}");
@@ -349,8 +357,8 @@ fn capability(info: &InfoBytes, at: usize, text: &mut String) {
             text,
             " flags={} pgsize_bitmap={} max_dirty_bitmap_size={}",
             info.u32(at + 8),
-            Alternate(info.u64(at + 16)),
-            Alternate(info.u64(at + 24))
+            HexOr0(info.u64(at + 16)),
+            HexOr0(info.u64(at + 24))
         ),
         VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => write!(text, " avail={}", info.u32(at + 8)),
         _ => Ok(()),

@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a script drives: something that behaves like a VFIO container with its
-//! groups, devices and user memory.
+//! What a script drives: a VFIO container with its groups and devices, and the
+//! process that uses it.
 
 use dirty_core::Errno;
 
 use crate::op::{Action, Caller, DeviceIndex, FaultKind, New, ReportArg};
 
-/// The result of a system call: a value, or an errno.
+/// The result of a system call: its value, or an errno.
 pub type Answer = Result<u32, Errno>;
 
-/// What a device's driver has counted since the device was opened.
+/// The counters of a device's driver, from when the device was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
-    /// Calls of its dma_unmap callback.
+    /// Calls of the dma_unmap callback.
     pub unmap_calls: u32,
-    /// Range of the last one: first address and bytes.
+    /// The range of the last call: first address and bytes.
     pub last: (u64, u64),
-    /// Pages it has pinned, counting each pin.
+    /// Pages that it has pinned, each counted as often as it is pinned.
     pub pinned: usize,
 }
 
-/// What a call inside the kernel returns: `value`, or minus the errno.
+/// The return value of a call inside the kernel: `value`, or minus the errno.
 pub fn returned<T>(result: Result<T, Errno>, value: i32) -> i32 {
     result.map_or_else(|e| -e.0, |_| value)
 }
 
-/// A step of attaching a group that failed.
+/// Why a group could not be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachError {
-    /// `open` or `set_container`.
+    /// The step that failed: `open` or `set_container`.
     pub step: &'static str,
-    /// Why.
+    /// The step's errno.
     pub errno: Errno,
 }
 
-/// A container, its devices and the memory of the process that uses them.
-/// Devices are indices into [`DEVICES`](crate::op::DEVICES).
+/// A container, its devices, and the memory of the process that uses them.
+/// Devices are named by their index in [`DEVICES`](crate::op::DEVICES).
 pub trait System {
     /// Closes everything and opens an empty container.
     fn open(&mut self, new: &New);
@@ -44,62 +44,66 @@ pub trait System {
     ///
     /// # Errors
     ///
-    /// Which step failed.
+    /// The step that failed, and its errno.
     fn attach(&mut self, device: DeviceIndex) -> Result<(), AttachError>;
 
     /// Closes a device and takes its group out of the container.
     ///
     /// # Errors
     ///
-    /// EBADF if it is not there.
+    /// EBADF if the group is not in the container.
     fn detach(&mut self, device: DeviceIndex) -> Answer;
 
-    /// Opens a device, whose driver counts from zero.
+    /// Opens a device. Its driver's counters start at zero.
     ///
     /// # Errors
     ///
-    /// EBADF without a group; EINVAL before an IOMMU type is set.
+    /// EBADF if its group is not in the container, EINVAL before an IOMMU type
+    /// is set.
     fn open_device(&mut self, device: DeviceIndex) -> Result<(), Errno>;
 
-    /// Closes a device: its driver unpins.
+    /// Closes a device. Its driver unpins everything first.
     fn close_device(&mut self, device: DeviceIndex);
 
-    /// An ioctl on the container; pointers are user addresses.
+    /// Makes an ioctl on the container. Pointers are user addresses.
     ///
     /// # Errors
     ///
     /// Linux's errno.
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer;
 
-    /// GET_BITMAP as a typed call; `words` hold what `arg` says.
+    /// GET_BITMAP as a typed call, into `words`, which hold what `arg.fill`
+    /// says.
     ///
     /// # Errors
     ///
     /// Linux's errno.
     fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer;
 
-    /// UNMAP_DMA with bitmap as a typed call, which answers the bytes.
+    /// UNMAP_DMA with a bitmap as a typed call; returns the bytes unmapped.
     ///
     /// # Errors
     ///
     /// Linux's errno.
     fn harvest(&mut self, arg: &ReportArg, words: &mut [u64]) -> Result<u64, Errno>;
 
-    /// vfio_pin_pages by a device's driver: what it returns.
+    /// vfio_pin_pages by a device's driver; returns what the call returned.
     ///
     /// # Errors
     ///
-    /// EBADF for a closed device, ENOTTY for another driver.
+    /// The call is not made: EBADF for a closed device, ENOTTY for one whose
+    /// driver cannot be told to make it.
     fn pin(&mut self, device: DeviceIndex, iova: u64, n: i32, prot: u32) -> Result<i32, Errno>;
 
-    /// vfio_unpin_pages.
+    /// vfio_unpin_pages by a device's driver.
     ///
     /// # Errors
     ///
     /// As [`pin`](System::pin).
     fn unpin(&mut self, device: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno>;
 
-    /// vfio_dma_rw of bytes 0x5a: what it returns.
+    /// vfio_dma_rw by a device's driver; writes bytes 0x5a. Returns what the
+    /// call returned.
     ///
     /// # Errors
     ///
@@ -113,56 +117,61 @@ pub trait System {
         caller: Caller,
     ) -> Result<i32, Errno>;
 
-    /// Marks what a device has written by itself.
+    /// Marks a range that a device has written by itself.
     ///
     /// # Errors
     ///
-    /// The cause's errno.
+    /// EINVAL without an IOMMU type, for 0 bytes, or if a part is unmapped;
+    /// EOVERFLOW if the range wraps.
     fn mark(&mut self, iova: u64, len: u64) -> Answer;
 
-    /// Says what a device's dma_unmap callback does.
+    /// Sets what a device's dma_unmap callback does.
     ///
     /// # Errors
     ///
     /// As [`pin`](System::pin).
     fn on_unmap(&mut self, device: DeviceIndex, actions: &[Action]) -> Answer;
 
-    /// Makes something fail during the next operation: only a
-    /// [simulation](crate::sim) can.
+    /// Makes the `n`-th thing of a kind fail during the next operation. Only
+    /// the [simulated host](crate::sim) can do that.
     ///
     /// # Errors
     ///
-    /// EOPNOTSUPP where nothing can be made to fail.
+    /// EOPNOTSUPP on every other system.
     fn fault(&mut self, _kind: FaultKind, _n: u64) -> Answer {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// The next operation is over: what has not failed will not.
+    /// Ends the operation that faults were ordered for: faults that were not
+    /// met are forgotten.
     fn end_faults(&mut self) {}
 
-    /// What a device's driver has counted.
+    /// The counters of a device's driver.
     fn stat(&self, device: DeviceIndex) -> Stat;
 
-    /// Limits locked memory, and gives up the right to exceed it; says what
-    /// went wrong.
+    /// Limits locked memory to `limit` bytes and, unless `keep_cap`, gives up
+    /// CAP_IPC_LOCK. Returns what the reply says: nothing, or what went wrong.
     fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String;
 
-    /// Pages charged as locked.
+    /// The pages that are charged as locked memory.
     fn locked_pages(&self) -> u64;
 
-    /// Sets the driver's module parameter for containers opened from now on.
+    /// Sets the module parameter `dma_entry_limit` for containers opened from
+    /// now on.
     fn set_entry_limit(&mut self, limit: u32);
 
-    /// Maps fresh user memory.
+    /// Maps fresh user memory at an address.
     ///
     /// # Errors
     ///
     /// The kernel's errno.
     fn map_memory(&mut self, addr: u64, size: u64, write: bool) -> Result<(), Errno>;
 
-    /// Reads user memory; false, and nothing is read, at a bad address.
+    /// Reads user memory; returns false, with `buf` in any state, if a byte
+    /// cannot be read.
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool;
 
-    /// Writes user memory; false at a bad address.
+    /// Writes user memory; returns false if a byte cannot be written. Bytes
+    /// before it may have been.
     fn poke(&mut self, addr: u64, buf: &[u8]) -> bool;
 }

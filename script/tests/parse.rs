@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Text to operations, and back.
+//! Scripts are parsed into operations, and operations print as scripts.
 
-use dirty_script::op::{Op, BIGB, BUF, BUF_SIZE, MEM};
+use dirty_script::op::*;
 use dirty_script::{parse, BadLine};
 
-/// `text` as a number of a script.
+/// Parses `text` as a number in a script.
 fn arg(text: &str) -> Result<u64, BadLine> {
     let cases = parse(&format!("raw arg={text}"), &mut 0)?;
     match cases[0].lines[0].op {
@@ -99,4 +99,15 @@ fn a_module_parameter_outlives_its_case() {
     let cases = parse(text, &mut limit).expect("a script");
     let limits: Vec<u32> = cases.iter().map(|c| c.entry_limit).collect();
     assert_eq!((limits, limit), (vec![65535, 2], 2));
+}
+
+#[test]
+fn devices_have_the_numbers_of_their_constants() {
+    let names = DEVICES.map(|device| device.name);
+    let by_number = [PCI0, PCI1, XPCI0, XPCI1, EMU0, EMU1, EMU2, BIG0].map(|index| names[index]);
+    let expected = [
+        "pci0", "pci1", "xpci0", "xpci1", "emu0", "emu1", "emu2", "big0",
+    ];
+    assert_eq!(by_number, expected);
+    assert_eq!(names.len(), expected.len());
 }

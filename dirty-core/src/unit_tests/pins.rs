@@ -8,9 +8,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::memory::TestMemory;
-use crate::pfn::Pins;
 use crate::pgsize::PageSize;
-use crate::window::{Again, Unpinned, SHIFT};
+use crate::pins::window::{NotRepinned, Unpinned, SHIFT};
+use crate::pins::Pins;
 
 const SHIFT_4K: u32 = 12;
 const PAGE: u64 = 1 << SHIFT_4K;
@@ -68,14 +68,14 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn pin(pins: &mut Pins<TestMemory>, model: &mut Model, iova: u64, may_fail: bool) {
     let pfn = iova.rotate_left(17);
-    match pins.again(iova) {
+    match pins.repin(iova) {
         Ok(found) => {
             let (expected, refs) = model.get_mut(&iova).expect("it is pinned");
             assert_eq!(found, *expected);
             *refs += 1;
         }
-        Err(Again::Full) => panic!("so many pins"),
-        Err(Again::Not) => {
+        Err(NotRepinned::Full) => panic!("so many pins"),
+        Err(NotRepinned::NotPinned) => {
             assert!(!model.contains_key(&iova), "a pin is lost");
             match pins.insert(iova, pfn) {
                 Ok(()) => drop(model.insert(iova, (pfn, 1))),
@@ -87,7 +87,7 @@ fn pin(pins: &mut Pins<TestMemory>, model: &mut Model, iova: u64, may_fail: bool
 
 fn unpin(pins: &mut Pins<TestMemory>, model: &mut Model, iova: u64) {
     let expected = match model.get_mut(&iova) {
-        None => Unpinned::Not,
+        None => Unpinned::NotPinned,
         Some((pfn, 1)) => Unpinned::Last(*pfn),
         Some((_, refs)) => {
             *refs -= 1;
@@ -178,7 +178,7 @@ fn a_whole_window() {
             assert_eq!(pins.get(iova(k)), (k % 2 == 1).then_some(k));
         }
         for k in (1..pages).step_by(2) {
-            assert_eq!(pins.again(iova(k)), Ok(k));
+            assert_eq!(pins.repin(iova(k)), Ok(k));
             assert_eq!(pins.remove(iova(k)), Unpinned::Shared);
             assert_eq!(pins.remove(iova(k)), Unpinned::Last(k));
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest: its memory, the bitmap of it behind a lock, and a copy elsewhere.
+//! A guest: its memory, the bitmap of it behind a lock, and a copy at the
+//! destination.
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,19 +9,20 @@ use loom::sync::Mutex;
 use crate::bitmap::Bitmap;
 use crate::mem::Or;
 
-/// A report of every page, for the whole copy after START.
+/// A report of every page, for the copy of everything after START.
 pub(crate) const ALL: [u64; 512] = [!0; 512];
 
 pub(crate) struct Guest {
     npages: u64,
     or: Or,
     tracked: Lock,
-    /// The pages whose content is looked at: how often each was written.
+    /// The pages whose content is compared. Its content is how often each was
+    /// written.
     pages: Vec<(u64, AtomicU64)>,
 }
 
 impl Guest {
-    /// A guest whose pages `watched` are looked at; tracking is off.
+    /// A guest whose pages `watched` are compared; tracking is off.
     pub(crate) fn new(npages: u64, watched: &[u64], or: Or) -> Self {
         Guest {
             npages,
@@ -30,7 +32,7 @@ impl Guest {
         }
     }
 
-    /// Writes pages, as a device or a CPU does: no lock, no order.
+    /// Writes pages as a device or a CPU does, without a lock and in no order.
     pub(crate) fn write(&self, first: u64, n: u64) {
         for (_, page) in self
             .pages
@@ -41,7 +43,7 @@ impl Guest {
         }
     }
 
-    /// Marks pages; each thread has its `slot` in the lock.
+    /// Marks pages. Each thread has its own `slot` of the lock.
     pub(crate) fn mark(&self, slot: usize, first: u64, n: u64) {
         self.tracked.read(slot, |bitmap| {
             if let Some(bitmap) = bitmap {
@@ -76,7 +78,7 @@ impl Guest {
         self.tracked.write(|bitmap| *bitmap = None);
     }
 
-    /// The pages written since the last report.
+    /// Reports the pages written since the last report.
     pub(crate) fn report(&self) -> Vec<u64> {
         let mut words = vec![0; ALL.len()];
         self.change(|bitmap| bitmap.take_sparse(0, &mut words).expect("room"));
@@ -87,8 +89,8 @@ impl Guest {
         self.tracked.write(|bitmap| {
             if let Some(bitmap) = bitmap {
                 f(bitmap);
-                // The words that were lent are taken back by the next access.
-                bitmap.image(0, 0, &mut []);
+                // The next access takes back the words that were lent.
+                bitmap.copy(0, 0, &mut []);
             }
         });
     }
@@ -112,7 +114,7 @@ impl Guest {
         self.copy_pages(&report, copy);
     }
 
-    /// Makes the last report; then the copy must be the memory.
+    /// Makes the last report. Then the copy must equal the memory.
     pub(crate) fn finish(&self, copy: &mut [u64]) {
         self.harvest(copy);
         let memory = self.pages.iter().map(|(_, page)| page.load(Relaxed));
@@ -121,16 +123,17 @@ impl Guest {
 }
 
 /// A reader-writer lock that orders no more than it must: readers with writers,
-/// and not readers with each other. (`loom`'s own orders readers too.)
+/// but not readers with each other, as `loom`'s own lock does.
 #[derive(Default)]
 struct Lock {
-    /// A reader holds its own, a writer all.
+    /// A reader holds its own slot, a writer all slots.
     slots: [Mutex<()>; 2],
     bitmap: UnsafeCell<Option<Bitmap<Or>>>,
 }
 
-// SAFETY: the bitmap is reached by `&` or by `&mut`, as the slots allow; where
-// they are passed over, `loom` stops at the race.
+// SAFETY: a reader that holds a slot has `&`, a writer that holds every slot
+// has `&mut`, so they exclude each other. Without a slot `loom` fails at the
+// race.
 unsafe impl Sync for Lock {}
 
 impl Lock {
@@ -140,7 +143,7 @@ impl Lock {
     }
 
     fn read_unlocked(&self, f: impl FnOnce(&Option<Bitmap<Or>>)) {
-        // SAFETY: see `Sync`; nobody else has `&mut`.
+        // SAFETY: see `Sync`: nobody has `&mut` meanwhile.
         self.bitmap.with(|bitmap| f(unsafe { &*bitmap }));
     }
 

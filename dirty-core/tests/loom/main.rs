@@ -1,27 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Threads that write and mark while another reports, starts and stops: `loom`
-//! runs every order of their steps, and lets every relaxed load see every value
-//! that the memory model allows.
+//! Threads write and mark while another thread reports, starts and stops.
+//! `loom` runs every order of their steps, and lets each relaxed load return
+//! every value that the memory model allows.
 //!
-//! The bitmap is the core's own source, compiled once more on `loom`'s words.
-//! The models that end in a lost write show that this test can fail.
+//! The bitmap is the core's own source, compiled once more on `loom`'s atomics.
+//! The models in which a write is lost show that these tests can fail.
 
-// What bitmap.rs takes from the core.
-#[path = "../../src/bitmap.rs"]
+// The names that the core's source of the bitmap imports.
+#[path = "../../src/bitmap/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod bitmap;
-#[path = "../../src/bits.rs"]
-#[allow(dead_code)]
-mod bits;
-#[path = "../../src/image.rs"]
+#[path = "../../src/bits/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
-mod image;
+mod bits;
 mod mem;
-#[path = "../../src/planes.rs"]
-#[allow(dead_code)]
-mod planes;
-#[path = "../../src/stream.rs"]
-mod stream;
 mod error {
     pub(crate) use dirty_core::Error;
 }
@@ -41,19 +33,21 @@ use std::sync::Arc;
 use guest::{Guest, ALL};
 use mem::Or;
 
-/// Pages of the bitmaps: three words, two lines, and a block of lines: of no
-/// less than a block a report visits single lines.
+/// Sizes of bitmaps in pages: three words, two lines, and a block of lines,
+/// from which on a report visits single lines.
 const THREE_WORDS: u64 = 192;
 const TWO_LINES: u64 = 513;
 const BLOCK: u64 = 64 * 512;
 
-/// Runs a model of a guest whose `watched` pages are written by two threads,
-/// while a third makes a report.
+/// Runs a model in which two threads write and mark pages of a guest while a
+/// third makes a report. At the end the copies of the `watched` pages must be
+/// up to date.
 fn two_writers(npages: u64, watched: &'static [u64], or: Or, runs: [(u64, u64); 2]) {
     two_writers_and(Guest::harvest, npages, watched, or, runs);
 }
 
-/// Likewise beside an `owner`. At the end a last report tells the rest.
+/// As [`two_writers`], with what the third thread does as `owner`. A last
+/// report follows at the end.
 fn two_writers_and(
     owner: fn(&Guest, &mut [u64]),
     npages: u64,
@@ -91,7 +85,7 @@ fn two_writes_to_one_page() {
     two_writers(64, &[3], Or::Atomic, [(3, 1), (3, 1)]);
 }
 
-/// The run stores all ones to the word in the middle.
+/// The run sets every bit of the word in the middle.
 #[test]
 fn a_run_across_words_and_a_page_in_its_middle() {
     let watched = &[63, 64, 100, 128];
@@ -104,7 +98,8 @@ fn two_runs_that_overlap() {
     two_writers(THREE_WORDS, watched, Or::Atomic, [(10, 61), (70, 61)]);
 }
 
-/// Their summary bits share a word, which is only changed when a load says so.
+/// The summary bits of the two share a word, which is changed only if a load
+/// shows that it must be.
 #[test]
 fn pages_of_different_lines() {
     two_writers(BLOCK, &[0, 1030], Or::Atomic, [(0, 1), (1030, 1)]);
@@ -137,7 +132,7 @@ fn a_summary_without_an_atomic_or_loses_writes() {
     two_writers(BLOCK, &[0, 1030], Or::Torn, [(0, 1), (1030, 1)]);
 }
 
-/// Runs a model of one thread that writes page 3, and this one that reports.
+/// Runs a model in which one thread writes page 3 and this one reports.
 fn one_writer(
     writer: impl Fn(&Guest) + Send + Sync + 'static,
     owner: impl Fn(&Guest, &mut [u64]) + Send + Sync + 'static,
@@ -200,7 +195,7 @@ fn a_copy_before_the_report_loses_writes() {
     });
 }
 
-/// Nothing but the lock keeps marks out of a report.
+/// Only the lock keeps a mark from racing with a report.
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn a_mark_without_the_lock_races_with_the_report() {
@@ -235,8 +230,8 @@ fn a_write_after_the_unpin_is_lost() {
     one_writer(writer, Guest::harvest);
 }
 
-/// What was written before START, or is dropped by STOP, is in no report: the
-/// owner copies everything after START.
+/// No report has what was written before START or dropped by STOP, so the owner
+/// copies everything after START.
 #[test]
 fn everything_is_copied_after_start() {
     one_writer(write_then_mark, |guest, copy| {
@@ -268,7 +263,8 @@ fn stop_and_start_beside_two_writers() {
     two_writers_and(owner, 64, &[3, 60], Or::Atomic, [(3, 1), (60, 1)]);
 }
 
-/// Whoever gets a bit copies the page; of two copies the later one counts.
+/// The thread whose report has a bit copies the page. Of two copies the later
+/// one counts.
 #[test]
 fn two_threads_that_report() {
     loom::model(|| {
@@ -305,8 +301,8 @@ fn a_copy_before_start_loses_writes() {
     });
 }
 
-/// The last report is made when the writer says that it is done: the mark must
-/// come before that.
+/// Runs a model in which the last report is made when the writer says that it
+/// is done. The writer must mark before it says so.
 fn says_done(writer: fn(&Guest, &AtomicBool)) {
     loom::model(move || {
         let guest = Arc::new(Guest::new(64, &[3], Or::Atomic));

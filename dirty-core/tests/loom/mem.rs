@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core's words on `loom`'s atomics: same interface, every access seen.
+//! The core's memory for words on `loom`'s atomics: the same interface, and
+//! `loom` sees every access.
 
 use dirty_core::Error;
 pub(crate) use loom::hint::spin_loop;
 use loom::sync::atomic;
 use std::sync::atomic::Ordering;
 
-/// How a word takes in bits.
+/// How bits are OR-ed into a word.
 #[derive(Clone, Copy)]
 pub(crate) enum Or {
-    /// At once.
+    /// In one atomic step, as the core does.
     Atomic,
-    /// Loaded, changed and stored: what must not be.
+    /// By a load and a store, which loses bits: shows that the tests find it.
     Torn,
 }
 
-/// In place of the host's memory: says what the words are like.
+/// Stands for the host's memory: says how its words take in bits.
 pub(crate) trait Memory: Clone {
     fn or(&self) -> Or;
 }
@@ -56,11 +57,12 @@ impl AtomicU64 {
     }
 }
 
-/// Words that are atomics for `loom`, and plain words while they are lent.
+/// Words that are `loom`'s atomics, or plain words while they are lent.
 pub(crate) struct Words<M> {
     shared: Vec<AtomicU64>,
-    /// What [`exclusive`](Words::exclusive) has lent, and what it was then.
+    /// The words that [`exclusive`](Words::exclusive) has lent.
     lent: Vec<u64>,
+    /// Their values when they were lent.
     before: Vec<u64>,
     _mem: M,
 }
@@ -83,8 +85,8 @@ impl<M: Memory> Words<M> {
         &self.shared
     }
 
-    /// Takes back what was lent last, then lends every word. `loom` stops here
-    /// if another thread's access is not ordered before.
+    /// Takes back the words that were lent last, then lends every word. `loom`
+    /// fails here if another thread's access is not ordered before.
     pub(crate) fn exclusive(&mut self) -> &mut [u64] {
         let words = self.shared.iter_mut().zip(&mut self.lent);
         for ((word, lent), before) in words.zip(&mut self.before) {

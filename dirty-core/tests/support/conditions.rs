@@ -7,19 +7,19 @@ use super::{Rig, Spec, ARG, PAGE};
 
 /// No error.
 pub(crate) const OK: Errno = Errno(0);
-/// Two pages are mapped here.
+/// The iova where two pages are mapped.
 pub(crate) const MAPPED: u64 = 0x10_0000;
-/// Nothing is mapped here.
+/// An iova where nothing is mapped.
 pub(crate) const FREE: u64 = 0x20_0000;
-/// A reserved page.
+/// The iova of a reserved page.
 pub(crate) const RESERVED: u64 = 0x80_0000;
-/// Two pages from here on wrap.
+/// The last page of the address space: two pages from here on wrap.
 pub(crate) const TOP: u64 = 0u64.wrapping_sub(PAGE);
-/// What else is true when a row is tried.
+/// The condition under which a row is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum But {
     Nothing,
-    /// No room for one more mapping.
+    /// The container has no room for one more mapping.
     Full,
     /// The first allocation fails.
     NoMemory,
@@ -29,17 +29,18 @@ pub(crate) enum But {
     NoCharge,
     /// The mapping's vaddr is invalid.
     VaddrInvalid,
-    /// So it is, and the caller has another address space, which cannot pay.
+    /// The mapping's vaddr is invalid, and the caller has another address
+    /// space, which cannot pay for the mapping.
     OtherMm,
-    /// An emulated group is there.
+    /// An emulated group is in the container.
     Emulated,
     /// Tracking is on.
     Tracking,
-    /// So it is, a page is pinned, and the device never unpins it.
+    /// Tracking is on, a page is pinned, and the device never unpins it.
     Pinned,
 }
 
-/// A container with an IOMMU group and one mapping, and what `but` says.
+/// A container with an IOMMU group and one mapping, under the condition `but`.
 pub(crate) fn prepare(kind: u64, but: But) -> Rig {
     let options = Options {
         dma_entry_limit: if but == But::Full { 1 } else { 2 },
@@ -58,7 +59,7 @@ pub(crate) fn prepare(kind: u64, but: But) -> Rig {
         But::NoCharge => rig.host.charge_fault.arm(1),
         But::VaddrInvalid | But::OtherMm => {
             let mut unmap = Unmap::vaddr(Target::All);
-            let step = rig.container.unmap(&mut rig.host, &mut unmap);
+            let step = rig.unmap_step(&mut unmap);
             step.expect("invalidate");
             if but == But::OtherMm {
                 rig.host.mm = 1;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host: fake memory of users, pages, locked memory and IOMMUs.
+//! The test host: simulated user memory, pages, locked memory and IOMMUs.
 //!
-//! What it hands out is in its [`Books`], which a test compares before and
-//! after. It panics when something is given back that was not given out, or
-//! when a page is unpinned while a device can still reach it.
+//! Its [`Books`] list everything that it has handed out; tests compare them
+//! before and after a call. It panics when something is given back that was not
+//! handed out, or when a page is unpinned while a device can still reach it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,10 +17,10 @@ use dirty_core::Errno;
 use super::memory::Nth;
 use super::rig::PAGE;
 
-/// End of the addresses of users.
+/// The end of user addresses.
 pub(crate) const USER_END: u64 = 1 << 47;
 
-/// What stands behind a group with an IOMMU.
+/// The IOMMU of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Spec {
     pub(crate) pgsize_bitmap: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// Pages from `smallest` on; every address.
+    /// An IOMMU with every page size from `smallest` on and every address.
     pub(crate) fn pages(smallest: u64) -> Self {
         Spec {
             pgsize_bitmap: smallest.wrapping_neg(),
@@ -48,24 +48,24 @@ impl Spec {
     }
 }
 
-/// A domain: each page's pfn and protection, by iova.
+/// A domain. `table` has the pfn and the protection of each page, by iova.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Domain {
     pub(crate) spec: Spec,
     pub(crate) table: BTreeMap<u64, (u64, u32)>,
 }
 
-/// Everything that is handed out; entries with nothing in them are not kept.
+/// Everything that is handed out. Entries that drop to 0 are removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Books {
-    /// Pins by pfn.
+    /// The number of pins of each pfn.
     pub(crate) pins: BTreeMap<u64, u64>,
-    /// Locked pages by mm.
+    /// Locked pages of each mm.
     pub(crate) charged: BTreeMap<u64, u64>,
-    /// References by mm.
+    /// References to each mm.
     pub(crate) grabbed: BTreeMap<u64, u64>,
     pub(crate) domains: BTreeMap<u64, Domain>,
-    /// In how many places of all domains a pfn is mapped.
+    /// How often each pfn is mapped, in all domains together.
     pub(crate) mapped: BTreeMap<u64, u64>,
 }
 
@@ -82,53 +82,53 @@ fn sub(counts: &mut BTreeMap<u64, u64>, key: u64, n: u64) {
 }
 
 impl Books {
-    /// Pages pinned, each as often as it is.
+    /// The number of pins of all pages.
     pub(crate) fn pinned(&self) -> u64 {
         self.pins.values().sum()
     }
 
-    /// Locked pages of `mm`.
+    /// The locked pages of `mm`.
     pub(crate) fn locked(&self, mm: u64) -> u64 {
         self.charged.get(&mm).copied().unwrap_or(0)
     }
 }
 
-/// The host. Its fields are its knobs.
+/// The test host. Tests set its fields.
 #[derive(Debug, Default)]
 pub(crate) struct TestHost {
     pub(crate) books: Books,
-    /// The CPU's page: what a pin covers.
+    /// Bytes of a CPU page, which a pin covers.
     pub(crate) page: u64,
-    /// Memory of users, by mm and address; everywhere else is a hole.
+    /// User memory, by mm and address. Everything else is a hole.
     pages: BTreeMap<(u64, u64), Vec<u8>>,
     /// A write to this address faults.
     pub(crate) no_write: Option<u64>,
     /// The address space of the caller.
     pub(crate) mm: u64,
-    /// The caller may touch every address space.
+    /// The caller is a kernel thread, which may reach every address space.
     pub(crate) kthread: bool,
     pub(crate) lock_cap: bool,
-    /// Most locked pages, by mm.
+    /// Most locked pages of each mm.
     pub(crate) limit: BTreeMap<u64, u64>,
     /// Address spaces that have ended.
     pub(crate) gone: Vec<u64>,
-    /// Pages pinned per call at most; 0 for any number.
+    /// Most pages that one call pins; 0 for any number.
     pub(crate) pin_batch: usize,
     /// Neighbouring pages have neighbouring pfns, unless this is true.
     pub(crate) scattered: bool,
-    /// Pfns that are not ordinary memory.
+    /// Pfns that are not normal pages.
     pub(crate) kinds: Vec<(Range<u64>, PageKind)>,
-    /// Each page that is pinned; the errno is EFAULT.
+    /// Counts pages that are pinned; the errno is EFAULT.
     pub(crate) pin_fault: Nth,
-    /// Each call of `map`; the errno is EIO.
+    /// Counts calls of `map`; the errno is EIO.
     pub(crate) map_fault: Nth,
-    /// Each call of `charge`; the errno is EINTR.
+    /// Counts calls of `charge`; the errno is EINTR.
     pub(crate) charge_fault: Nth,
     pub(crate) specs: BTreeMap<u64, Spec>,
 }
 
 impl TestHost {
-    /// Gives the caller's address space memory.
+    /// Adds memory to the caller's address space.
     pub(crate) fn add_memory(&mut self, addr: u64, size: u64) {
         for page in (addr..addr + size).step_by(PAGE as usize) {
             self.pages.insert((self.mm, page), vec![0; PAGE as usize]);
@@ -141,7 +141,8 @@ impl TestHost {
         (mm << 42) + vaddr / self.page * stride
     }
 
-    /// Visits the bytes from `addr` on, each with its index, up to a bad one.
+    /// Calls `f` for each byte from `addr` on, with its index, up to a bad
+    /// address.
     fn access(
         &mut self,
         mm: u64,
@@ -196,7 +197,7 @@ impl Pinning for TestHost {
         };
         for (k, pfn) in pfns.iter_mut().take(most).enumerate() {
             if k != 0 && self.pin_fault.is_next() {
-                return Ok(k); // the next call gets it
+                return Ok(k); // the fault waits for the next call
             }
             if self.pin_fault.strikes() {
                 return Err(Errno::EFAULT);

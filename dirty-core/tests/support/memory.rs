@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory that is counted, and an allocation that fails on command.
+//! An allocator that counts what it hands out, and fails on command.
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::collections::BTreeMap;
@@ -9,27 +9,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::Memory;
 
-/// A fault that is due once: the n-th time from when it is armed.
+/// A fault that strikes once: the n-th time after it was armed.
 #[derive(Debug, Default)]
 pub(crate) struct Nth(AtomicU64);
 
 impl Nth {
-    /// The `n`-th from now fails; 0 for none.
+    /// Makes the `n`-th time from now on fail; 0 for none.
     pub(crate) fn arm(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
 
-    /// Whether an armed fault has not come to pass.
+    /// Whether it is armed and has not struck yet.
     pub(crate) fn pending(&self) -> bool {
         self.0.load(Relaxed) != 0
     }
 
-    /// Whether the next one fails.
+    /// Whether it strikes the next time.
     pub(crate) fn is_next(&self) -> bool {
         self.0.load(Relaxed) == 1
     }
 
-    /// Counts one; true if it has to fail.
+    /// Counts one time. Returns whether it strikes.
     pub(crate) fn strikes(&self) -> bool {
         let left = self.0.load(Relaxed);
         self.0.store(left.saturating_sub(1), Relaxed);
@@ -37,7 +37,7 @@ impl Nth {
     }
 }
 
-/// A handle to memory; clones count together.
+/// A handle to the allocator; clones share their counts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TestMemory(Arc<Shared>);
 
@@ -48,7 +48,7 @@ struct Shared {
 }
 
 impl TestMemory {
-    /// Which allocation fails.
+    /// The fault that allocations meet.
     pub(crate) fn fault(&self) -> &Nth {
         &self.0.fault
     }
@@ -57,12 +57,12 @@ impl TestMemory {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allocations that were not given back.
+    /// The number of allocations that were not freed.
     pub(crate) fn live(&self) -> usize {
         self.lock().len()
     }
 
-    /// Their bytes.
+    /// The bytes of the allocations that were not freed.
     pub(crate) fn bytes(&self) -> usize {
         self.lock().values().map(Layout::size).sum()
     }

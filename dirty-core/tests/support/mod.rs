@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host without hardware, for tests: it counts everything that it hands out,
+//! A host without hardware, for tests. It counts everything that it hands out
 //! and fails on command. [`rig`] puts a container on it.
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 

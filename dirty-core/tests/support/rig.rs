@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A container on a test host, and short ways to call it.
+//! A container on the test host, with short ways to call it.
 
 use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
-use dirty_core::ioctl::Outcome;
 use dirty_core::uapi::*;
-use dirty_core::{Container, Errno, Error, Map, Options, PageSize, Progress, Report};
-use dirty_core::{Target, Unmap};
+use dirty_core::Outcome;
+use dirty_core::{Container, Dest, Errno, Error, Map, Options, PageSize, Progress};
+use dirty_core::{Target, Type1, Unmap};
 
 use super::host::Books;
 use super::{words, Spec, TestHost, TestMemory};
 
-/// The CPU's page.
+/// Bytes of a CPU page.
 pub(crate) const PAGE: u64 = 4096;
-/// Where arguments of ioctls go: one page, then a hole.
+/// Where arguments of ioctls are put: one page, then a hole.
 pub(crate) const ARG: u64 = 0x1000_0000;
-/// Where bitmaps of ioctls go.
+/// Where ioctls write bitmaps.
 pub(crate) const BITMAP: u64 = 0x2000_0000;
-/// Bytes there; then a hole.
+/// Bytes at [`BITMAP`]; then a hole.
 pub(crate) const BITMAP_BYTES: u64 = 0x10000;
-/// User address behind iova 0; see [`vaddr`].
+/// The user address behind iova 0; see [`vaddr`].
 const VADDR: u64 = 1 << 44;
 
 /// The user address that [`Rig::map`] puts behind an iova.
@@ -56,8 +56,8 @@ impl Via {
     pub(crate) const ALL: [Via; 3] = [Via::Ioctl, Via::Words, Via::Zeroed];
 }
 
-/// What a failed call must not change: dirty bits aside, which a snapshot
-/// would clear.
+/// Everything that a failed call must not change, except dirty bits, which a
+/// snapshot would clear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     books: Books,
@@ -65,7 +65,8 @@ pub(crate) struct Snapshot {
     tracking: Option<PageSize>,
 }
 
-/// A container, its host and its memory. When it goes, nothing may be left.
+/// A container, its host and its allocator. When it is dropped, nothing may be
+/// left in the host or the allocator.
 pub(crate) struct Rig {
     pub(crate) container: Container<TestMemory>,
     pub(crate) host: TestHost,
@@ -87,8 +88,8 @@ impl Rig {
         }
     }
 
-    /// A container of type `kind` with groups 0, 1, ... and in each an open
-    /// device that may pin. Without a spec a group is emulated.
+    /// A container of type `kind` with groups 0, 1, ..., each with an open
+    /// device that may pin. A group without a spec is emulated.
     pub(crate) fn new(options: Options, kind: u64, groups: &[Option<Spec>]) -> Rig {
         let mut rig = Rig::empty(options);
         for (group, spec) in (0..).zip(groups) {
@@ -99,12 +100,12 @@ impl Rig {
         rig
     }
 
-    /// Version 2, with these groups.
+    /// A version 2 container with these groups.
     pub(crate) fn with(groups: &[Option<Spec>]) -> Rig {
         Rig::new(Options::default(), VFIO_TYPE1v2_IOMMU, groups)
     }
 
-    /// Version 2, with one emulated group.
+    /// A version 2 container with one emulated group.
     pub(crate) fn emulated() -> Rig {
         Rig::with(&[None])
     }
@@ -119,7 +120,7 @@ impl Rig {
             .attach_group(&mut self.host, GroupId(group), emulated)
     }
 
-    /// Opens a device that may pin; it has the number of its group.
+    /// Opens a device that may pin, with the number of its group.
     pub(crate) fn open(&mut self, group: u64) -> Result<(), Error> {
         self.container
             .open_device(DeviceId(group), GroupId(group), true)
@@ -132,12 +133,38 @@ impl Rig {
         detached.expect("detach");
     }
 
-    /// Maps, with a user address of its own, to read and write.
+    /// The backend, which must be set.
+    pub(crate) fn backend(&self) -> &Type1<TestMemory> {
+        self.container.backend().expect("an IOMMU type")
+    }
+
+    pub(crate) fn backend_mut(&mut self) -> &mut Type1<TestMemory> {
+        self.container.backend_mut().expect("an IOMMU type")
+    }
+
+    /// The page size of the bitmaps, if the container tracks.
+    pub(crate) fn tracking(&self) -> Option<PageSize> {
+        self.container.backend().ok()?.tracking()
+    }
+
+    pub(crate) fn try_start(&mut self) -> Result<(), Error> {
+        self.container.backend_mut()?.start()
+    }
+
+    pub(crate) fn try_map(&mut self, map: &Map) -> Result<(), Error> {
+        self.container.backend_mut()?.map(&mut self.host, map)
+    }
+
+    pub(crate) fn unmap_step(&mut self, unmap: &mut Unmap) -> Result<Progress, Error> {
+        self.container.backend_mut()?.unmap(&mut self.host, unmap)
+    }
+
+    /// Maps a range to a user address of its own, for reading and writing.
     pub(crate) fn map(&mut self, iova: u64, size: u64) -> Result<(), Error> {
         self.map_prot(iova, size, Prot::READ_WRITE)
     }
 
-    /// Likewise for some rights.
+    /// As [`map`](Rig::map), with the protection `prot`.
     pub(crate) fn map_prot(&mut self, iova: u64, size: u64, prot: Prot) -> Result<(), Error> {
         let map = Map {
             iova,
@@ -145,16 +172,16 @@ impl Rig {
             size,
             prot: Some(prot),
         };
-        self.container.map(&mut self.host, &map)
+        self.try_map(&map)
     }
 
-    /// Maps, and gives the memory that the mapping stands for to the process.
+    /// Maps a range, and adds the memory behind it to the process.
     pub(crate) fn map_memory(&mut self, iova: u64, size: u64) {
         self.host.add_memory(vaddr(iova), size);
         self.map(iova, size).expect("map");
     }
 
-    /// Pins `n` pages for the device of group 0; their pfns.
+    /// Pins `n` pages for the device of group 0. Returns their pfns.
     pub(crate) fn pin(&mut self, iova: u64, n: usize) -> Result<Vec<u64>, Error> {
         self.pin_by(0, iova, n)
     }
@@ -181,16 +208,16 @@ impl Rig {
     }
 
     pub(crate) fn start(&mut self) {
-        self.container.start().expect("start");
+        self.try_start().expect("start");
     }
 
     pub(crate) fn stop(&mut self) {
-        self.container.stop().expect("stop");
+        self.backend_mut().stop().expect("stop");
     }
 
     /// Marks one page.
     pub(crate) fn mark(&mut self, iova: u64) {
-        self.container.mark(iova, 1).expect("mark");
+        self.backend().mark(iova, 1).expect("mark");
     }
 
     /// Puts an argument at [`ARG`].
@@ -198,14 +225,15 @@ impl Rig {
         self.host.copy_to_user(ARG, arg).expect("argument");
     }
 
-    /// An ioctl with an argument in memory. Devices unpin when they are told.
+    /// Makes an ioctl with `arg` as its argument. Devices unpin in their
+    /// callback.
     pub(crate) fn ioctl(&mut self, nr: u32, arg: &[u8]) -> Result<u32, Error> {
         self.put(arg);
         self.ioctl_at(nr, ARG, |rig, iova, size| rig.unpin(iova, size / PAGE))
     }
 
-    /// Likewise with the argument at some address, and `dma_unmap` for what
-    /// the devices do when they are told of an unmap.
+    /// Makes an ioctl whose argument is at `addr`. `dma_unmap` is what devices
+    /// do in their callback.
     pub(crate) fn ioctl_at(
         &mut self,
         nr: u32,
@@ -218,19 +246,20 @@ impl Rig {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Notify(pending) => {
                     dma_unmap(self, pending.iova, pending.size);
-                    outcome = self.container.resume(&mut self.host, pending)?;
+                    let backend = self.container.backend_mut()?;
+                    outcome = backend.resume(&mut self.host, pending)?;
                 }
             }
         }
     }
 
-    /// Removes the mappings of a range; devices unpin when they are told.
+    /// Removes the mappings of a range. Devices unpin in their callback.
     pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Error> {
         let target = Target::Range { iova, size };
         self.unmap_with(target, |rig, iova, size| rig.unpin(iova, size / PAGE))
     }
 
-    /// Likewise, with what the devices do instead.
+    /// Removes mappings. `dma_unmap` is what devices do in their callback.
     pub(crate) fn unmap_with(
         &mut self,
         target: Target,
@@ -238,19 +267,19 @@ impl Rig {
     ) -> Result<u64, Error> {
         let mut unmap = Unmap::new(target);
         loop {
-            match self.container.unmap(&mut self.host, &mut unmap)? {
+            match self.unmap_step(&mut unmap)? {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => dma_unmap(self, iova, size),
             }
         }
     }
 
-    /// Argument of GET_BITMAP.
+    /// The argument of GET_BITMAP.
     pub(crate) fn get_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
         pack(&[48, 4], &[iova, size, page, bytes, BITMAP])
     }
 
-    /// Argument of UNMAP_DMA with bitmap.
+    /// The argument of UNMAP_DMA with a bitmap.
     pub(crate) fn unmap_arg(iova: u64, size: u64, page: u64, bytes: u64) -> Vec<u8> {
         pack(&[48, 1], &[iova, size, page, bytes, BITMAP])
     }
@@ -271,13 +300,15 @@ impl Rig {
                     rig.ioctl(VFIO_IOMMU_DIRTY_PAGES, &arg).map(|_| ())
                 });
             }
-            Via::Words => Report::Words(words),
-            Via::Zeroed => Report::Zeroed(words),
+            Via::Words => Dest::Words(words),
+            Via::Zeroed => Dest::Zeroed(words),
         };
-        self.container.get_bitmap(iova, size, pgsize(page), report)
+        self.container
+            .backend_mut()?
+            .get_bitmap(iova, size, pgsize(page), report)
     }
 
-    /// UNMAP with bitmap into `words`; bytes unmapped.
+    /// UNMAP_DMA with a bitmap into `words`. Returns the bytes unmapped.
     pub(crate) fn harvest(
         &mut self,
         via: Via,
@@ -296,12 +327,15 @@ impl Rig {
         let mut unmap = Unmap::new(Target::Range { iova, size });
         loop {
             let report = match via {
-                Via::Zeroed => Report::Zeroed(words),
-                _ => Report::Words(words),
+                Via::Zeroed => Dest::Zeroed(words),
+                _ => Dest::Words(words),
             };
-            let step =
-                self.container
-                    .unmap_dirty(&mut self.host, &mut unmap, pgsize(page), report)?;
+            let step = self.container.backend_mut()?.unmap_dirty(
+                &mut self.host,
+                &mut unmap,
+                pgsize(page),
+                report,
+            )?;
             match step {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => self.unpin(iova, size / PAGE),
@@ -322,17 +356,17 @@ impl Rig {
         result
     }
 
-    /// The pages of a range that the ioctl reports dirty, at the granularity
-    /// that tracking has. They are clean afterwards.
+    /// Reports a range by the ioctl, at the granularity of tracking. Returns
+    /// the pages that were dirty; they are clean afterwards.
     pub(crate) fn dirty(&mut self, iova: u64, size: u64) -> Vec<u64> {
-        let page = self.container.tracking().expect("tracking").bytes();
+        let page = self.tracking().expect("tracking").bytes();
         let mut words = vec![0; (size / page).div_ceil(64) as usize];
         let got = self.get(Via::Ioctl, iova, size, page, &mut words);
         got.expect("get");
         words::bits(&words)
     }
 
-    /// The user's bitmap.
+    /// The first `n` words of the user's bitmap.
     pub(crate) fn read_words(&mut self, n: usize) -> Vec<u64> {
         let at = (BITMAP..).step_by(8).take(n);
         at.map(|addr| self.read_u64(addr)).collect()
@@ -349,7 +383,8 @@ impl Rig {
         u64::from_ne_bytes(bytes)
     }
 
-    /// GET_INFO with room for everything; empty if no type is set.
+    /// The answer of GET_INFO with room for everything; zeros if no type is
+    /// set.
     pub(crate) fn info(&mut self) -> Vec<u8> {
         let got = self.ioctl(VFIO_IOMMU_GET_INFO, &pack(&[1024, 0], &[0; 127]));
         let mut bytes = vec![0; 1024];
@@ -360,19 +395,19 @@ impl Rig {
         bytes
     }
 
-    /// How many more mappings are possible: capability 3, the second one.
+    /// How many more mappings are possible, as capability 3 says.
     pub(crate) fn dma_avail(&mut self) -> u32 {
         let info = self.info();
         let avail = info[64..68].try_into().expect("4 bytes");
         u32::from_ne_bytes(avail)
     }
 
-    /// What can be seen of the container and the host without a change.
+    /// Everything that can be seen of container and host without changing them.
     pub(crate) fn snapshot(&mut self) -> Snapshot {
         Snapshot {
             books: self.host.books.clone(),
             info: self.info(),
-            tracking: self.container.tracking(),
+            tracking: self.tracking(),
         }
     }
 }
@@ -380,7 +415,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // one failure is enough
+            return; // a second panic would hide the first
         }
         self.container.close(&mut self.host);
         assert_eq!(self.host.books, Books::default(), "left after close");

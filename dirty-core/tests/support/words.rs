@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Bitmaps as plain lists of bits.
+//! Reads and writes single bits of bitmaps.
 
 /// The numbers of the bits that are set.
 pub(crate) fn bits(words: &[u64]) -> Vec<u64> {
@@ -17,7 +17,7 @@ pub(crate) fn set(words: &mut [u64], bit: u64) {
     words[(bit / 64) as usize] |= 1 << (bit % 64);
 }
 
-/// `n` words that are different from each other and from any bitmap of a test.
+/// `n` words that differ from each other and from every bitmap in the tests.
 pub(crate) fn garbage(n: usize) -> Vec<u64> {
     (0..n as u64)
         .map(|k| 0xa5c3_96f1_7e2d_4b81 ^ k << 40)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The numbers of `linux/vfio.h`, once more: the model has nothing of the core
-//! but the errnos.
+//! The numbers and layouts of `linux/vfio.h` (rule A0), written down a second
+//! time: the model shares nothing with the core but the errnos.
 
 /// `_IO(';', 100 + n)`.
 const fn io(n: u32) -> u32 {
@@ -24,11 +24,12 @@ pub(super) const DIRTY_START: u32 = 1;
 pub(super) const DIRTY_STOP: u32 = 2;
 pub(super) const DIRTY_GET_BITMAP: u32 = 4;
 
-/// Most bytes of a bitmap, and most pages of a mapping that has one.
+/// Most bytes of a user's bitmap.
 pub(super) const MAX_BITMAP: u64 = 256 << 20;
+/// Most bits in the bitmap of one mapping.
 pub(super) const MAX_PAGES: u64 = (1 << 31) - 1;
 
-/// A structure's bytes, whose fields are found by their offset.
+/// The bytes of a structure, whose fields are read by offset.
 pub(super) struct Fields<const N: usize>(pub(super) [u8; N]);
 
 impl<const N: usize> Fields<N> {
@@ -52,7 +53,7 @@ pub(super) struct Bitmap {
 }
 
 impl Bitmap {
-    /// The one at offset `at`.
+    /// Reads the structure at offset `at` of `fields`.
     pub(super) fn new<const N: usize>(fields: &Fields<N>, at: usize) -> Self {
         Bitmap {
             pgsize: fields.u64(at),

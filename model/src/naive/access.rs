@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What devices' drivers do with the mappings: pin, read, write and mark.
+//! What devices' drivers do (rule A9): pin, unpin, read, write and mark.
 
 use dirty_core::Errno;
 use dirty_script::op::{DeviceIndex, DEVICES, PAGE};
@@ -9,7 +9,8 @@ use super::mapping::{READ, WRITE};
 use super::process::{Process, Result};
 
 impl Backend {
-    /// A device has written by itself.
+    /// Marks a range that a device has written by itself. The parts that are
+    /// mapped are marked even if others are not.
     pub(super) fn mark(&mut self, iova: u64, len: u64) -> Result<()> {
         if len == 0 {
             return Err(Errno::EINVAL);
@@ -31,6 +32,7 @@ impl Backend {
         }
     }
 
+    /// vfio_pin_pages: pins every page or none.
     pub(super) fn pin(
         &mut self,
         process: &mut Process,
@@ -62,8 +64,8 @@ impl Backend {
             }
         }
         let group = self.groups.iter_mut().find(|g| g.device == device);
-        if let Some(group) = group.filter(|g| !g.scope) {
-            group.scope = true;
+        if let Some(group) = group.filter(|g| !g.pinned_only) {
+            group.pinned_only = true;
             self.mark_everything();
         }
         Ok(())
@@ -95,6 +97,7 @@ impl Backend {
         Ok(())
     }
 
+    /// Drops one pin of a page, if it has one.
     fn unpin_page(&mut self, process: &mut Process, iova: u64) {
         let charged = self.domains().is_empty();
         let Some(m) = self.mappings.find_mut(iova) else {
@@ -113,11 +116,12 @@ impl Backend {
         }
     }
 
+    /// vfio_unpin_pages: stops at the first page that is not mapped.
     pub(super) fn unpin(&mut self, process: &mut Process, iova: u64, n: i32) {
         let Ok(n @ 1..) = u64::try_from(n) else {
             return;
         };
-        let n = n.min((u64::MAX - iova) / PAGE + 1); // the last iova is the end
+        let n = n.min((u64::MAX - iova) / PAGE + 1); // up to the last address
         let mut k = 0;
         while k < n {
             let at = iova + k * PAGE;
@@ -129,7 +133,7 @@ impl Backend {
                 k += 1;
                 continue;
             }
-            // All pages of this mapping at once.
+            // Unpins all the pages of this mapping at once.
             let here = ((m.last() - at) / PAGE + 1).min(n - k);
             let pins = m.pins.range(at..=at + (here - 1) * PAGE);
             let pins: Vec<u64> = pins.map(|(pin, _)| *pin).collect();
@@ -140,7 +144,8 @@ impl Backend {
         }
     }
 
-    /// Reads or writes through the mappings; another process's cannot.
+    /// vfio_dma_rw: reads or writes through the mappings. A caller from another
+    /// process cannot reach their memory.
     pub(super) fn rw(
         &mut self,
         process: &mut Process,
@@ -179,7 +184,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Writes inside one mapping and marks what was written: how many bytes.
+    /// Writes inside one mapping and marks what was written. Returns how many
+    /// bytes were.
     pub(super) fn write_chunk(&mut self, process: &mut Process, iova: u64, len: u64) -> u64 {
         let granule = self.granule;
         let Some(m) = self.mappings.find_mut(iova) else {

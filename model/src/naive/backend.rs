@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A container's type1 backend: groups, mappings and tracking.
+//! The type1 backend of a container: groups, mappings and tracking.
 
 use std::collections::BTreeSet;
 
@@ -10,21 +10,24 @@ use super::abi::{MAP_VADDR, MAX_PAGES};
 use super::mapping::{smallest, Mapping, Mappings};
 use super::process::{Process, Result};
 
-/// How a container was made.
+/// The options that a container was made with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
+    /// Most mappings.
     pub(super) entry_limit: u32,
+    /// Most bytes of bitmaps.
     pub(super) budget: Option<u64>,
+    /// Leave read-only mappings out of the all-dirty rule.
     pub(super) skip_read_only: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) device: DeviceIndex,
-    /// None: emulated.
+    /// The page sizes of its IOMMU; `None` if it is emulated.
     pub(super) pgsizes: Option<u64>,
-    /// It only dirties what it has pinned.
-    pub(super) scope: bool,
+    /// Whether its devices write to pinned pages only.
+    pub(super) pinned_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -33,13 +36,15 @@ pub(super) struct Backend {
     pub(super) options: Options,
     pub(super) groups: Vec<Group>,
     pub(super) mappings: Mappings,
-    /// Ranges of valid iovas; none: all are.
+    /// Valid ranges of iovas; if there are none, every iova is valid.
     pub(super) ranges: Vec<(u64, u64)>,
-    /// Tracking is on, and a bit stands for so many bytes.
+    /// The bytes that a dirty bit stands for, latched by START; `None` while
+    /// tracking is off.
     pub(super) granule: Option<u64>,
 }
 
-/// Bytes of a mapping's bitmap.
+/// What the core's bitmap of so many pages costs: dirty and pinned words, and a
+/// summary of them.
 fn bitmap_bytes(pages: u64) -> u64 {
     let words = pages.div_ceil(64);
     let summary = words.div_ceil(8).div_ceil(64);
@@ -58,7 +63,8 @@ impl Backend {
         }
     }
 
-    /// The page sizes of each domain.
+    /// The page sizes of each domain. Groups with the same sizes share a
+    /// domain.
     pub(super) fn domains(&self) -> BTreeSet<u64> {
         self.groups.iter().filter_map(|g| g.pgsizes).collect()
     }
@@ -72,7 +78,7 @@ impl Backend {
         self.domains().iter().fold(!(PAGE - 1), |all, d| all & d)
     }
 
-    /// The smallest page that can be mapped.
+    /// The minimum page size.
     pub(super) fn page(&self) -> u64 {
         smallest(self.pgsizes())
     }
@@ -92,17 +98,18 @@ impl Backend {
         if let Some(pgsizes) = pgsizes {
             self.attach_iommu(process, pgsizes)?;
         }
-        let scope = pgsizes.is_none();
+        let pinned_only = pgsizes.is_none();
         self.groups.push(Group {
             device,
             pgsizes,
-            scope,
+            pinned_only,
         });
         Ok(())
     }
 
+    /// Attaches a group with an IOMMU, or changes nothing.
     fn attach_iommu(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
-        // Mappings beyond what was valid until now are not looked at.
+        // No mapping lies outside the ranges that were valid until now.
         if let Some((_, end)) = self.ranges.last() {
             let beyond = APERTURE.1 + 1;
             if beyond <= *end && !self.mappings.overlapping(beyond, *end).is_empty() {
@@ -119,7 +126,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Pins and maps everything for a new domain, or changes nothing.
+    /// Pins and maps every mapping for a new domain, or changes nothing.
     fn add_domain(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
         let page = smallest(self.pgsizes() & pgsizes);
         let unfit = |m: &Mapping| m.iova % page != 0 || m.last().wrapping_add(1) % page != 0;
@@ -145,7 +152,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Takes a group out; others remain.
+    /// Takes out a group that is not the last one.
     pub(super) fn detach(&mut self, process: &mut Process, device: DeviceIndex) {
         let Some(at) = self.groups.iter().position(|g| g.device == device) else {
             return;
@@ -164,12 +171,13 @@ impl Backend {
             }
             self.ranges = vec![(0, u64::MAX)];
         }
-        if !group.scope {
+        if !group.pinned_only {
             self.mark_everything();
         }
     }
 
-    /// What was dirty before the scope got narrower shall not be lost.
+    /// Marks everything, because what was written before the scope narrowed
+    /// must not be lost (rule D11).
     pub(super) fn mark_everything(&mut self) {
         let Some(granule) = self.granule else { return };
         for m in self.mappings.0.values_mut() {
@@ -179,13 +187,14 @@ impl Backend {
         }
     }
 
-    /// Whether a device may have written anything in a mapping.
+    /// Whether the all-dirty rule (A8) holds for a mapping.
     pub(super) fn all_dirty(&self, m: &Mapping) -> bool {
-        let unpinned = self.groups.iter().any(|g| !g.scope);
+        let unseen = self.groups.iter().any(|g| !g.pinned_only);
         let skipped = self.options.skip_read_only && !m.writable();
-        unpinned && m.iommu_mapped && !skipped
+        unseen && m.iommu_mapped && !skipped
     }
 
+    /// MAP_DMA, from step 7 of A4 on.
     pub(super) fn map(
         &mut self,
         process: &mut Process,
@@ -225,7 +234,7 @@ impl Backend {
             size,
             vaddr,
             prot: flags,
-            lock_cap: process.cap,
+            lock_cap: process.lock_cap,
             vaddr_invalid: false,
             iommu_mapped: false,
             charged: 0,
@@ -241,7 +250,7 @@ impl Backend {
             }
         }
         if let Some(granule) = self.granule {
-            // Those that are there matter for the budget only.
+            // The bitmaps that exist count for the budget only.
             let budget = self.options.budget.is_some();
             let sizes = self.mappings.0.values().filter(|_| budget).map(|m| m.size);
             self.check_bitmaps(granule, sizes.chain([size]))?;
@@ -251,12 +260,12 @@ impl Backend {
         Ok(())
     }
 
-    /// How many more mappings there may be.
+    /// How many more mappings are possible.
     pub(super) fn avail(&self) -> u32 {
         self.options.entry_limit - self.mappings.0.len() as u32
     }
 
-    /// Whether mappings of these sizes can have bitmaps.
+    /// Fails unless mappings of these sizes can have bitmaps.
     fn check_bitmaps(&self, granule: u64, sizes: impl Iterator<Item = u64>) -> Result<()> {
         let mut used = 0;
         for size in sizes {
@@ -272,6 +281,7 @@ impl Backend {
         Ok(())
     }
 
+    /// START.
     pub(super) fn start(&mut self) -> Result<()> {
         if !self.v2 {
             return Err(Errno::EACCES);
@@ -288,6 +298,7 @@ impl Backend {
         Ok(())
     }
 
+    /// STOP.
     pub(super) fn stop(&mut self) -> Result<()> {
         if !self.v2 {
             return Err(Errno::EACCES);

@@ -1,35 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ioctls' arguments.
+//! The ioctls: their arguments in the process's memory, in the order of checks
+//! of rules A2 to A6.
 
 use dirty_core::Errno;
 use dirty_script::Answer;
 
 use super::abi::*;
-use super::mapping::smallest;
+use super::check::{check, test_bitmap};
 use super::process::{is_user_range, Result};
 use super::unmap::{Harvest, Unmap};
 use super::Naive;
-
-/// Test T: whether a bitmap of `bytes` is right for `size` bytes of pages.
-pub(super) fn test_bitmap(size: u64, pgsize: u64, bytes: u64) -> Result<()> {
-    if pgsize == 0 {
-        return Err(Errno::EINVAL);
-    }
-    let pages = size / smallest(pgsize);
-    let enough = bytes >= pages.div_ceil(64) * 8;
-    match pages != 0 && bytes != 0 && bytes <= MAX_BITMAP && enough {
-        true => Ok(()),
-        false => Err(Errno::EINVAL),
-    }
-}
-
-/// Fails with EINVAL.
-pub(super) fn check(holds: bool) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(Errno::EINVAL),
-    }
-}
 
 impl Naive {
     pub(super) fn any_ioctl(&mut self, nr: u32, arg: u64) -> Answer {
@@ -53,13 +33,14 @@ impl Naive {
         .map(|()| 0)
     }
 
+    /// CHECK_EXTENSION.
     fn extension(&self, number: u64) -> bool {
         let backend = self.backend().ok();
         match number {
             1 | 3 | 9 => true, // type1, type1v2, unmap of everything
-            // Coherent DMA.
+            // Coherent DMA: no simulated IOMMU has it.
             4 => backend.is_some_and(|b| b.domains().is_empty()),
-            // New vaddrs.
+            // New vaddrs for mappings.
             10 => backend.is_some_and(|b| !b.has_emulated()),
             _ => false,
         }
@@ -153,7 +134,7 @@ impl Naive {
             vaddr,
             harvest: bitmap.map(|b| Harvest::Ioctl { pgsize: b.pgsize }),
         };
-        let iovas = self.unmap_look(&request)?;
+        let iovas = self.unpin_for_unmap(&request)?;
         let (backend, process) = self.parts()?;
         if let Some(b) = bitmap {
             let last = iova + (size - 1);

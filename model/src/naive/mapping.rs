@@ -17,16 +17,17 @@ pub(super) struct Mapping {
     pub(super) size: u64,
     pub(super) vaddr: u64,
     pub(super) prot: u32,
-    /// Whether the mapper could lock as much as it liked.
+    /// Whether the mapper had CAP_IPC_LOCK.
     pub(super) lock_cap: bool,
     pub(super) vaddr_invalid: bool,
-    /// All its pages are pinned for the domains.
+    /// Whether it is in the domains, with all its pages pinned.
     pub(super) iommu_mapped: bool,
-    /// Pages charged for it.
+    /// Pages charged for it as locked.
     pub(super) charged: u64,
     /// Iovas that devices have pinned, and how often.
     pub(super) pins: BTreeMap<u64, u64>,
-    /// While tracking: what is dirty, as first and last granule.
+    /// What is dirty, while tracking is on: first and last granule of each
+    /// range. A granule is what a dirty bit stands for.
     pub(super) dirty: BTreeSet<(u64, u64)>,
 }
 
@@ -39,7 +40,7 @@ impl Mapping {
         self.prot & WRITE != 0
     }
 
-    /// Bytes `first..=last` of it are dirty.
+    /// Marks bytes `first..=last`, which lie in it, as dirty.
     pub(super) fn mark(&mut self, granule: u64, first: u64, last: u64) {
         let (first, last) = (first - self.iova, last - self.iova);
         self.dirty.insert((first / granule, last / granule));
@@ -50,7 +51,7 @@ impl Mapping {
         self.mark(granule, self.iova, self.last());
     }
 
-    /// Nothing is dirty but what devices have pinned.
+    /// Makes everything clean but the pages that devices have pinned.
     pub(super) fn clean(&mut self, granule: u64) {
         self.dirty.clear();
         let pins: Vec<u64> = self.pins.keys().copied().collect();
@@ -59,18 +60,19 @@ impl Mapping {
         }
     }
 
-    /// Whether all its pages can be pinned for a domain while `locked` pages
-    /// are charged: how many it costs.
+    /// Checks that all its pages can be pinned for a domain while `locked`
+    /// pages are charged. Returns how many pages that charges.
     pub(super) fn pin_all(&self, process: &Process, locked: u64) -> Result<u64> {
         let pages = self.size / PAGE;
         let bytes = process.accessible(self.vaddr, self.size, self.writable());
-        let inaccessible = bytes / PAGE; // the first such page
+        let inaccessible = bytes / PAGE; // index of the first such page
         let offsets = self.pins.keys().map(|pin| pin - self.iova);
         let paid: Vec<u64> = offsets
             .filter(|o| o % PAGE == 0)
             .map(|o| o / PAGE)
             .collect();
-        // The page whose charge is refused, if there are as many.
+        // Index of the page whose charge exceeds the limit, if there are so
+        // many pages.
         let mut refused = process.limit.saturating_sub(locked);
         for page in &paid {
             if *page <= refused {
@@ -86,7 +88,7 @@ impl Mapping {
         Ok(pages - paid.len() as u64)
     }
 
-    /// Whether an IOMMU with these page sizes can map it.
+    /// Fails unless an IOMMU with these page sizes can map it.
     pub(super) fn iommu_map(&self, pgsizes: u64) -> Result<()> {
         let page = smallest(pgsizes);
         if [self.iova, self.size, self.vaddr]
@@ -107,12 +109,13 @@ pub(super) fn smallest(pgsizes: u64) -> u64 {
     1 << pgsizes.trailing_zeros()
 }
 
-/// Mappings by iova; they do not overlap.
+/// The mappings of a container by iova. They do not overlap.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mappings(pub(super) BTreeMap<u64, Mapping>);
 
 impl Mappings {
-    /// The mappings that share a byte with `first..=last`, by iova.
+    /// The iovas of the mappings that share a byte with `first..=last`, in
+    /// order.
     pub(super) fn overlapping(&self, first: u64, last: u64) -> Vec<u64> {
         let before = self.0.range(..first).next_back();
         let before = before.filter(|(_, m)| m.last() >= first);
@@ -120,7 +123,7 @@ impl Mappings {
         before.into_iter().chain(inside).map(|(k, _)| *k).collect()
     }
 
-    /// The mapping that a byte is in.
+    /// The mapping that contains an address.
     pub(super) fn find(&self, iova: u64) -> Option<&Mapping> {
         let (_, m) = self.0.range(..=iova).next_back()?;
         (m.last() >= iova).then_some(m)

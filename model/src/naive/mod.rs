@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The naive model: sets of pages, and the interface's rules one by one.
+//! The naive model of a container: sets of pages, and the rules of
+//! `docs/rules.md` one by one.
 
 mod abi;
 mod access;
 mod backend;
+mod check;
 mod ioctl;
 mod mapping;
 mod process;
@@ -18,7 +20,8 @@ use dirty_script::{returned, Answer, AttachError, Driver, Stat, System};
 use backend::{Backend, Options};
 use process::Process;
 
-/// A container with its groups, devices and process, as plain as can be.
+/// The naive model: a container with its groups and devices, and the process
+/// that uses it.
 #[derive(Clone, Debug)]
 pub struct Naive {
     process: Process,
@@ -27,14 +30,15 @@ pub struct Naive {
     drivers: [Driver; DEVICES.len()],
     /// Open devices, in the order in which they were opened.
     open: Vec<DeviceIndex>,
-    /// UNMAP fails when it copies its result.
+    /// Whether UNMAP_DMA fails with EFAULT where it would copy its result.
     unmap_fails: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Container {
     options: Options,
-    /// Groups in it, in order.
+    /// Its groups, in the order in which they were attached. A group is named
+    /// by its device.
     groups: Vec<DeviceIndex>,
     backend: Option<Backend>,
 }
@@ -45,7 +49,7 @@ impl Default for Naive {
             process: Process {
                 user: User::default(),
                 limit: u64::MAX >> 12,
-                cap: true,
+                lock_cap: true,
                 locked: 0,
             },
             entry_limit: 65535,
@@ -58,7 +62,7 @@ impl Default for Naive {
 }
 
 impl Naive {
-    /// Pages the host has pinned: each as often as it is pinned.
+    /// The pages that are pinned, each counted as often as it is pinned.
     #[must_use]
     pub fn pinned_pages(&self) -> u64 {
         let Ok(backend) = self.backend() else {
@@ -71,7 +75,7 @@ impl Naive {
         backend.mappings.0.values().map(count).sum()
     }
 
-    /// Bytes of a dirty granule, if tracking is on.
+    /// The bytes that a dirty bit stands for, if tracking is on.
     #[must_use]
     pub fn tracking(&self) -> Option<u64> {
         self.backend().ok()?.granule
@@ -85,12 +89,13 @@ impl Naive {
         mappings.map(|m| (m.iova, m.size)).collect()
     }
 
-    /// The process's memory, for whoever has to repeat what a failed copy left.
+    /// The memory of the script's process. After a copy that failed, it is set
+    /// to what the copy has left.
     pub fn memory(&mut self) -> &mut User {
         &mut self.process.user
     }
 
-    /// As if [`rw`](System::rw) had written `bytes_done` bytes and then failed.
+    /// Does what [`rw`](System::rw) does if it fails after `bytes_done` bytes.
     pub fn rw_partial(&mut self, iova: u64, bytes_done: u64) {
         let process = &mut self.process;
         let backend = self.container.as_mut().and_then(|c| c.backend.as_mut());
@@ -104,8 +109,9 @@ impl Naive {
         }
     }
 
-    /// Runs an UNMAP or a harvest that fails when it copies its result: the
-    /// devices are called back, nothing is copied, nothing is unmapped.
+    /// Does what an unmap does if it fails when it copies its result: the
+    /// devices' callbacks are called, nothing is copied and nothing is
+    /// unmapped.
     pub fn unmap_callbacks_only(&mut self, op: &Op) {
         self.unmap_fails = true;
         dirty_script::run(self, op);
@@ -118,14 +124,14 @@ impl Naive {
         container.backend.as_ref().ok_or(Errno::EINVAL)
     }
 
-    /// The container's backend, and the process.
+    /// The container's backend, and the process that uses it.
     fn parts(&mut self) -> Result<(&mut Backend, &mut Process), Errno> {
         let container = self.container.as_mut().ok_or(Errno::EBADF)?;
         let backend = container.backend.as_mut().ok_or(Errno::EINVAL)?;
         Ok((backend, &mut self.process))
     }
 
-    /// Whether a device can be told what to do.
+    /// Fails unless the device is open and can be told what to do.
     fn check_device(&self, device: DeviceIndex) -> Result<(), Errno> {
         if !self.open.contains(&device) {
             return Err(Errno::EBADF);
@@ -136,7 +142,7 @@ impl Naive {
         Ok(())
     }
 
-    /// A device's driver unpins what it has pinned in a range.
+    /// Unpins what a device's driver has pinned in a range.
     fn unpin_range(&mut self, device: DeviceIndex, iova: u64, size: u64) {
         for pin in self.drivers[device].take(iova, size) {
             if let Ok((backend, process)) = self.parts() {
@@ -150,7 +156,7 @@ impl Naive {
         groups.is_some_and(|groups| groups.contains(&device))
     }
 
-    /// SET_IOMMU.
+    /// SET_IOMMU (rule A2).
     fn set_iommu(&mut self, kind: u64) -> Answer {
         let container = self.container.as_mut().ok_or(Errno::EBADF)?;
         if container.groups.is_empty() || container.backend.is_some() {
@@ -210,7 +216,7 @@ impl System for Naive {
         let container = self.container.as_mut().ok_or(Errno::EBADF)?;
         container.groups.retain(|d| *d != device);
         if container.groups.is_empty() {
-            // No mapping is left.
+            // With the last group the backend and all mappings go.
             container.backend = None;
             self.process.locked = 0;
         } else if let Some(backend) = &mut container.backend {
@@ -300,7 +306,7 @@ impl System for Naive {
 
     fn limit_locked(&mut self, limit: u64, keep_cap: bool) -> String {
         self.process.limit = limit >> 12;
-        self.process.cap &= keep_cap;
+        self.process.lock_cap &= keep_cap;
         String::new()
     }
 
@@ -327,11 +333,11 @@ impl System for Naive {
 
     fn peek(&mut self, addr: u64, buf: &mut [u8]) -> bool {
         let len = buf.len() as u64;
-        let good = self.process.accessible(addr, len, false) == len;
-        if good {
+        let readable = self.process.accessible(addr, len, false) == len;
+        if readable {
             self.process.user.read(addr, buf);
         }
-        good
+        readable
     }
 
     fn poke(&mut self, addr: u64, buf: &[u8]) -> bool {

@@ -3,7 +3,6 @@
 
 use dirty_core::Errno;
 use dirty_script::op::{PAGE, USER_END};
-
 use dirty_script::sim::User;
 
 pub(super) type Result<T> = std::result::Result<T, Errno>;
@@ -11,15 +10,15 @@ pub(super) type Result<T> = std::result::Result<T, Errno>;
 #[derive(Clone, Debug)]
 pub(super) struct Process {
     pub(super) user: User,
-    /// Pages that may be locked, for those who need to care.
+    /// RLIMIT_MEMLOCK in pages.
     pub(super) limit: u64,
-    /// CAP_IPC_LOCK: no need to care.
-    pub(super) cap: bool,
+    /// CAP_IPC_LOCK: the limit does not count.
+    pub(super) lock_cap: bool,
     /// Pages charged as locked.
     pub(super) locked: u64,
 }
 
-/// Whether these can be user addresses at all.
+/// Whether these bytes lie below the end of user addresses.
 pub(super) fn is_user_range(addr: u64, len: u64) -> bool {
     addr.checked_add(len).is_some_and(|end| end <= USER_END)
 }
@@ -29,7 +28,7 @@ fn next(addr: u64, done: usize) -> u64 {
 }
 
 impl Process {
-    /// Reads a structure.
+    /// Reads a structure of `N` bytes.
     pub(super) fn copy_in<const N: usize>(&self, addr: u64) -> Result<[u8; N]> {
         if self.accessible(addr, N as u64, false) < N as u64 {
             return Err(Errno::EFAULT);
@@ -42,7 +41,7 @@ impl Process {
         Ok(bytes)
     }
 
-    /// Writes; what can be written before a bad address is.
+    /// Writes bytes. Those before a bad address are written even if it fails.
     pub(super) fn copy_out(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
@@ -63,7 +62,7 @@ impl Process {
         self.copy_out(addr, &bytes)
     }
 
-    /// Writes bytes 0x5a; how many could be written.
+    /// Writes bytes 0x5a up to a bad address. Returns how many.
     pub(super) fn write_bytes(&mut self, addr: u64, len: u64) -> u64 {
         let data = [0x5a; PAGE as usize];
         let mut done = 0;
@@ -77,7 +76,7 @@ impl Process {
         done
     }
 
-    /// How many bytes can be read, or written.
+    /// How many bytes from `addr` on can be read (or written, if `write`).
     pub(super) fn accessible(&self, addr: u64, len: u64, write: bool) -> u64 {
         let mut done = 0;
         while done < len {
@@ -90,9 +89,9 @@ impl Process {
         done
     }
 
-    /// Charges pages as locked.
-    pub(super) fn charge(&mut self, pages: u64, cap: bool) -> Result<()> {
-        if !cap && self.locked + pages > self.limit {
+    /// Charges pages as locked. `lock_cap`: whoever pays has CAP_IPC_LOCK.
+    pub(super) fn charge(&mut self, pages: u64, lock_cap: bool) -> Result<()> {
+        if !lock_cap && self.locked + pages > self.limit {
             return Err(Errno::ENOMEM);
         }
         self.locked += pages;

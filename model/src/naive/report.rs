@@ -7,21 +7,21 @@ use dirty_script::Answer;
 
 use super::abi::Bitmap;
 use super::backend::Backend;
-use super::ioctl::{check, test_bitmap};
+use super::check::{check, test_bitmap};
 use super::process::{is_user_range, Result};
 use super::Naive;
 
 impl Backend {
-    /// Whether a range can be reported: tracking is on, the range is made of
-    /// whole pages and whole mappings.
+    /// Fails unless a range can be reported: it is made of whole pages and
+    /// whole mappings, and tracking is on.
     fn check_report(&self, first: u64, last: u64, page: u64) -> Result<()> {
         check(first % page == 0 && last.wrapping_add(1) % page == 0)?;
         check(self.granule.is_some())?;
         check(!self.mappings.bisected(first, last))
     }
 
-    /// Says which words of the bitmap of a range overlap a mapping, and what
-    /// they are: ascending, with the index of the first.
+    /// Calls `take` with the words of a report that overlap a mapping (rule
+    /// D1), in order: the index of the first word of a row, and the row.
     pub(super) fn words(
         &self,
         first: u64,
@@ -37,7 +37,7 @@ impl Backend {
             for chunk in next.max(from / CHUNK)..=to / CHUNK {
                 next = chunk + 1;
                 let words = self.chunk((first, last), pgsize, chunk * CHUNK, CHUNK);
-                // Words that overlap a mapping, in a row.
+                // Neighbouring words that overlap a mapping go out together.
                 let mut row = Vec::new();
                 for (k, word) in (chunk * (CHUNK / 64)..).zip(words.into_iter().chain([None])) {
                     if let Some(word) = word {
@@ -52,11 +52,12 @@ impl Backend {
         Ok(())
     }
 
-    /// The words of `bits` bits from a bit on; none where no mapping is.
+    /// The words of `bits` bits of a report from `bit` on; `None` for a word
+    /// that overlaps no mapping.
     fn chunk(&self, range: (u64, u64), pgsize: u64, bit: u64, bits: u64) -> Vec<Option<u64>> {
         let mut words = vec![None; bits as usize / 64];
         let (first, last) = range;
-        // The bytes that these bits stand for.
+        // The addresses that these bits stand for.
         let from = first + bit * pgsize;
         let bytes = u128::from(bits) * u128::from(pgsize);
         let to = (u128::from(from) + bytes - 1).min(u128::from(last)) as u64;
@@ -84,7 +85,7 @@ impl Backend {
         words
     }
 
-    /// After a report of a range.
+    /// Makes the mappings of a range clean, after a report of it.
     pub(super) fn clean(&mut self, first: u64, last: u64) {
         let Some(granule) = self.granule else { return };
         for iova in self.mappings.overlapping(first, last) {
@@ -110,13 +111,14 @@ fn set_bits(words: &mut [Option<u64>], first: u64, last: u64) {
     }
 }
 
-/// The last byte of a range that is not empty.
+/// The last address of a range. Fails if it is empty or wraps.
 fn last_of(iova: u64, size: u64) -> Result<u64> {
     check(size != 0)?;
     iova.checked_add(size - 1).ok_or(Errno::EOVERFLOW)
 }
 
 impl Naive {
+    /// GET_BITMAP, from step 6 of A6 on.
     pub(super) fn get(&mut self, iova: u64, size: u64, b: Bitmap) -> Result<()> {
         let (backend, process) = self.parts()?;
         let last = last_of(iova, size)?;
@@ -131,6 +133,7 @@ impl Naive {
         Ok(())
     }
 
+    /// GET_BITMAP as a typed call, at any page size.
     pub(super) fn typed_report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
         let (backend, _) = self.parts()?;
         if !backend.v2 {

@@ -1,35 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! UNMAP_DMA: what is asked for, and the devices' callbacks.
+//! UNMAP_DMA: the checks, the devices' callbacks, and the typed call.
 
 use dirty_core::Errno;
 use dirty_script::op::{Action, ReportArg, DEVICES};
 use dirty_script::System;
 
 use super::backend::Backend;
-use super::ioctl::{check, test_bitmap};
+use super::check::{check, test_bitmap};
 use super::process::Result;
 use super::Naive;
 
-/// How dirty bits are asked for.
+/// How an unmap asks for the dirty bits of what goes.
 pub(super) enum Harvest {
-    /// By the ioctl: at the page size that is tracked.
+    /// By the ioctl, which takes only the page size that is tracked.
     Ioctl { pgsize: u64 },
-    /// By the typed call: at any.
+    /// By the typed call, at any page size, into so many bytes.
     Typed { pgsize: u64, bytes: u64 },
 }
 
+/// The arguments of an unmap.
 pub(super) struct Unmap {
     pub(super) iova: u64,
     pub(super) size: u64,
-    /// Everything, rather than that range.
+    /// Unmap everything; iova and size must be 0.
     pub(super) all: bool,
-    /// Only invalidate the vaddr.
+    /// Only invalidate the vaddr of the mappings.
     pub(super) vaddr: bool,
     pub(super) harvest: Option<Harvest>,
 }
 
 impl Backend {
-    /// The mappings to unmap, by iova.
+    /// The iovas of the mappings to unmap: steps 5 to 11 of A5 without the
+    /// callbacks.
     fn unmap_check(&self, u: &Unmap) -> Result<Vec<u64>> {
         if u.vaddr && self.has_emulated() {
             return Err(Errno::EBUSY);
@@ -74,12 +76,13 @@ impl Backend {
         Ok(iovas)
     }
 
-    /// Bytes of some mappings.
+    /// The sum of the sizes of some mappings.
     pub(super) fn bytes(&self, iovas: &[u64]) -> u64 {
         let sizes = iovas.iter().map(|iova| self.mappings.0[iova].size);
         sizes.fold(0, u64::wrapping_add)
     }
 
+    /// Invalidates the vaddr of some mappings.
     pub(super) fn invalidate(&mut self, iovas: &[u64]) {
         for iova in iovas {
             if let Some(m) = self.mappings.0.get_mut(iova) {
@@ -90,8 +93,10 @@ impl Backend {
 }
 
 impl Naive {
-    /// Has the devices unpin what is to be unmapped: which mappings that is.
-    pub(super) fn unmap_look(&mut self, u: &Unmap) -> Result<Vec<u64>> {
+    /// Calls the devices' callbacks until nothing that is to be unmapped is
+    /// pinned. Returns the iovas of the mappings to unmap, which may have
+    /// changed meanwhile.
+    pub(super) fn unpin_for_unmap(&mut self, u: &Unmap) -> Result<Vec<u64>> {
         let mut asked = None;
         let mut tries = 0;
         loop {
@@ -111,13 +116,14 @@ impl Naive {
                     return Err(Errno::EBUSY);
                 }
             } else {
-                asked = Some(iova); // a further mapping has its own tries
+                asked = Some(iova); // each mapping has its own tries
                 tries = 0;
             }
             self.ask_devices(iova, size);
         }
     }
 
+    /// Calls the dma_unmap callback of every open device.
     fn ask_devices(&mut self, iova: u64, size: u64) {
         for device in self.open.clone() {
             if !DEVICES[device].dma_unmap {
@@ -126,7 +132,7 @@ impl Naive {
             for action in self.drivers[device].dma_unmap(iova, size) {
                 match action {
                     Action::Unpin => self.unpin_range(device, iova, size),
-                    // What fails, fails unseen.
+                    // Callbacks return nothing, so their errors are dropped.
                     Action::Start => drop(self.parts().and_then(|(b, _)| b.start())),
                     Action::Stop => drop(self.parts().and_then(|(b, _)| b.stop())),
                     Action::Pin => drop(self.pin(device, iova, 1, 1)),
@@ -135,10 +141,11 @@ impl Naive {
         }
     }
 
+    /// UNMAP_DMA with a bitmap as a typed call; returns the bytes unmapped.
     pub(super) fn typed_harvest(&mut self, arg: &ReportArg, words: &mut [u64]) -> Result<u64> {
         self.backend()?;
         check(arg.pgsize.is_power_of_two())?;
-        let iovas = self.unmap_look(&Unmap {
+        let iovas = self.unpin_for_unmap(&Unmap {
             iova: arg.iova,
             size: arg.size,
             all: false,

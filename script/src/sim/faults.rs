@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is to fail, and when.
+//! The faults that scripts order: what fails, and when.
 
 use std::cell::Cell;
 
@@ -8,13 +8,15 @@ use crate::op::FaultKind;
 /// A countdown to one failure.
 #[derive(Debug, Default)]
 pub(super) struct Countdown {
-    /// What is left until it fails; 0: nothing is to fail.
+    /// Chances up to and including the one that fails; 0 for none.
     left: Cell<u64>,
+    /// Whether it has failed since it was last asked.
     fired: Cell<bool>,
 }
 
 impl Countdown {
-    /// Counts `n` chances; at which of them, from 0 on, it fails, if it does.
+    /// Counts `n` chances to fail. Returns which of them fails, from 0, if one
+    /// does.
     pub(super) fn strikes(&self, n: u64) -> Option<u64> {
         let left = self.left.get();
         if left == 0 || left > n {
@@ -26,14 +28,14 @@ impl Countdown {
         Some(left - 1)
     }
 
-    /// It did not fail yet, but will at the next chance.
+    /// Takes a failure back: the next chance fails instead.
     pub(super) fn postpone(&self) {
         self.left.set(1);
         self.fired.set(false);
     }
 }
 
-/// The faults that are to come, by kind.
+/// A countdown for each kind of fault.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) alloc: Countdown,
@@ -54,11 +56,12 @@ impl Faults {
         }
     }
 
+    /// Makes the `n`-th chance from now on fail.
     pub(super) fn arm(&self, kind: FaultKind, n: u64) {
         self.of(kind).left.set(n);
     }
 
-    /// Disarms all; which one has fired.
+    /// Disarms all countdowns, and returns one that has fired.
     pub(super) fn end(&self) -> Option<FaultKind> {
         const ALL: [FaultKind; 5] = [
             FaultKind::Alloc,

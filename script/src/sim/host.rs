@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core's host, simulated: user memory, pins, locked memory and IOMMUs in
-//! plain books.
+//! The core's host, simulated. It keeps accounts of user memory, pins, locked
+//! memory and IOMMUs.
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
@@ -15,7 +15,7 @@ use crate::op::{Caller, DeviceSpec, APERTURE, DEVICES, MSI, PAGE, USER_END};
 use dirty_core::host::*;
 use dirty_core::Errno;
 
-/// Memory that counts what is alive.
+/// An allocator that counts the allocations that are alive.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CountingMemory {
     pub(crate) faults: Rc<Faults>,
@@ -23,13 +23,14 @@ pub(crate) struct CountingMemory {
 }
 
 impl CountingMemory {
-    /// Allocations that were not freed.
+    /// The number of allocations that were not freed.
     pub(crate) fn live(&self) -> usize {
         self.live.get()
     }
 }
 
-// SAFETY: the global allocator's memory, and no other handle frees it.
+// SAFETY: the memory comes from the global allocator, and only `free` below
+// gives it back.
 unsafe impl Memory for CountingMemory {
     fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
         if self.faults.alloc.strikes(1).is_some() {
@@ -43,7 +44,8 @@ unsafe impl Memory for CountingMemory {
 
     unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
         self.live.set(self.live.get() - 1);
-        // SAFETY: the caller's promise: allocated above with this layout.
+        // SAFETY: the caller promises that `ptr` was allocated above with this
+        // layout.
         unsafe { dealloc(ptr.as_ptr(), layout) }
     }
 }
@@ -51,26 +53,29 @@ unsafe impl Memory for CountingMemory {
 #[derive(Debug)]
 struct Domain {
     pgsizes: u64,
-    /// By page of the iova: 1 + the pfn it is mapped to.
+    /// For each page of iovas, 1 + the pfn that it is mapped to, or 0.
     table: Pages,
 }
 
-/// The host. Whatever is given back more often than taken is a bug of the
-/// core, and panics.
+/// The simulated host. It panics if the core gives back what it has not taken.
 #[derive(Debug)]
 pub(crate) struct SimHost {
     pub(crate) user: User,
     pub(crate) faults: Rc<Faults>,
     pub(crate) caller: Caller,
+    /// Whether the script's process has CAP_IPC_LOCK.
     pub(crate) lock_cap: bool,
-    /// Most pages that may be locked.
+    /// RLIMIT_MEMLOCK in pages.
     pub(crate) limit: u64,
+    /// Pages charged as locked.
     pub(crate) charged: u64,
-    /// Bytes that copies to memory have written.
+    /// Bytes that copies to user memory have written.
     pub(crate) written: u64,
-    /// Pins of each pfn.
+    /// The number of pins of each pfn.
     pins: Pages,
+    /// The sum of `pins`.
     pub(crate) pinned: u64,
+    /// References to the address space.
     grabbed: u64,
     domains: BTreeMap<u64, Domain>,
     next_domain: u64,
@@ -94,7 +99,7 @@ impl SimHost {
         }
     }
 
-    /// Whether everything taken was given back.
+    /// Whether the core has given back everything it took.
     pub(crate) fn is_settled(&self) -> bool {
         self.pinned == 0 && self.charged == 0 && self.grabbed == 0 && self.domains.is_empty()
     }
@@ -141,10 +146,11 @@ impl Pinning for SimHost {
                 bytes => n += bytes.div_ceil(PAGE as usize),
             }
         }
-        let tried = n as u64 + u64::from(n < wanted);
-        let n = match self.faults.pin.strikes(tried) {
+        let attempts = n as u64 + u64::from(n < wanted);
+        let n = match self.faults.pin.strikes(attempts) {
             Some(at) => {
-                // The page that fails is the first of a call: tell it then.
+                // `pin` reports an errno for the first page of a call only, so
+                // a fault at a later page waits for the next call.
                 if at != 0 {
                     self.faults.pin.postpone();
                 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The core on a simulated host, where anything can be made to fail.
+//! The core on a simulated host, which can make anything fail that a host may
+//! fail.
 
 mod faults;
 mod host;
@@ -7,8 +8,9 @@ mod pages;
 mod user;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
-use dirty_core::ioctl::Outcome;
-use dirty_core::{Container, Errno, Error, Options, PageSize, Progress, Report, Target, Unmap};
+use dirty_core::{
+    Container, Dest, Errno, Error, Options, Outcome, PageSize, Progress, Target, Type1, Unmap,
+};
 
 use crate::op::*;
 use crate::{returned, Answer, AttachError, Driver, Stat, System};
@@ -16,6 +18,7 @@ use host::{CountingMemory, SimHost};
 
 pub use user::User;
 
+/// A device of [`DEVICES`] and its group.
 #[derive(Default)]
 struct Slot {
     attached: bool,
@@ -23,7 +26,7 @@ struct Slot {
     driver: Driver,
 }
 
-/// The core, with a host whose books can be read.
+/// The core on a simulated host, whose accounts can be read.
 pub struct Sim {
     container: Option<Container<CountingMemory>>,
     host: SimHost,
@@ -51,7 +54,7 @@ impl Default for Sim {
 }
 
 impl Sim {
-    /// The fault that the last operation met.
+    /// Returns the fault that the last operation met, and forgets it.
     pub fn take_fired(&mut self) -> Option<FaultKind> {
         self.fired.take()
     }
@@ -62,30 +65,30 @@ impl Sim {
         &self.host.user
     }
 
-    /// Pins that the host has given out.
+    /// The pages that are pinned, each counted as often as it is pinned.
     #[must_use]
     pub fn pinned_pages(&self) -> u64 {
         self.host.pinned
     }
 
-    /// Bytes that the last dma_rw has written.
+    /// The bytes that the last dma_rw has written.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.host.written
     }
 
-    /// Whether a callback may call the container.
+    /// Whether some dma_unmap callback does more than unpin.
     #[must_use]
     pub fn has_callback_actions(&self) -> bool {
         let plain = |slot: &Slot| matches!(slot.driver.actions[..], [] | [Action::Unpin]);
         !self.slots.iter().all(plain)
     }
 
-    /// Closes everything; whatever was taken must be given back.
+    /// Closes everything.
     ///
     /// # Panics
     ///
-    /// If something was not.
+    /// If the core has not given back everything it took from the host.
     pub fn close(&mut self) {
         for index in 0..DEVICES.len() {
             self.close_device(index);
@@ -94,7 +97,11 @@ impl Sim {
         if let Some(mut container) = self.container.take() {
             container.close(&mut self.host);
         }
-        assert!(self.host.is_settled(), "the host is owed: {:?}", self.host);
+        assert!(
+            self.host.is_settled(),
+            "not given back to the host: {:?}",
+            self.host
+        );
         assert_eq!(self.mem.live(), 0, "allocations leaked");
     }
 
@@ -102,7 +109,11 @@ impl Sim {
         self.container.as_mut().ok_or(Errno::EBADF)
     }
 
-    /// A device that has the recorder's driver.
+    fn backend(&mut self) -> Result<&mut Type1<CountingMemory>, Errno> {
+        self.container()?.backend_mut().map_err(Error::errno)
+    }
+
+    /// The driver of an open device that can be told to pin.
     fn driver(&mut self, index: DeviceIndex) -> Result<&mut Driver, Errno> {
         let slot = &mut self.slots[index];
         match (slot.open, DEVICES[index].pins) {
@@ -122,18 +133,18 @@ impl Sim {
         Ok((container, &mut self.host, DeviceId(index as u64)))
     }
 
-    /// Devices drop their pins.
+    /// Calls the dma_unmap callback of every open device.
     fn notify(&mut self, iova: u64, size: u64) {
         for index in self.opened.clone() {
             if !DEVICES[index].dma_unmap {
                 continue;
             }
             for action in self.slots[index].driver.dma_unmap(iova, size) {
-                // What fails in a callback fails unseen.
+                // Callbacks return nothing, so their errors are dropped.
                 match action {
                     Action::Unpin => self.unpin_range(index, iova, size),
-                    Action::Start => drop(self.container().map(Container::start)),
-                    Action::Stop => drop(self.container().map(Container::stop)),
+                    Action::Start => drop(self.backend().map(Type1::start)),
+                    Action::Stop => drop(self.backend().map(Type1::stop)),
                     Action::Pin => drop(self.pin(index, iova, 1, Prot::READ.0)),
                 }
             }
@@ -226,7 +237,8 @@ impl System for Sim {
                 Outcome::Notify(pending) => {
                     self.notify(pending.iova, pending.size);
                     let container = self.container.as_mut().ok_or(Errno::EBADF)?;
-                    outcome = container.resume(&mut self.host, pending);
+                    let backend = container.backend_mut();
+                    outcome = backend.and_then(|b| b.resume(&mut self.host, pending));
                 }
             }
         }
@@ -235,11 +247,11 @@ impl System for Sim {
     fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
         let pgsize = PageSize::new(arg.pgsize).ok_or(Errno::EINVAL)?;
         let report = match arg.fill {
-            Some(_) => Report::Words(words),
-            None => Report::Zeroed(words),
+            Some(_) => Dest::Words(words),
+            None => Dest::Zeroed(words),
         };
         let done = self
-            .container()?
+            .backend()?
             .get_bitmap(arg.iova, arg.size, pgsize, report);
         done.map(|()| 0).map_err(Error::errno)
     }
@@ -251,10 +263,11 @@ impl System for Sim {
         loop {
             let container = self.container.as_mut().ok_or(Errno::EBADF)?;
             let report = match arg.fill {
-                Some(_) => Report::Words(words),
-                None => Report::Zeroed(words),
+                Some(_) => Dest::Words(words),
+                None => Dest::Zeroed(words),
             };
-            let progress = container.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
+            let backend = container.backend_mut().map_err(Error::errno)?;
+            let progress = backend.unmap_dirty(&mut self.host, &mut unmap, pgsize, report);
             match progress.map_err(Error::errno)? {
                 Progress::Done(size) => return Ok(size),
                 Progress::Notify { iova, size } => self.notify(iova, size),
@@ -301,7 +314,7 @@ impl System for Sim {
     }
 
     fn mark(&mut self, iova: u64, len: u64) -> Answer {
-        let marked = self.container()?.mark(iova, len);
+        let marked = self.backend()?.mark(iova, len);
         marked.map(|()| 0).map_err(Error::errno)
     }
 

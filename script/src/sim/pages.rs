@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A number for each page, in chunks, so that big ranges cost little.
+//! A number for each page, kept in chunks, so that large ranges are cheap.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +18,8 @@ impl Pages {
         chunk.map_or(0, |chunk| chunk[(page % CHUNK) as usize])
     }
 
-    /// Calls `change` with the numbers of `n` pages from `first` on: a chunk at
-    /// a time, with the page of its first number.
+    /// Calls `change` for the numbers of `n` pages from `first` on, a part of a
+    /// chunk at a time: with the page of the first number, and the numbers.
     pub(crate) fn update(&mut self, first: u64, n: u64, mut change: impl FnMut(u64, &mut [u64])) {
         let mut page = first;
         while page < first + n {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The memory of a script's process, simulated.
+//! The simulated memory of a script's process.
 
 use std::collections::HashMap;
 use std::iter;
@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use crate::op::*;
 
-/// Regions of memory, and the pages in them that are not zero.
+/// User memory: regions, and the pages in them that were written.
 #[derive(Clone, Debug)]
 pub struct User {
-    /// First address, bytes, and whether it can be written.
+    /// Of each region: first address, bytes, and whether it can be written.
     regions: Vec<(u64, u64, bool)>,
     pages: HashMap<u64, Vec<u8>>,
 }
@@ -30,7 +30,8 @@ impl Default for User {
 }
 
 impl User {
-    /// Adds a region; false where one is.
+    /// Adds a region. Returns false, and adds nothing, if it is empty or
+    /// overlaps another.
     pub fn map(&mut self, addr: u64, size: u64, write: bool) -> bool {
         let taken = |r: &(u64, u64, bool)| addr < r.0 + r.1 && r.0 < addr.saturating_add(size);
         let free = size != 0 && !self.regions.iter().any(taken);
@@ -40,7 +41,8 @@ impl User {
         free
     }
 
-    /// How many of `len` bytes from `addr` on can be read, or written.
+    /// How many of `len` bytes from `addr` on can be read (or written, if
+    /// `write`). Ends with the region, even if another follows.
     #[must_use]
     pub fn accessible(&self, addr: u64, len: usize, write: bool) -> usize {
         let region = self
@@ -56,7 +58,7 @@ impl User {
         }
     }
 
-    /// Reads what can be read; returns how many bytes.
+    /// Reads up to the first byte that cannot be read; returns how many bytes.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> usize {
         let n = self.accessible(addr, buf.len(), false);
         for (page, offset, piece) in pieces(addr, n) {
@@ -69,7 +71,8 @@ impl User {
         n
     }
 
-    /// Writes what can be written; returns how many bytes.
+    /// Writes up to the first byte that cannot be written; returns how many
+    /// bytes.
     pub fn write(&mut self, addr: u64, buf: &[u8]) -> usize {
         let n = self.accessible(addr, buf.len(), true);
         for (page, offset, piece) in pieces(addr, n) {
@@ -81,8 +84,8 @@ impl User {
     }
 }
 
-/// `n` bytes from `addr` on, page by page: the page, where in it, and which of
-/// the bytes.
+/// Splits `n` bytes from `addr` on at page boundaries: the page, the offset in
+/// it, and which of the bytes.
 fn pieces(addr: u64, n: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
     let mut done = 0;
     iter::from_fn(move || {

@@ -1,42 +1,112 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ioctl interface of a container: bytes of the caller's memory to typed
-//! calls, in the order of checks of A2 to A6.
+//! The ioctls of a backend: the bytes of the caller's argument become a typed
+//! call, in the order of checks of rules A3 to A6.
 
-use crate::container::Container;
-use crate::dirty::check_user_bitmap;
 use crate::error::Error;
 use crate::host::{Host, Memory, Prot};
-use crate::map::Map;
+use crate::span::Span;
+use crate::type1::dirty::check_user_bitmap;
+use crate::type1::map::Map;
+use crate::type1::unmap::{Harvest, Progress, Target, Unmap};
 use crate::type1::Type1;
 use crate::uapi::{self, *};
-use crate::unmap::{Harvest, Progress, Target, Unmap};
 
-/// Flags that an argument may have: each interface has three.
+/// Flags that an argument may have: each of the three ioctls has three.
 const KNOWN_FLAGS: u32 = 7;
 
-/// What an ioctl came to.
+/// The result of an ioctl.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The ioctl's return value.
+    /// The ioctl is done; this is its return value.
     Done(u32),
-    /// An unmap waits for devices; see [`Container::resume`].
+    /// An UNMAP_DMA waits for devices; see [`Type1::resume`].
     Notify(Pending),
 }
 
 /// An UNMAP_DMA that waits until devices have dropped their pins.
 #[derive(Debug)]
 pub struct Pending {
-    unmap: Unmap,
-    addr: u64,
-    arg: vfio_iommu_type1_dma_unmap,
-    bitmap: Option<vfio_bitmap>,
+    call: UnmapCall,
     /// First address of the mapping that is still pinned.
     pub iova: u64,
     /// Its bytes.
     pub size: u64,
 }
 
-/// Reads a structure of the caller's.
+/// An UNMAP_DMA whose argument was read.
+#[derive(Debug)]
+struct UnmapCall {
+    unmap: Unmap,
+    /// Where the argument is in the caller's memory.
+    addr: u64,
+    arg: vfio_iommu_type1_dma_unmap,
+    bitmap: Option<vfio_bitmap>,
+}
+
+impl<M: Memory> Type1<M> {
+    /// An ioctl that VFIO's generic layer hands to its backend: the number, and
+    /// the argument as a value or as an address in the caller's memory.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownIoctl` for a number that type1 does not have. Otherwise, in this
+    /// order:
+    /// - `NotV2` for DIRTY_PAGES on a version 1 container;
+    /// - `BadAddress` if the argument cannot be read, `ShortArgsz`,
+    ///   `UnknownFlags`, `FlagCombination`;
+    /// - for a bitmap `NotUserRange`, `WrongPageSize`, `BitmapSize`;
+    /// - those of the typed call: [`map`](Type1::map), [`unmap`](Type1::unmap),
+    ///   [`start`](Type1::start), [`stop`](Type1::stop) or
+    ///   [`get_bitmap`](Type1::get_bitmap);
+    /// - `BadAddress` if the answer cannot be written.
+    ///
+    /// Rules A3 to A6 in docs/rules.md have the exact order for each ioctl.
+    /// Nothing changes then.
+    pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
+        let done = |()| Outcome::Done(0);
+        match nr {
+            VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
+            VFIO_IOMMU_GET_INFO => self.get_info(host, arg).map(done),
+            VFIO_IOMMU_MAP_DMA => {
+                let map = read_map(host, arg)?;
+                self.map(host, &map).map(done)
+            }
+            VFIO_IOMMU_UNMAP_DMA => {
+                let call = read_unmap(host, arg)?;
+                self.check_all(&call.arg)?;
+                self.unmap_call(host, call)
+            }
+            VFIO_IOMMU_DIRTY_PAGES => self.dirty_pages(host, arg).map(done),
+            _ => Err(Error::UnknownIoctl),
+        }
+    }
+
+    /// Goes on with an UNMAP_DMA after an [`Outcome::Notify`]. Before, release
+    /// the container's lock, and call the dma_unmap callback of each device with
+    /// `iova` and `size` of `pending`.
+    ///
+    /// # Errors
+    ///
+    /// Those of UNMAP_DMA from [`unmap`](Type1::unmap) on, since everything is
+    /// checked again. Nothing changes then.
+    pub fn resume(&mut self, host: &mut dyn Host, pending: Pending) -> Result<Outcome, Error> {
+        self.unmap_call(host, pending.call)
+    }
+
+    fn unmap_call(&mut self, host: &mut dyn Host, mut call: UnmapCall) -> Result<Outcome, Error> {
+        let harvest = Harvest::User {
+            bitmap: call.bitmap,
+            addr: call.addr,
+            arg: call.arg,
+        };
+        Ok(match self.unmap_step(host, &mut call.unmap, harvest)? {
+            Progress::Done(_) => Outcome::Done(0),
+            Progress::Notify { iova, size } => Outcome::Notify(Pending { call, iova, size }),
+        })
+    }
+}
+
+/// Reads a structure from the caller's memory.
 fn read<const N: usize>(host: &mut dyn Host, addr: u64) -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     host.copy_from_user(addr, &mut bytes)
@@ -53,70 +123,9 @@ fn offset(addr: u64, by: u64) -> Result<u64, Error> {
     addr.checked_add(by).ok_or(Error::BadAddress)
 }
 
-impl<M: Memory> Container<M> {
-    /// An ioctl of the container's file: number and argument, which is a value
-    /// or an address in the caller's memory.
-    ///
-    /// # Errors
-    ///
-    /// As Linux; the caller turns [`Error::errno`] into -errno.
-    pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
-        let done = |()| Outcome::Done(0);
-        match nr {
-            VFIO_GET_API_VERSION => Ok(Outcome::Done(0)),
-            VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
-            VFIO_SET_IOMMU => self.set_iommu(host, arg).map(done),
-            VFIO_IOMMU_GET_INFO => self.backend()?.get_info(host, arg).map(done),
-            VFIO_IOMMU_MAP_DMA => {
-                let backend = self.backend_mut()?;
-                let map = read_map(host, arg)?;
-                backend.map(host, &map).map(done)
-            }
-            VFIO_IOMMU_UNMAP_DMA => {
-                let backend = self.backend()?;
-                let pending = read_unmap(host, arg)?;
-                backend.check_all(&pending.arg)?;
-                self.resume(host, pending)
-            }
-            // Version 1 is refused before the argument is looked at.
-            VFIO_IOMMU_DIRTY_PAGES => self.tracker()?.dirty_pages(host, arg).map(done),
-            _ => {
-                self.backend()?;
-                Err(Error::UnknownIoctl)
-            }
-        }
-    }
-
-    /// Goes on with an UNMAP_DMA after an [`Outcome::Notify`]: each device's
-    /// dma_unmap callback has been called for `iova` and `size` of `pending`,
-    /// with the container's lock released.
-    ///
-    /// # Errors
-    ///
-    /// As Linux; nothing is unmapped then.
-    pub fn resume(&mut self, host: &mut dyn Host, pending: Pending) -> Result<Outcome, Error> {
-        let mut pending = pending;
-        let harvest = Harvest::User {
-            bitmap: pending.bitmap,
-            addr: pending.addr,
-            arg: pending.arg,
-        };
-        match self
-            .backend_mut()?
-            .unmap(host, &mut pending.unmap, harvest)?
-        {
-            Progress::Done(_) => Ok(Outcome::Done(0)),
-            Progress::Notify { iova, size } => Ok(Outcome::Notify(Pending {
-                iova,
-                size,
-                ..pending
-            })),
-        }
-    }
-}
-
-/// The argument of MAP_DMA: steps 1, 2 and 6 of A4; step 6 comes after the
-/// checks of the range, which the flags do not change.
+/// The argument of MAP_DMA: steps 1, 2 and 6 of A4. Step 6 comes after the
+/// checks of the range (steps 4 and 5), so they are made here too before it
+/// fails.
 fn read_map(host: &mut dyn Host, addr: u64) -> Result<Map, Error> {
     let arg = vfio_iommu_type1_dma_map::from_bytes(&read(host, addr)?);
     if arg.argsz < 32 {
@@ -128,7 +137,8 @@ fn read_map(host: &mut dyn Host, addr: u64) -> Result<Map, Error> {
     let prot = Prot(arg.flags & Prot::READ_WRITE.0);
     let vaddr = arg.flags & VFIO_DMA_MAP_FLAG_VADDR != 0;
     if vaddr && prot != Prot(0) {
-        uapi_range(&arg)?;
+        Span::new(arg.iova, arg.size)?;
+        Span::new(arg.vaddr, arg.size)?;
         return Err(Error::FlagCombination);
     }
     Ok(Map {
@@ -139,15 +149,8 @@ fn read_map(host: &mut dyn Host, addr: u64) -> Result<Map, Error> {
     })
 }
 
-/// Steps 4 and 5 of A4.
-fn uapi_range(arg: &vfio_iommu_type1_dma_map) -> Result<(), Error> {
-    crate::map::last_of(arg.iova, arg.size)?;
-    crate::map::last_of(arg.vaddr, arg.size)?;
-    Ok(())
-}
-
 /// The argument of UNMAP_DMA: steps 1 to 4 of A5.
-fn read_unmap(host: &mut dyn Host, addr: u64) -> Result<Pending, Error> {
+fn read_unmap(host: &mut dyn Host, addr: u64) -> Result<UnmapCall, Error> {
     let arg = vfio_iommu_type1_dma_unmap::from_bytes(&read(host, addr)?);
     if arg.argsz < 24 {
         return Err(Error::ShortArgsz);
@@ -183,13 +186,11 @@ fn read_unmap(host: &mut dyn Host, addr: u64) -> Result<Pending, Error> {
     } else {
         Unmap::new(target)
     };
-    Ok(Pending {
+    Ok(UnmapCall {
         unmap,
         addr,
         arg,
         bitmap,
-        iova: 0,
-        size: 0,
     })
 }
 
@@ -209,6 +210,7 @@ impl<M: Memory> Type1<M> {
 
     /// DIRTY_PAGES, steps 1 to 5 of A6.
     fn dirty_pages(&mut self, host: &mut dyn Host, addr: u64) -> Result<(), Error> {
+        self.check_v2()?; // before the argument is read
         let arg = vfio_iommu_type1_dirty_bitmap::from_bytes(&read(host, addr)?);
         if arg.argsz < 8 {
             return Err(Error::ShortArgsz);
@@ -218,10 +220,7 @@ impl<M: Memory> Type1<M> {
         }
         match arg.flags {
             VFIO_IOMMU_DIRTY_PAGES_FLAG_START => self.start(),
-            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => {
-                self.stop();
-                Ok(())
-            }
+            VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP => self.stop(),
             VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
                 if arg.argsz < 48 {
                     return Err(Error::ShortArgsz);
@@ -275,8 +274,8 @@ impl<M: Memory> Type1<M> {
                 .u32(ranges.len() as u32)
                 .u32(0);
             write(host, offset(addr, 72)?, &head.done())?;
-            for ((start, end), at) in ranges.iter().zip((88..).step_by(16)) {
-                let range = uapi::Bytes::<16>::new().u64(*start).u64(*end);
+            for (span, at) in ranges.iter().zip((88..).step_by(16)) {
+                let range = uapi::Bytes::<16>::new().u64(span.first()).u64(span.last());
                 write(host, offset(addr, at)?, &range.done())?;
             }
         }

@@ -57,7 +57,7 @@ pub(crate) fn fence() {
 /// Says that these words will be read soon.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[inline]
-pub(crate) fn fetch(words: &[u64]) {
+pub(crate) fn prefetch(words: &[u64]) {
     for line in words.chunks(LINE_WORDS) {
         // SAFETY: SSE2 is there; a hint, and of words that may be read.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
@@ -75,4 +75,4 @@ pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
 pub(crate) fn fence() {}
 
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
-pub(crate) fn fetch(_: &[u64]) {}
+pub(crate) fn prefetch(_: &[u64]) {}

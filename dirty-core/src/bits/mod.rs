@@ -5,6 +5,9 @@
 //! position beyond the words is no bit, and nothing panics.
 #![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
 
+pub(crate) mod runs;
+pub(crate) mod stream;
+
 /// Word of a bit.
 pub(crate) const fn word(bit: u64) -> usize {
     (bit >> 6) as usize

@@ -1,39 +1,45 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! MAP_DMA, and the removal of a mapping.
 
-use crate::dma::Dma;
-use crate::domain;
 use crate::error::Error;
 use crate::host::{Host, Memory, Prot};
-use crate::iova;
-use crate::pfn::Pins;
+use crate::pins::Pins;
+use crate::span::Span;
+use crate::type1::dma::Dma;
+use crate::type1::domain::Domains;
+use crate::type1::iova;
 use crate::type1::Type1;
 
 /// What to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Map {
-    /// Address for devices.
+    /// First address for devices.
     pub iova: u64,
-    /// Address in the user's memory.
+    /// First address in the user's memory.
     pub vaddr: u64,
     /// Bytes.
     pub size: u64,
-    /// What devices may do; `None` gives an existing mapping, whose vaddr was
-    /// invalidated, a new one.
+    /// What devices may do. `None` maps nothing new: it gives the mapping of
+    /// this range, whose vaddr was invalidated, a new one.
     pub prot: Option<Prot>,
 }
 
-/// The last address of `size` bytes from `first` on.
-pub(crate) fn last_of(first: u64, size: u64) -> Result<u64, Error> {
-    let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-    first.checked_add(more).ok_or(Error::Wraps)
-}
-
 impl<M: Memory> Type1<M> {
-    /// MAP_DMA, checks in the order of A4.
-    pub(crate) fn map(&mut self, host: &mut dyn Host, map: &Map) -> Result<(), Error> {
-        let last = last_of(map.iova, map.size)?;
-        last_of(map.vaddr, map.size)?;
+    /// MAP_DMA: maps `map.size` bytes of the caller's memory at `map.iova`, or
+    /// gives a mapping a new vaddr (rule A4 in docs/rules.md).
+    ///
+    /// # Errors
+    ///
+    /// In this order: `ZeroSize`; `Wraps`; `FlagCombination` for no rights at
+    /// all and `UnknownFlags` for rights other than READ and WRITE;
+    /// `Misaligned`. Then for a new vaddr: `NoMapping`; `VaddrMismatch`; `Mm`;
+    /// `Charge`. For a new mapping: `Overlap`; `MappingLimit`; `ForbiddenIova`;
+    /// `Mm`; `NoMemory`; with an IOMMU `Pin`, `Charge` or `Iommu`; while
+    /// tracking `BitmapBudget`, `TooManyPages` or `NoMemory`. Nothing changes
+    /// then.
+    pub fn map(&mut self, host: &mut dyn Host, map: &Map) -> Result<(), Error> {
+        let span = Span::new(map.iova, map.size)?;
+        Span::new(map.vaddr, map.size)?;
         match map.prot {
             Some(Prot(0)) => return Err(Error::FlagCombination),
             Some(Prot(bits)) if bits & !Prot::READ_WRITE.0 != 0 => {
@@ -46,21 +52,20 @@ impl<M: Memory> Type1<M> {
             return Err(Error::Misaligned);
         }
         let Some(prot) = map.prot else {
-            return self.set_vaddr(host, map, last);
+            return self.set_vaddr(host, span, map.vaddr);
         };
-        if self.dmas.overlaps(map.iova, last) {
+        if self.dmas.overlaps(span) {
             return Err(Error::Overlap);
         }
         let Some(dma_avail) = self.dma_avail.checked_sub(1) else {
             return Err(Error::MappingLimit);
         };
-        if !iova::allowed(&self.iova_ranges, map.iova, last) {
+        if !iova::allowed(&self.iova_ranges, span) {
             return Err(Error::ForbiddenIova);
         }
         let mm = host.grab().map_err(Error::Mm)?;
         let dma = Dma {
-            iova: map.iova,
-            last,
+            span,
             vaddr: map.vaddr,
             vaddr_invalid: false,
             prot,
@@ -83,13 +88,17 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// Gives a new mapping what the container's state asks for.
+    /// Gives the new mapping at `iova` what the container's state asks for.
     fn populate(&mut self, host: &mut dyn Host, iova: u64) -> Result<(), Error> {
         let Some(dma) = self.dmas.get_mut(iova) else {
             return Ok(());
         };
         if !self.domains.is_empty() {
-            domain::pin_and_map(host, dma, &self.domains, self.options.page_size)?;
+            let domains = Domains {
+                list: &self.domains,
+                page: self.options.page_size,
+            };
+            domains.pin_and_map(host, dma)?;
         }
         if let Some(tracking) = &self.tracking {
             let budget = self.options.bitmap_budget;
@@ -98,10 +107,10 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    fn set_vaddr(&mut self, host: &mut dyn Host, map: &Map, last: u64) -> Result<(), Error> {
-        let first_hit = self.dmas.range_mut(map.iova, last).next();
+    fn set_vaddr(&mut self, host: &mut dyn Host, span: Span, vaddr: u64) -> Result<(), Error> {
+        let first_hit = self.dmas.range_mut(span).next();
         let dma = first_hit.ok_or(Error::NoMapping)?;
-        if !dma.vaddr_invalid || dma.iova != map.iova || dma.last != last {
+        if !dma.vaddr_invalid || dma.span != span {
             return Err(Error::VaddrMismatch);
         }
         let mm = host.grab().map_err(Error::Mm)?;
@@ -118,19 +127,23 @@ impl<M: Memory> Type1<M> {
         }
         host.release(dma.mm);
         dma.mm = mm;
-        dma.vaddr = map.vaddr;
+        dma.vaddr = vaddr;
         dma.vaddr_invalid = false;
         self.vaddr_invalid = self.vaddr_invalid.saturating_sub(1);
         Ok(())
     }
 
-    /// Removes the mapping at `iova`: out of every domain, unpinned, uncharged,
-    /// its bitmap gone.
-    pub(crate) fn remove_dma(&mut self, host: &mut dyn Host, iova: u64) {
+    /// Removes the mapping at `iova`: it leaves every domain, its pages are
+    /// unpinned and uncharged, its bitmap is freed.
+    pub(super) fn remove_dma(&mut self, host: &mut dyn Host, iova: u64) {
         let Some(mut dma) = self.dmas.remove(iova) else {
             return;
         };
-        domain::unmap_and_unpin(host, &mut dma, &self.domains, self.options.page_size);
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
+        domains.unmap_and_unpin(host, &mut dma);
         for (_, pfn) in dma.pins.iter() {
             host.unpin(pfn, 1, dma.prot);
         }

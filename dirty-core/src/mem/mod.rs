@@ -5,6 +5,8 @@
 //! for instructions of x86 in `stream` and `sse2`.
 #![allow(unsafe_code)]
 
+pub(crate) mod tree;
+
 use core::alloc::Layout;
 use core::mem;
 use core::ops::Deref;

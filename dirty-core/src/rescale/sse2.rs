@@ -8,7 +8,7 @@ use core::arch::x86_64::{
     __m128i, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16, _mm_set_epi64x, _mm_setzero_si128,
 };
 
-/// [`collapse_any`](crate::lanes::collapse_any) of 16 words, or of lanes of 16
+/// [`collapse_any`](crate::rescale::lanes::collapse_any) of 16 words, or of lanes of 16
 /// bits.
 pub(crate) fn collapse_16(words: &[u64]) -> u64 {
     words.chunks_exact(4).rev().fold(0, |flags, quad| {

@@ -26,27 +26,30 @@
 //! and a mark that comes too late for one report is in the next.
 #![allow(clippy::arithmetic_side_effects)] // bits of one bitmap: fewer than 2^31
 
+pub(crate) mod copy;
+pub(crate) mod layout;
+
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use crate::bitmap::layout::{line, Layout, View, LINE_WORDS};
 use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{spin_loop, AtomicU64};
-use crate::planes::{line, Parts, Planes, LINE_WORDS};
 
 /// The dirty and pinned pages of one mapping.
 pub struct Bitmap<M: Memory> {
     /// INVARIANT: no bit beyond the last page is pinned, or dirty in a line that
     /// is in the summary; lines in the summaries, and no others, have dirty or
     /// pinned pages. No line is being wiped while nobody marks.
-    planes: Planes<M>,
+    layout: Layout<M>,
 }
 
 impl<M: Memory> Bitmap<M> {
     /// Bytes that a bitmap of `npages` pages takes from the host.
     #[must_use]
     pub fn bytes(npages: u64) -> u64 {
-        Planes::<M>::bytes(npages)
+        Layout::<M>::bytes(npages)
     }
 
     /// A clean bitmap.
@@ -55,18 +58,18 @@ impl<M: Memory> Bitmap<M> {
     ///
     /// `TooManyPages` beyond 2^31-1, `NoMemory`.
     pub fn new(mem: &M, npages: u64) -> Result<Self, Error> {
-        let planes = Planes::new(mem, npages)?;
-        Ok(Bitmap { planes })
+        let layout = Layout::new(mem, npages)?;
+        Ok(Bitmap { layout })
     }
 
     /// Number of pages.
     #[must_use]
     pub fn npages(&self) -> u64 {
-        self.planes.npages()
+        self.layout.npages()
     }
 
-    pub(crate) fn parts(&mut self) -> Parts<'_> {
-        self.planes.parts()
+    pub(crate) fn view(&mut self) -> View<'_> {
+        self.layout.view()
     }
 
     /// `n` pages from `first` on, as far as they are in the bitmap: first, last.
@@ -84,7 +87,7 @@ impl<M: Memory> Bitmap<M> {
         };
         if bits::word(first) != bits::word(last) {
             self.set_run(first, last);
-        } else if let Some(word) = self.planes.good(first) {
+        } else if let Some(word) = self.layout.valid(first) {
             *word |= bits::between(first, last);
         } else {
             self.set_stale(first, last);
@@ -94,7 +97,7 @@ impl<M: Memory> Bitmap<M> {
     /// Likewise, in more words than one.
     #[inline(never)]
     fn set_run(&mut self, first: u64, last: u64) {
-        match self.planes.good_run(first, last) {
+        match self.layout.valid_run(first, last) {
             Some(words) => bits::set_run(words, first, last),
             None => self.set_stale(first, last),
         }
@@ -109,8 +112,8 @@ impl<M: Memory> Bitmap<M> {
         if first_line != last_line {
             self.wipe(last_line);
         }
-        let lines = [first_line, last_line].map(|line| self.planes.line_bit(line));
-        let words = self.planes.exclusive();
+        let lines = [first_line, last_line].map(|line| self.layout.line_bit(line));
+        let words = self.layout.exclusive();
         bits::set(words, first, last);
         bits::set(words, lines[0], lines[1]); // those in between are all dirty
     }
@@ -118,8 +121,8 @@ impl<M: Memory> Bitmap<M> {
     /// Zeroes the dirty bits of a line if they are stale.
     #[inline]
     fn wipe(&mut self, line: u64) {
-        let (stale, bit) = (self.planes.dirty(line), self.planes.line_bit(line));
-        let words = self.planes.exclusive();
+        let (stale, bit) = (self.layout.dirty(line), self.layout.line_bit(line));
+        let words = self.layout.exclusive();
         if bits::get(words, bit) {
             return;
         }
@@ -146,7 +149,7 @@ impl<M: Memory> Bitmap<M> {
         };
         if bits::word(first) != bits::word(last) {
             self.mark_run(first, last);
-        } else if let Some(word) = self.planes.good_shared(first) {
+        } else if let Some(word) = self.layout.valid_shared(first) {
             or(word, bits::between(first, last));
         } else {
             self.mark_stale(first, last);
@@ -156,7 +159,7 @@ impl<M: Memory> Bitmap<M> {
     /// Likewise, in more words than one.
     #[inline(never)]
     fn mark_run(&self, first: u64, last: u64) {
-        match self.planes.good_run_shared(first, last) {
+        match self.layout.valid_run_shared(first, last) {
             Some(words) => or_run(words, first, last),
             None => self.mark_stale(first, last),
         }
@@ -169,7 +172,7 @@ impl<M: Memory> Bitmap<M> {
         for line in line(first)..=line(last) {
             self.wipe_shared(line);
         }
-        let words = self.planes.shared();
+        let words = self.layout.shared();
         let words = words.get(bits::word(first)..bits::word(last) + 1);
         or_run(words.unwrap_or_default(), first, last);
     }
@@ -178,24 +181,24 @@ impl<M: Memory> Bitmap<M> {
     #[cold]
     #[inline(never)]
     fn wipe_shared(&self, line: u64) {
-        let bits = [self.planes.line_bit(line), self.planes.wiping_bit(line)];
-        let words = self.planes.shared();
-        let [Some(lines), Some(wiping)] = bits.map(|bit| words.get(bits::word(bit))) else {
+        let bits = [self.layout.line_bit(line), self.layout.lock_bit(line)];
+        let words = self.layout.shared();
+        let [Some(lines), Some(locks)] = bits.map(|bit| words.get(bits::word(bit))) else {
             return; // every line is in all summaries: never
         };
         let bit = 1 << (line & 63);
         while lines.load(Acquire) & bit == 0 {
-            if wiping.fetch_or(bit, Acquire) & bit != 0 {
+            if locks.fetch_or(bit, Acquire) & bit != 0 {
                 spin_loop();
                 continue;
             }
             // Whoever wiped it last has made it good.
             if lines.load(Relaxed) & bit == 0 {
-                let stale = words.get(self.planes.dirty(line)).unwrap_or_default();
+                let stale = words.get(self.layout.dirty(line)).unwrap_or_default();
                 stale.iter().for_each(|w| w.store(0, Relaxed));
                 lines.fetch_or(bit, Release);
             }
-            wiping.fetch_and(!bit, Release);
+            locks.fetch_and(!bit, Release);
         }
     }
 
@@ -206,15 +209,15 @@ impl<M: Memory> Bitmap<M> {
 
     /// Clears the dirty pages: all lines are stale now.
     pub fn clear(&mut self) {
-        let lines = self.planes.lines();
-        let lines = self.planes.exclusive().get_mut(lines);
+        let lines = self.layout.lines();
+        let lines = self.layout.exclusive().get_mut(lines);
         lines.unwrap_or_default().fill(0);
     }
 
     /// Says that a page will be unpinned soon.
     #[inline]
-    pub(crate) fn fetch(&mut self, page: u64) {
-        self.planes.fetch(page);
+    pub(crate) fn prefetch(&mut self, page: u64) {
+        self.layout.prefetch(page);
     }
 
     /// The page holds a pin now: it is in every report until
@@ -223,9 +226,9 @@ impl<M: Memory> Bitmap<M> {
         if page >= self.npages() {
             return;
         }
-        let page_bit = self.planes.pinned_bit(page);
-        let line_bit = self.planes.pinned_line_bit(line(page));
-        let words = self.planes.exclusive();
+        let page_bit = self.layout.pinned_bit(page);
+        let line_bit = self.layout.pinned_line_bit(line(page));
+        let words = self.layout.exclusive();
         bits::set(words, page_bit, page_bit);
         bits::set(words, line_bit, line_bit);
     }
@@ -235,10 +238,10 @@ impl<M: Memory> Bitmap<M> {
         if page >= self.npages() {
             return;
         }
-        let page_bit = self.planes.pinned_bit(page);
-        let line_bit = self.planes.pinned_line_bit(line(page));
-        let beside = self.planes.pinned(line(page));
-        let words = self.planes.exclusive();
+        let page_bit = self.layout.pinned_bit(page);
+        let line_bit = self.layout.pinned_line_bit(line(page));
+        let beside = self.layout.pinned(line(page));
+        let words = self.layout.exclusive();
         if !bits::get(words, page_bit) {
             return;
         }
@@ -258,18 +261,18 @@ impl<M: Memory> Bitmap<M> {
     /// is pinned. No line is being wiped.
     #[allow(dead_code)] // this file is in another test crate too
     pub(crate) fn is_summarised(&mut self) -> bool {
-        let wiping = bits::word(self.planes.wiping_bit(0));
-        let mut wiping = self.planes.exclusive().iter().skip(wiping);
-        if wiping.any(|w| *w != 0) {
+        let lock_word = bits::word(self.layout.lock_bit(0));
+        let mut locks = self.layout.exclusive().iter().skip(lock_word);
+        if locks.any(|w| *w != 0) {
             return false;
         }
-        let parts = self.parts();
-        let pinned = parts.pinned.chunks(LINE_WORDS);
-        let mut lines = (0..).zip(parts.dirty.chunks(LINE_WORDS).zip(pinned));
+        let view = self.view();
+        let pinned = view.pinned.chunks(LINE_WORDS);
+        let mut lines = (0..).zip(view.dirty.chunks(LINE_WORDS).zip(pinned));
         lines.all(|(line, (dirty, pinned))| {
             let some = dirty.iter().any(|w| *w != 0);
             let pins = pinned.iter().any(|w| *w != 0);
-            (some || !bits::get(parts.lines, line)) && pins == bits::get(parts.pinned_lines, line)
+            (some || !bits::get(view.lines, line)) && pins == bits::get(view.pinned_lines, line)
         })
     }
 }

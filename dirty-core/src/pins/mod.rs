@@ -7,12 +7,17 @@
 //! them, and what windows refuse.
 #![allow(clippy::arithmetic_side_effects)] // lengths, and offsets in a mapping
 
+mod table;
+pub(crate) mod window;
+
 use crate::error::NoMemory;
 use crate::host::Memory;
+use crate::mem::tree::Tree;
 use crate::mem::List;
 use crate::pgsize::PageSize;
-use crate::tree::Tree;
-use crate::window::{self, Again, Unpinned, Window};
+use crate::pins::window::Window;
+
+pub(crate) use crate::pins::window::{NotRepinned, Unpinned};
 
 /// Pages from here on are in no window.
 const PAGES: u64 = 1 << 31;
@@ -83,17 +88,17 @@ impl<M: Memory> Pins<M> {
     /// Takes one more pin of a page that is pinned at `iova`, and returns its
     /// pfn.
     #[inline]
-    pub(crate) fn again(&mut self, iova: u64) -> Result<u64, Again> {
+    pub(crate) fn repin(&mut self, iova: u64) -> Result<u64, NotRepinned> {
         if let Some(page) = self.page(iova) {
             if let Some(window) = self.window_mut(page) {
-                let again = window.again(page);
-                if again != Err(Again::Not) {
-                    return again;
+                let repinned = window.repin(page);
+                if repinned != Err(NotRepinned::NotPinned) {
+                    return repinned;
                 }
             }
         }
-        let pin = self.others.get_mut(iova).ok_or(Again::Not)?;
-        pin.refs = pin.refs.checked_add(1).ok_or(Again::Full)?;
+        let pin = self.others.get_mut(iova).ok_or(NotRepinned::NotPinned)?;
+        pin.refs = pin.refs.checked_add(1).ok_or(NotRepinned::Full)?;
         Ok(pin.pfn)
     }
 
@@ -142,13 +147,13 @@ impl<M: Memory> Pins<M> {
                         self.windows.reset();
                     }
                 }
-                if unpinned != Unpinned::Not {
+                if unpinned != Unpinned::NotPinned {
                     return unpinned;
                 }
             }
         }
         let Some(pin) = self.others.get_mut(iova) else {
-            return Unpinned::Not;
+            return Unpinned::NotPinned;
         };
         if pin.refs > 1 {
             pin.refs -= 1;

@@ -10,12 +10,12 @@
 
 use core::ops::Range;
 
+use crate::bitmap::layout::{View, LINE_WORDS};
 use crate::bitmap::Bitmap;
 use crate::bits;
+use crate::bits::stream;
 use crate::error::Error;
 use crate::host::Memory;
-use crate::planes::{Parts, LINE_WORDS};
-use crate::stream;
 
 /// Words in a block.
 pub(crate) const BLOCK_WORDS: usize = 64 * LINE_WORDS;
@@ -35,7 +35,7 @@ const STREAM_WORDS: usize = 1 << 21;
 
 /// What to do with an image.
 #[derive(Clone, Copy)]
-struct Copy {
+struct Mode {
     /// Bit of page 0 in word 0 of the whole image; below 64.
     shift: u32,
     /// The destination is zero.
@@ -48,55 +48,55 @@ impl<M: Memory> Bitmap<M> {
     /// Writes words `first..` of the image at `shift` to `out`: every page that
     /// is dirty or pinned, with page 0 at bit `shift` (below 64) of word 0.
     /// Every page stays dirty that is.
-    pub fn image(&mut self, shift: u32, first: usize, out: &mut [u64]) {
-        let copy = Copy {
+    pub fn copy(&mut self, shift: u32, first: usize, out: &mut [u64]) {
+        let mode = Mode {
             shift,
             zeroed: false,
             stream: false,
         };
-        self.copy(copy, first, out, |_, _| {});
+        self.copy_with(mode, first, out, |_, _| {});
     }
 
     /// Likewise into words that are zero already. `touched` learns which may be
     /// zero no more: the first and the last of some in a row, counted in `out`.
-    pub(crate) fn image_sparse(
+    pub(crate) fn copy_sparse(
         &mut self,
         shift: u32,
         first: usize,
         out: &mut [u64],
         touched: impl FnMut(usize, usize),
     ) {
-        let copy = Copy {
+        let mode = Mode {
             shift,
             zeroed: true,
             stream: false,
         };
-        self.copy(copy, first, out, touched);
+        self.copy_with(mode, first, out, touched);
     }
 
     /// Likewise the whole image of a bitmap of few words, of which there may be
     /// tens of thousands: 0.4 x the instructions at 16 words. Says whether there
     /// is a page to tell of.
     #[inline]
-    pub(crate) fn image_small(&mut self, shift: u32, out: &mut [u64]) -> bool {
-        let parts = self.parts();
-        let lines = Lines::of(parts, 0);
-        if lines.told() == 0 {
+    pub(crate) fn copy_small(&mut self, shift: u32, out: &mut [u64]) -> bool {
+        let view = self.view();
+        let lines = Lines::of(view, 0);
+        if lines.nonempty() == 0 {
             return false;
         }
-        let copy = Copy {
+        let mode = Mode {
             shift,
             zeroed: true,
             stream: false,
         };
         let carry = match lines.is_whole() {
-            true => copy_words(copy, parts.dirty, out, 0),
+            true => put_words(mode, view.dirty, out, 0),
             false => {
-                let out = out.get_mut(..parts.dirty.len()).unwrap_or_default();
-                copy_block(copy, lines, 0, parts.dirty, parts.pinned, out, 0)
+                let out = out.get_mut(..view.dirty.len()).unwrap_or_default();
+                copy_block(mode, lines, 0, view.dirty, view.pinned, out, 0)
             }
         };
-        if let Some(out) = out.get_mut(parts.dirty.len()) {
+        if let Some(out) = out.get_mut(view.dirty.len()) {
             *out = carry;
         }
         true
@@ -122,16 +122,16 @@ impl<M: Memory> Bitmap<M> {
     }
 
     fn take_all(&mut self, shift: u32, out: &mut [u64], zeroed: bool) -> Result<(), Error> {
-        let words = image_words(self.npages(), shift);
+        let words = words_at(self.npages(), shift);
         if shift >= 64 || words > out.len() as u64 {
             return Err(Error::BitmapSize);
         }
-        let copy = Copy {
+        let mode = Mode {
             shift,
             zeroed,
             stream: words >= STREAM_WORDS as u64,
         };
-        self.copy(copy, 0, out, |_, _| {});
+        self.copy_with(mode, 0, out, |_, _| {});
         self.clear();
         Ok(())
     }
@@ -139,53 +139,53 @@ impl<M: Memory> Bitmap<M> {
     /// Copies words `first..` of the image to `out`, and tells `touched` about
     /// each that is not skipped.
     #[inline]
-    fn copy(
+    fn copy_with(
         &mut self,
-        copy: Copy,
+        mode: Mode,
         first: usize,
         out: &mut [u64],
         mut touched: impl FnMut(usize, usize),
     ) {
-        let words = image_words(self.npages(), copy.shift);
-        let parts = self.parts();
-        let end = first.saturating_add(out.len()).min(parts.dirty.len());
+        let words = words_at(self.npages(), mode.shift);
+        let view = self.view();
+        let end = first.saturating_add(out.len()).min(view.dirty.len());
         let mut carry = match first.checked_sub(1) {
             Some(before) => {
-                let line = parts.line(before / LINE_WORDS);
+                let line = view.line(before / LINE_WORDS);
                 let word = line.get(before % LINE_WORDS).copied();
-                spill(word.unwrap_or(0), copy.shift)
+                spill(word.unwrap_or(0), mode.shift)
             }
             None => 0,
         };
         let mut at = first;
         while at < end {
-            let lines = Lines::of(parts, at);
-            if lines.told() == 0 && copy.zeroed && carry == 0 {
-                at = end.min(block_with_news(parts, at..end) * BLOCK_WORDS);
+            let lines = Lines::of(view, at);
+            if lines.nonempty() == 0 && mode.zeroed && carry == 0 {
+                at = end.min(next_nonempty_block(view, at..end) * BLOCK_WORDS);
                 continue;
             }
             let mut next = end.min((at / BLOCK_WORDS + 1) * BLOCK_WORDS);
             let whole = lines.is_whole();
-            while whole && next < end && Lines::of(parts, next).is_whole() {
+            while whole && next < end && Lines::of(view, next).is_whole() {
                 next = end.min(next + BLOCK_WORDS); // all of them at once
             }
             let (Some(dirty), Some(pinned), Some(out)) = (
-                parts.dirty.get(at..),
-                parts.pinned.get(at..),
+                view.dirty.get(at..),
+                view.pinned.get(at..),
                 out.get_mut(at - first..next - first),
             ) else {
                 return; // all have these words: never
             };
             let from = at - first;
-            if lines.told() == 0 {
+            if lines.nonempty() == 0 {
                 touched(from, from);
-                carry = copy_clean(copy, out, carry);
+                carry = copy_clean(mode, out, carry);
             } else if whole {
                 touched(from, next - first - 1);
                 let dirty = dirty.get(..out.len()).unwrap_or_default();
-                carry = copy_words(copy, dirty, out, carry);
+                carry = put_words(mode, dirty, out, carry);
             } else if let (true, Some(dirty), Some(pinned), Some(out)) = (
-                lines.told().count_ones() <= FEW_LINES,
+                lines.nonempty().count_ones() <= FEW_LINES,
                 dirty.first_chunk(),
                 pinned.first_chunk(),
                 out.first_chunk_mut(),
@@ -194,20 +194,20 @@ impl<M: Memory> Bitmap<M> {
                     touched(from, from);
                 }
                 let touched = |first, last| touched(from + first, from + last);
-                carry = copy_lines(copy, lines, dirty, pinned, out, carry, touched);
+                carry = copy_lines(mode, lines, dirty, pinned, out, carry, touched);
             } else {
                 touched(from, next - first - 1);
-                carry = copy_block(copy, lines, at % BLOCK_WORDS, dirty, pinned, out, carry);
+                carry = copy_block(mode, lines, at % BLOCK_WORDS, dirty, pinned, out, carry);
             }
             at = next;
         }
-        if copy.stream {
+        if mode.stream {
             stream::fence();
         }
         // The last word has what the last page's word pushes out.
-        if at == parts.dirty.len() && words > at as u64 {
+        if at == view.dirty.len() && words > at as u64 {
             if let Some(out) = out.get_mut(at - first) {
-                if carry != 0 || !copy.zeroed {
+                if carry != 0 || !mode.zeroed {
                     touched(at - first, at - first);
                     *out = carry;
                 }
@@ -228,21 +228,21 @@ struct Lines {
 impl Lines {
     /// Those of the block with word `at`.
     #[inline]
-    fn of(parts: Parts<'_>, at: usize) -> Lines {
+    fn of(view: View<'_>, at: usize) -> Lines {
         let block = at / BLOCK_WORDS;
-        let last = block + 1 == parts.lines.len();
+        let last = block + 1 == view.lines.len();
         Lines {
-            dirty: parts.lines.get(block).copied().unwrap_or(0),
-            pinned: parts.pinned_lines.get(block).copied().unwrap_or(0),
+            dirty: view.lines.get(block).copied().unwrap_or(0),
+            pinned: view.pinned_lines.get(block).copied().unwrap_or(0),
             all: match last {
-                true => bits::up_to_bit((parts.dirty.len() as u64 - 1) / LINE_WORDS as u64),
+                true => bits::up_to_bit((view.dirty.len() as u64 - 1) / LINE_WORDS as u64),
                 false => !0,
             },
         }
     }
 
     /// Those that have something to tell.
-    fn told(self) -> u64 {
+    fn nonempty(self) -> u64 {
         self.dirty | self.pinned
     }
 
@@ -265,17 +265,17 @@ impl Lines {
 
 /// The first block of those with these words that has something to tell, or the
 /// one after them.
-fn block_with_news(parts: Parts<'_>, words: Range<usize>) -> usize {
+fn next_nonempty_block(view: View<'_>, words: Range<usize>) -> usize {
     let blocks = words.start / BLOCK_WORDS..words.end.div_ceil(BLOCK_WORDS);
-    let lines = parts.lines.get(blocks.clone()).unwrap_or_default();
-    let pinned_lines = parts.pinned_lines.get(blocks.clone()).unwrap_or_default();
+    let lines = view.lines.get(blocks.clone()).unwrap_or_default();
+    let pinned_lines = view.pinned_lines.get(blocks.clone()).unwrap_or_default();
     let mut lines = blocks.clone().zip(lines.iter().zip(pinned_lines));
-    let news = lines.find(|(_, (dirty, pinned))| *dirty | *pinned != 0);
-    news.map_or(blocks.end, |(block, _)| block)
+    let nonempty = lines.find(|(_, (dirty, pinned))| *dirty | *pinned != 0);
+    nonempty.map_or(blocks.end, |(block, _)| block)
 }
 
 /// Words of the image of `npages` pages.
-fn image_words(npages: u64, shift: u32) -> u64 {
+fn words_at(npages: u64, shift: u32) -> u64 {
     (npages + u64::from(shift)).div_ceil(64)
 }
 
@@ -286,8 +286,8 @@ fn spill(word: u64, shift: u32) -> u64 {
 
 /// Copies a block that has nothing to tell. `carry` is what the word before it
 /// pushes into it; returns what its last word pushes out.
-fn copy_clean(copy: Copy, out: &mut [u64], carry: u64) -> u64 {
-    if !copy.zeroed {
+fn copy_clean(mode: Mode, out: &mut [u64], carry: u64) -> u64 {
+    if !mode.zeroed {
         out.fill(0);
     }
     if let (Some(out), 1..) = (out.first_mut(), carry) {
@@ -299,7 +299,7 @@ fn copy_clean(copy: Copy, out: &mut [u64], carry: u64) -> u64 {
 /// Puts words of a block to `out`, from its word `at` on, in whole lines or in
 /// one: what is dirty in lines that are, or pinned.
 #[inline]
-fn tell<const N: usize>(
+fn merge_lines<const N: usize>(
     lines: Lines,
     at: usize,
     dirty: &[u64; N],
@@ -309,8 +309,8 @@ fn tell<const N: usize>(
     *out = *dirty;
     if lines.dirty != lines.all {
         for (number, words) in (at / LINE_WORDS..).zip(out.chunks_mut(LINE_WORDS)) {
-            let good = 0u64.wrapping_sub(lines.dirty >> number & 1);
-            words.iter_mut().for_each(|w| *w &= good);
+            let valid = 0u64.wrapping_sub(lines.dirty >> number & 1);
+            words.iter_mut().for_each(|w| *w &= valid);
         }
     }
     // Not line by line: reads with gaps are fetched late, 2 x the time.
@@ -323,7 +323,7 @@ fn tell<const N: usize>(
 /// which words they are.
 #[inline]
 fn copy_lines(
-    copy: Copy,
+    mode: Mode,
     lines: Lines,
     dirty: &[u64; BLOCK_WORDS],
     pinned: &[u64; BLOCK_WORDS],
@@ -331,8 +331,8 @@ fn copy_lines(
     carry: u64,
     mut touched: impl FnMut(usize, usize),
 ) -> u64 {
-    let mut carry = copy_clean(copy, out, carry);
-    for number in bits::ones(lines.told()) {
+    let mut carry = copy_clean(mode, out, carry);
+    for number in bits::ones(lines.nonempty()) {
         let first = number % 64 * LINE_WORDS; // below 64: so is every check left out
         let (Some(dirty), Some(pinned), Some((out, after))) = (
             dirty.get(first..).and_then(|d| d.first_chunk()),
@@ -344,17 +344,17 @@ fn copy_lines(
         };
         touched(first, first + LINE_WORDS);
         let mut words = [0; LINE_WORDS];
-        tell(lines.only(number), first, dirty, pinned, &mut words);
-        if copy.shift == 0 {
+        merge_lines(lines.only(number), first, dirty, pinned, &mut words);
+        if mode.shift == 0 {
             *out = words;
             continue;
         }
         let [before, ..] = *out;
-        shift_words(&words, copy.shift, before, out);
+        shift_words(&words, mode.shift, before, out);
         let [.., last] = words;
         match after.first_mut() {
-            Some(out) => *out |= spill(last, copy.shift),
-            None => carry = spill(last, copy.shift),
+            Some(out) => *out |= spill(last, mode.shift),
+            None => carry = spill(last, mode.shift),
         }
     }
     carry
@@ -363,7 +363,7 @@ fn copy_lines(
 /// Copies words of a block, from its word `at` on; `dirty` and `pinned` go on
 /// behind it.
 fn copy_block(
-    copy: Copy,
+    mode: Mode,
     lines: Lines,
     mut at: usize,
     mut dirty: &[u64],
@@ -374,12 +374,12 @@ fn copy_block(
     while !out.is_empty() {
         let n = match (at % LINE_WORDS, out.len()) {
             (0, STEP_WORDS..) => {
-                copy_step::<STEP_WORDS>(copy, lines, at, dirty, pinned, out, &mut carry)
+                copy_step::<STEP_WORDS>(mode, lines, at, dirty, pinned, out, &mut carry)
             }
             (0, LINE_WORDS..) => {
-                copy_step::<LINE_WORDS>(copy, lines, at, dirty, pinned, out, &mut carry)
+                copy_step::<LINE_WORDS>(mode, lines, at, dirty, pinned, out, &mut carry)
             }
-            _ => copy_step::<1>(copy, lines, at, dirty, pinned, out, &mut carry),
+            _ => copy_step::<1>(mode, lines, at, dirty, pinned, out, &mut carry),
         };
         dirty = dirty.get(n..).unwrap_or_default();
         pinned = pinned.get(n..).unwrap_or_default();
@@ -392,7 +392,7 @@ fn copy_block(
 /// Copies the first `N` words, and returns how many they are.
 #[inline]
 fn copy_step<const N: usize>(
-    copy: Copy,
+    mode: Mode,
     lines: Lines,
     at: usize,
     dirty: &[u64],
@@ -400,10 +400,10 @@ fn copy_step<const N: usize>(
     out: &mut [u64],
     carry: &mut u64,
 ) -> usize {
-    if copy.stream {
+    if mode.stream {
         for words in [dirty, pinned] {
             let then = words.get(AHEAD_STEPS * N..(AHEAD_STEPS + 1) * N);
-            stream::fetch(then.unwrap_or_default());
+            stream::prefetch(then.unwrap_or_default());
         }
     }
     if let (Some(dirty), Some(pinned), Some(out)) = (
@@ -412,23 +412,23 @@ fn copy_step<const N: usize>(
         out.first_chunk_mut::<N>(),
     ) {
         let mut words = [0; N];
-        tell(lines, at, dirty, pinned, &mut words);
-        *carry = copy_words(copy, &words, out, *carry);
+        merge_lines(lines, at, dirty, pinned, &mut words);
+        *carry = put_words(mode, &words, out, *carry);
     }
     N
 }
 
 /// Copies words as they are.
 #[inline]
-fn copy_words(copy: Copy, words: &[u64], out: &mut [u64], carry: u64) -> u64 {
-    if !copy.stream {
-        shift_words(words, copy.shift, carry, out);
-    } else if copy.shift == 0 {
+fn put_words(mode: Mode, words: &[u64], out: &mut [u64], carry: u64) -> u64 {
+    if !mode.stream {
+        shift_words(words, mode.shift, carry, out);
+    } else if mode.shift == 0 {
         stream::copy(words, out);
     } else {
-        stream_shifted(words, copy.shift, carry, out);
+        stream_shifted(words, mode.shift, carry, out);
     }
-    words.last().map_or(carry, |last| spill(*last, copy.shift))
+    words.last().map_or(carry, |last| spill(*last, mode.shift))
 }
 
 /// [`shift_words`], past the caches.
@@ -446,7 +446,7 @@ fn stream_shifted(words: &[u64], shift: u32, mut carry: u64, out: &mut [u64]) {
     let ahead = words.chunks(STEP_WORDS).skip(AHEAD_STEPS);
     let mut ahead = ahead.chain(core::iter::repeat(&[][..]));
     for (words, out) in steps {
-        stream::fetch(ahead.next().unwrap_or_default());
+        stream::prefetch(ahead.next().unwrap_or_default());
         let mut shifted = [0; STEP_WORDS];
         // A size that is known, but at the end: 0.9 x the time.
         match words.first_chunk::<STEP_WORDS>() {
@@ -478,7 +478,7 @@ fn shift_words(words: &[u64], shift: u32, carry: u64, out: &mut [u64]) {
 }
 
 /// Writes words `first..` of the image of `npages` pages that are all dirty.
-pub(crate) fn full_image(npages: u64, shift: u32, first: u64, out: &mut [u64]) {
+pub(crate) fn copy_full(npages: u64, shift: u32, first: u64, out: &mut [u64]) {
     out.fill(0);
     let window = first * 64..(first + out.len() as u64) * 64;
     let start = u64::from(shift).max(window.start);

@@ -12,10 +12,10 @@ use core::ops::Range;
 use core::sync::atomic::Ordering::Acquire;
 
 use crate::bits;
+use crate::bits::stream;
 use crate::error::Error;
 use crate::host::Memory;
 use crate::mem::{AtomicU64, Words};
-use crate::stream;
 use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
 
 /// Words in a line, which has one bit in a summary.
@@ -30,7 +30,7 @@ pub(crate) const fn line(page: u64) -> u64 {
 }
 
 /// The words of a bitmap.
-pub(crate) struct Planes<M: Memory> {
+pub(crate) struct Layout<M: Memory> {
     /// INVARIANT: `2 * len` words, and behind them three summaries of
     /// `summary(len)`.
     words: Words<M>,
@@ -44,7 +44,7 @@ pub(crate) struct Planes<M: Memory> {
 
 /// The parts of a bitmap: a bit for each page, and a bit for each line.
 #[derive(Clone, Copy)]
-pub(crate) struct Parts<'a> {
+pub(crate) struct View<'a> {
     /// Of lines that are in `lines`; the rest is stale.
     pub(crate) dirty: &'a [u64],
     pub(crate) pinned: &'a [u64],
@@ -52,7 +52,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) pinned_lines: &'a [u64],
 }
 
-impl Parts<'_> {
+impl View<'_> {
     /// The words of a line: what is dirty or pinned. 0 where there are none.
     pub(crate) fn line(self, line: usize) -> [u64; LINE_WORDS] {
         let bit = |summary| u64::from(bits::get(summary, line as u64));
@@ -63,25 +63,25 @@ impl Parts<'_> {
     #[inline]
     pub(crate) fn words(self, line: usize, dirty: u64, pinned: u64) -> [u64; LINE_WORDS] {
         let first = line * LINE_WORDS;
-        let mut told = words_from(self.dirty, first);
+        let mut all = words_from(self.dirty, first);
         if dirty == 0 {
-            told = [0; LINE_WORDS]; // stale
+            all = [0; LINE_WORDS]; // stale
         }
         // Most lines have no pins: do not fetch what is zero.
         if pinned != 0 {
             let pinned = words_from(self.pinned, first);
-            told.iter_mut().zip(pinned).for_each(|(w, p)| *w |= p);
+            all.iter_mut().zip(pinned).for_each(|(w, p)| *w |= p);
         }
-        told
+        all
     }
 
     /// Says that the dirty lines of a block will be wanted soon: 0.7 x the time
     /// of a walk where few are.
     #[inline]
-    pub(crate) fn fetch(self, block: usize) {
+    pub(crate) fn prefetch(self, block: usize) {
         for line in bits::ones(self.lines.get(block).copied().unwrap_or(0)) {
             let first = (block * 64 + line) * LINE_WORDS;
-            stream::fetch(self.dirty.get(first..first + 1).unwrap_or_default());
+            stream::prefetch(self.dirty.get(first..first + 1).unwrap_or_default());
         }
     }
 }
@@ -116,7 +116,7 @@ fn summary(words: usize) -> usize {
     words.div_ceil(64 * LINE_WORDS)
 }
 
-impl<M: Memory> Planes<M> {
+impl<M: Memory> Layout<M> {
     /// Bytes that so many pages take from the host.
     pub(crate) fn bytes(npages: u64) -> u64 {
         let (_, words) = lengths(npages);
@@ -128,7 +128,7 @@ impl<M: Memory> Planes<M> {
             return Err(Error::TooManyPages);
         }
         let (len, words) = lengths(npages);
-        Ok(Planes {
+        Ok(Layout {
             words: Words::new(mem, words)?,
             npages,
             len,
@@ -148,14 +148,14 @@ impl<M: Memory> Planes<M> {
         self.words.shared()
     }
 
-    pub(crate) fn parts(&mut self) -> Parts<'_> {
+    pub(crate) fn view(&mut self) -> View<'_> {
         let (len, summary) = (self.len, summary(self.len));
         let words = &*self.words.exclusive();
         let (dirty, rest) = words.split_at_checked(len).unwrap_or_default();
         let (pinned, rest) = rest.split_at_checked(len).unwrap_or_default();
         let (lines, rest) = rest.split_at_checked(summary).unwrap_or_default();
         let (pinned_lines, _) = rest.split_at_checked(summary).unwrap_or_default();
-        Parts {
+        View {
             dirty,
             pinned,
             lines,
@@ -165,7 +165,7 @@ impl<M: Memory> Planes<M> {
 
     /// The dirty word of a page, if its line is good.
     #[inline]
-    pub(crate) fn good(&mut self, page: u64) -> Option<&mut u64> {
+    pub(crate) fn valid(&mut self, page: u64) -> Option<&mut u64> {
         if page >= self.npages {
             return None;
         }
@@ -184,7 +184,7 @@ impl<M: Memory> Planes<M> {
 
     /// Likewise; the stores are seen that made the line good.
     #[inline]
-    pub(crate) fn good_shared(&self, page: u64) -> Option<&AtomicU64> {
+    pub(crate) fn valid_shared(&self, page: u64) -> Option<&AtomicU64> {
         if page >= self.npages {
             return None;
         }
@@ -204,10 +204,10 @@ impl<M: Memory> Planes<M> {
     /// The dirty words of pages `first..=last`, if no line is between theirs and
     /// both are good.
     #[inline]
-    pub(crate) fn good_run(&mut self, first: u64, last: u64) -> Option<&mut [u64]> {
+    pub(crate) fn valid_run(&mut self, first: u64, last: u64) -> Option<&mut [u64]> {
         let near = near(first, last)?;
-        self.good(first)?;
-        self.good(last)?;
+        self.valid(first)?;
+        self.valid(last)?;
         debug_assert!(near.end <= self.len);
         // SAFETY: `near` is in order; its ends are words of pages that are in the
         // bitmap, else they were not good; INVARIANT of `words`.
@@ -216,23 +216,23 @@ impl<M: Memory> Planes<M> {
 
     /// Likewise; the stores are seen that made the lines good.
     #[inline]
-    pub(crate) fn good_run_shared(&self, first: u64, last: u64) -> Option<&[AtomicU64]> {
+    pub(crate) fn valid_run_shared(&self, first: u64, last: u64) -> Option<&[AtomicU64]> {
         let near = near(first, last)?;
-        self.good_shared(first)?;
-        self.good_shared(last)?;
+        self.valid_shared(first)?;
+        self.valid_shared(last)?;
         debug_assert!(near.end <= self.len);
-        // SAFETY: as `good_run`.
+        // SAFETY: as `valid_run`.
         Some(unsafe { self.words.shared().get_unchecked(near) })
     }
 
     /// Says that the words of a page will be wanted soon.
     #[inline]
-    pub(crate) fn fetch(&mut self, page: u64) {
+    pub(crate) fn prefetch(&mut self, page: u64) {
         let word = bits::word(page);
         let len = self.len;
         let words = &*self.words.exclusive();
         for at in [word, len + word] {
-            stream::fetch(words.get(at..at + 1).unwrap_or_default());
+            stream::prefetch(words.get(at..at + 1).unwrap_or_default());
         }
     }
 
@@ -270,7 +270,7 @@ impl<M: Memory> Planes<M> {
     }
 
     /// Likewise of those that a thread wipes just now.
-    pub(crate) fn wiping_bit(&self, line: u64) -> u64 {
+    pub(crate) fn lock_bit(&self, line: u64) -> u64 {
         self.pinned_line_bit(line) + 64 * summary(self.len) as u64
     }
 }

@@ -2,18 +2,18 @@
 //! The pins of one window: 2^20 neighbouring pages of a mapping.
 //!
 //! A page that is pinned by itself has an entry in a hash table. Of pages that
-//! are pinned one after the other, 16 share an entry: a block.
+//! are pinned one after the other, 16 share an entry: a cluster.
 #![allow(clippy::arithmetic_side_effects)] // numbers of pages, and counts of pins
 
 use crate::error::NoMemory;
 use crate::host::Memory;
 use crate::mem::List;
-use crate::table::{self, Entry, Place, Table};
+use crate::pins::table::{self, Entry, Slot, Table};
 
 /// log2 of the pages of a window.
 pub(crate) const SHIFT: u32 = table::SHIFT;
 
-/// Pages of a block.
+/// Pages of a cluster.
 const PAGES: u32 = 16;
 
 #[derive(Clone, Copy)]
@@ -24,25 +24,25 @@ struct Pin {
     refs: u32,
 }
 
-type Block = [Pin; PAGES as usize];
+type Cluster = [Pin; PAGES as usize];
 
-/// No index of a block.
+/// No index of a cluster.
 const NONE: u64 = u64::MAX;
 
-const NO_PINS: Block = [Pin { pfn: NONE, refs: 0 }; PAGES as usize];
+const NO_PINS: Cluster = [Pin { pfn: NONE, refs: 0 }; PAGES as usize];
 
 pub(crate) struct Window<M: Memory> {
-    /// Pages whose block has no entry: the page's key, how often it is pinned,
+    /// Pages whose cluster has no entry: the page's key, how often it is pinned,
     /// its pfn.
     pages: Table<M>,
-    /// The block's key, how many of its pages are pinned, its index in `blocks`.
+    /// The cluster's key, how many of its pages are pinned, its index in `clusters`.
     entries: Table<M>,
     /// INVARIANT: those that have no entry have no pins, and are in a chain:
     /// the first is `spare`, the next is what the first pfn says.
-    blocks: List<Block, M>,
+    clusters: List<Cluster, M>,
     spare: u64,
     /// Where an entry was that was looked for.
-    recent: Place,
+    recent: Slot,
     /// The page after the one that was pinned last.
     next: u32,
     /// No page from this one on is in `pages`.
@@ -51,9 +51,9 @@ pub(crate) struct Window<M: Memory> {
 
 /// Why a page was not pinned once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Again {
+pub(crate) enum NotRepinned {
     /// It is not pinned.
-    Not,
+    NotPinned,
     /// It is pinned as often as can be counted.
     Full,
 }
@@ -62,7 +62,7 @@ pub(crate) enum Again {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unpinned {
     /// The page was not pinned.
-    Not,
+    NotPinned,
     /// It has other pins.
     Shared,
     /// It was the last pin, of this pfn.
@@ -74,12 +74,12 @@ fn page_key(page: u32) -> u32 {
     page + 1
 }
 
-/// Key of a page's block in `entries`.
-fn block_key(page: u32) -> u32 {
+/// Key of a page's cluster in `entries`.
+fn cluster_key(page: u32) -> u32 {
     page / PAGES + 1
 }
 
-/// Index of a page in its block.
+/// Index of a page in its cluster.
 fn index(page: u32) -> usize {
     (page % PAGES) as usize
 }
@@ -89,9 +89,9 @@ impl<M: Memory> Window<M> {
         Window {
             pages: Table::new(mem),
             entries: Table::new(mem),
-            blocks: List::new(mem),
+            clusters: List::new(mem),
             spare: NONE,
-            recent: Place::default(),
+            recent: Slot::default(),
             next: u32::MAX,
             end: 0,
         }
@@ -100,44 +100,47 @@ impl<M: Memory> Window<M> {
     /// The pfn of a pinned page.
     #[inline]
     pub(crate) fn get(&self, page: u32) -> Option<u64> {
-        match self.entries.get(block_key(page)) {
+        match self.entries.get(cluster_key(page)) {
             Some(entry) => {
-                let pin = self.blocks.get(entry.value as usize)?.get(index(page))?;
+                let pin = self.clusters.get(entry.value as usize)?.get(index(page))?;
                 (pin.refs != 0).then_some(pin.pfn)
             }
             None => Some(self.pages.get(page_key(page))?.value),
         }
     }
 
-    /// The pin of a page in its block, if that has an entry: there may be none.
+    /// The pin of a page in its cluster, if that has an entry: there may be none.
     #[inline]
-    fn in_block(&mut self, page: u32) -> Option<(Place, &mut Pin)> {
-        let key = block_key(page);
+    fn in_cluster(&mut self, page: u32) -> Option<(Slot, &mut Pin)> {
+        let key = cluster_key(page);
         if self.entries.at(self.recent).map(|entry| entry.key) != Some(key) {
             self.recent = self.entries.find(key)?;
         }
-        let place = self.recent;
-        let at = self.entries.at(place)?.value as usize;
+        let slot = self.recent;
+        let at = self.entries.at(slot)?.value as usize;
         let pin = self
-            .blocks
+            .clusters
             .as_mut_slice()
             .get_mut(at)?
             .get_mut(index(page))?;
-        Some((place, pin))
+        Some((slot, pin))
     }
 
     /// Takes one more pin of a pinned page, and returns its pfn.
     #[inline]
-    pub(crate) fn again(&mut self, page: u32) -> Result<u64, Again> {
-        let (refs, pfn) = match self.in_block(page) {
-            Some((_, pin)) if pin.refs == 0 => return Err(Again::Not),
+    pub(crate) fn repin(&mut self, page: u32) -> Result<u64, NotRepinned> {
+        let (refs, pfn) = match self.in_cluster(page) {
+            Some((_, pin)) if pin.refs == 0 => return Err(NotRepinned::NotPinned),
             Some((_, pin)) => (&mut pin.refs, pin.pfn),
             None => {
-                let entry = self.pages.get_mut(page_key(page)).ok_or(Again::Not)?;
+                let entry = self
+                    .pages
+                    .get_mut(page_key(page))
+                    .ok_or(NotRepinned::NotPinned)?;
                 (&mut entry.count, entry.value)
             }
         };
-        *refs = refs.checked_add(1).ok_or(Again::Full)?;
+        *refs = refs.checked_add(1).ok_or(NotRepinned::Full)?;
         Ok(pfn)
     }
 
@@ -145,7 +148,7 @@ impl<M: Memory> Window<M> {
     #[inline]
     pub(crate) fn insert(&mut self, mem: &M, page: u32, pfn: u64) -> Result<bool, NoMemory> {
         if page == self.next && index(page) == 0 {
-            self.start_block(mem, page)?;
+            self.start_cluster(mem, page)?;
         }
         self.next = page + 1;
         if self.put(page, Pin { pfn, refs: 1 }) {
@@ -156,38 +159,38 @@ impl<M: Memory> Window<M> {
         self.pages.insert(mem, Entry { key, count, value })
     }
 
-    /// Keeps a pin in its page's block; false if that has no entry.
+    /// Keeps a pin in its page's cluster; false if that has no entry.
     #[inline]
     fn put(&mut self, page: u32, new: Pin) -> bool {
-        let Some((place, pin)) = self.in_block(page) else {
+        let Some((slot, pin)) = self.in_cluster(page) else {
             return false;
         };
         *pin = new;
-        if let Some(entry) = self.entries.at_mut(place) {
+        if let Some(entry) = self.entries.at_mut(slot) {
             entry.count += 1;
         }
         true
     }
 
-    /// Gives the block of pages from `first` on an entry, unless it has one or
+    /// Gives the cluster of pages from `first` on an entry, unless it has one or
     /// the table refuses it.
     #[inline(never)]
-    fn start_block(&mut self, mem: &M, first: u32) -> Result<(), NoMemory> {
-        if self.in_block(first).is_some() {
+    fn start_cluster(&mut self, mem: &M, first: u32) -> Result<(), NoMemory> {
+        if self.in_cluster(first).is_some() {
             return Ok(());
         }
         if self.spare == NONE {
-            self.blocks.push(NO_PINS)?;
-            self.spare = self.blocks.len() as u64 - 1;
+            self.clusters.push(NO_PINS)?;
+            self.spare = self.clusters.len() as u64 - 1;
         }
-        let (key, count, value) = (block_key(first), 0, self.spare);
+        let (key, count, value) = (cluster_key(first), 0, self.spare);
         let inserted = self.entries.insert(mem, Entry { key, count, value });
         if inserted == Ok(true) {
-            let block = self.blocks.as_mut_slice().get_mut(value as usize);
-            self.spare = block.map_or(NONE, |[pin, ..]| pin.pfn);
+            let cluster = self.clusters.as_mut_slice().get_mut(value as usize);
+            self.spare = cluster.map_or(NONE, |[pin, ..]| pin.pfn);
             for page in first..self.end.min(first + PAGES) {
-                if let Some(place) = self.pages.find(page_key(page)) {
-                    let entry = self.pages.remove(place);
+                if let Some(slot) = self.pages.find(page_key(page)) {
+                    let entry = self.pages.remove(slot);
                     self.put(
                         page,
                         Pin {
@@ -202,10 +205,10 @@ impl<M: Memory> Window<M> {
         inserted.map(|_| ())
     }
 
-    /// Without entries, gives back the blocks.
+    /// Without entries, gives back the clusters.
     fn tidy(&mut self) {
         if self.entries.is_empty() {
-            self.blocks.reset();
+            self.clusters.reset();
             self.spare = NONE;
         }
     }
@@ -213,22 +216,22 @@ impl<M: Memory> Window<M> {
     /// Drops one pin of a page.
     #[inline]
     pub(crate) fn remove(&mut self, page: u32) -> Unpinned {
-        let Some((place, pin)) = self.in_block(page) else {
+        let Some((slot, pin)) = self.in_cluster(page) else {
             return self.remove_single(page);
         };
         let pfn = pin.pfn;
         match pin.refs {
-            0 => return Unpinned::Not,
+            0 => return Unpinned::NotPinned,
             1 => pin.refs = 0,
             _ => {
                 pin.refs -= 1;
                 return Unpinned::Shared;
             }
         }
-        if let Some(entry) = self.entries.at_mut(place) {
+        if let Some(entry) = self.entries.at_mut(slot) {
             entry.count -= 1;
             if entry.count == 0 {
-                self.end_block(place);
+                self.end_cluster(slot);
             }
         }
         Unpinned::Last(pfn)
@@ -236,23 +239,23 @@ impl<M: Memory> Window<M> {
 
     #[inline]
     fn remove_single(&mut self, page: u32) -> Unpinned {
-        let Some(place) = self.pages.find(page_key(page)) else {
-            return Unpinned::Not;
+        let Some(slot) = self.pages.find(page_key(page)) else {
+            return Unpinned::NotPinned;
         };
-        match self.pages.at_mut(place) {
+        match self.pages.at_mut(slot) {
             Some(entry) if entry.count > 1 => {
                 entry.count -= 1;
                 Unpinned::Shared
             }
-            _ => Unpinned::Last(self.pages.remove(place).value),
+            _ => Unpinned::Last(self.pages.remove(slot).value),
         }
     }
 
-    /// The last pin of a block is gone, and its entry goes.
+    /// The last pin of a cluster is gone, and its entry goes.
     #[inline(never)]
-    fn end_block(&mut self, place: Place) {
-        let at = self.entries.remove(place).value;
-        if let Some([pin, ..]) = self.blocks.as_mut_slice().get_mut(at as usize) {
+    fn end_cluster(&mut self, slot: Slot) {
+        let at = self.entries.remove(slot).value;
+        if let Some([pin, ..]) = self.clusters.as_mut_slice().get_mut(at as usize) {
             pin.pfn = self.spare;
             self.spare = at;
         }
@@ -272,11 +275,15 @@ impl<M: Memory> Window<M> {
     /// Every pinned page, and its pfn, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let singles = self.pages.iter().map(|entry| (entry.key - 1, entry.value));
-        let blocks = self.entries.iter().flat_map(|entry| {
-            let block = self.blocks.get(entry.value as usize).into_iter().flatten();
-            let pins = ((entry.key - 1) * PAGES..).zip(block);
+        let clusters = self.entries.iter().flat_map(|entry| {
+            let cluster = self
+                .clusters
+                .get(entry.value as usize)
+                .into_iter()
+                .flatten();
+            let pins = ((entry.key - 1) * PAGES..).zip(cluster);
             pins.filter_map(|(page, pin)| (pin.refs != 0).then_some((page, pin.pfn)))
         });
-        singles.chain(blocks)
+        singles.chain(clusters)
     }
 }

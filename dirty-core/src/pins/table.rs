@@ -37,31 +37,31 @@ const EMPTY: Entry = Entry {
 const WIDTH: usize = 4;
 
 /// INVARIANT: entries come first, then empty slots.
-type Line = [Entry; WIDTH];
+type Bucket = [Entry; WIDTH];
 
 #[inline]
-fn is_full(line: &Line) -> bool {
+fn is_full(line: &Bucket) -> bool {
     let [.., last] = line;
     last.key != 0
 }
 
 /// Entries in a line.
 #[inline]
-fn count(line: &Line) -> usize {
+fn count(line: &Bucket) -> usize {
     line.iter().map(|entry| usize::from(entry.key != 0)).sum()
 }
 
 /// The line where the entry of a key should lie: neighbours lie far apart. (The
 /// factor is the golden ratio's.)
 #[inline]
-fn home(key: u32, lines: &[Line]) -> usize {
+fn home(key: u32, lines: &[Bucket]) -> usize {
     let hash = u64::from(key.wrapping_mul(0x9_e377)) % MOST as u64;
     ((hash * lines.len() as u64) >> SHIFT) as usize
 }
 
 /// The line after line `at`; after the last comes the first.
 #[inline]
-fn after(at: usize, lines: &[Line]) -> usize {
+fn after(at: usize, lines: &[Bucket]) -> usize {
     let next = at + 1;
     if next < lines.len() {
         next
@@ -72,7 +72,7 @@ fn after(at: usize, lines: &[Line]) -> usize {
 
 /// How many lines after its home an entry in line `at` lies.
 #[inline]
-fn distance(entry: &Entry, at: usize, lines: &[Line]) -> usize {
+fn distance(entry: &Entry, at: usize, lines: &[Bucket]) -> usize {
     let home = home(entry.key, lines);
     match at.checked_sub(home) {
         Some(n) => n,
@@ -83,7 +83,7 @@ fn distance(entry: &Entry, at: usize, lines: &[Line]) -> usize {
 /// Puts an entry into the first line from its home on that has room, if it is
 /// one of the first `far`, and returns which: 1 for its home.
 #[inline]
-fn place(entry: Entry, lines: &mut [Line], far: usize) -> Option<usize> {
+fn place(entry: Entry, lines: &mut [Bucket], far: usize) -> Option<usize> {
     let mut at = home(entry.key, lines);
     for distance in 0..far {
         let line = lines.get_mut(at)?;
@@ -100,7 +100,7 @@ fn place(entry: Entry, lines: &mut [Line], far: usize) -> Option<usize> {
 pub(crate) struct Table<M: Memory> {
     /// INVARIANT: an entry lies in one of the `reach` lines from its home on,
     /// and those before are full.
-    lines: List<Line, M>,
+    lines: List<Bucket, M>,
     reach: usize,
     len: usize,
     /// How many entries may be in these lines.
@@ -109,7 +109,7 @@ pub(crate) struct Table<M: Memory> {
 
 /// The slot of an entry. Good until another comes or goes.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Place(usize);
+pub(crate) struct Slot(usize);
 
 impl<M: Memory> Table<M> {
     pub(crate) fn new(mem: &M) -> Self {
@@ -131,13 +131,13 @@ impl<M: Memory> Table<M> {
     }
 
     #[inline]
-    pub(crate) fn find(&self, key: u32) -> Option<Place> {
+    pub(crate) fn find(&self, key: u32) -> Option<Slot> {
         let lines = &*self.lines;
         let mut at = home(key, lines);
         for _ in 0..self.reach {
             let line = lines.get(at)?;
             if let Some(k) = line.iter().position(|entry| entry.key == key) {
-                return Some(Place(at * WIDTH + k));
+                return Some(Slot(at * WIDTH + k));
             }
             if !is_full(line) {
                 return None;
@@ -148,8 +148,8 @@ impl<M: Memory> Table<M> {
     }
 
     #[inline]
-    pub(crate) fn at(&self, place: Place) -> Option<&Entry> {
-        self.lines.as_flattened().get(place.0)
+    pub(crate) fn at(&self, slot: Slot) -> Option<&Entry> {
+        self.lines.as_flattened().get(slot.0)
     }
 
     #[inline]
@@ -158,9 +158,9 @@ impl<M: Memory> Table<M> {
     }
 
     #[inline]
-    pub(crate) fn at_mut(&mut self, place: Place) -> Option<&mut Entry> {
+    pub(crate) fn at_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
         let slots = self.lines.as_mut_slice().as_flattened_mut();
-        slots.get_mut(place.0)
+        slots.get_mut(slot.0)
     }
 
     #[inline]
@@ -209,11 +209,11 @@ impl<M: Memory> Table<M> {
 
     /// Removes an entry. The last takes the memory with it.
     #[inline]
-    pub(crate) fn remove(&mut self, place: Place) -> Entry {
-        let entry = self.at(place).copied().unwrap_or(EMPTY);
-        let mut hole = Some(place);
-        while let Some(place) = hole {
-            hole = self.vacate(place);
+    pub(crate) fn remove(&mut self, slot: Slot) -> Entry {
+        let entry = self.at(slot).copied().unwrap_or(EMPTY);
+        let mut hole = Some(slot);
+        while let Some(slot) = hole {
+            hole = self.vacate(slot);
         }
         self.len -= 1;
         if self.len == 0 {
@@ -227,8 +227,8 @@ impl<M: Memory> Table<M> {
     /// Empties a slot. If an entry found its line full before, it moves there;
     /// returns where that was.
     #[inline]
-    fn vacate(&mut self, place: Place) -> Option<Place> {
-        let (at, k) = (place.0 / WIDTH, place.0 % WIDTH);
+    fn vacate(&mut self, slot: Slot) -> Option<Slot> {
+        let (at, k) = (slot.0 / WIDTH, slot.0 % WIDTH);
         let lines = self.lines.as_mut_slice();
         let line = lines.get_mut(at)?;
         let last = count(line).checked_sub(1)?;
@@ -247,7 +247,7 @@ impl<M: Memory> Table<M> {
             if let Some(k) = line.iter().position(passed) {
                 let entry = *line.get(k)?;
                 *lines.get_mut(at)?.get_mut(last)? = entry;
-                return Some(Place(from * WIDTH + k));
+                return Some(Slot(from * WIDTH + k));
             }
             if !is_full(line) {
                 return None;

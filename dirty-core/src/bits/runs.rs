@@ -6,10 +6,10 @@
 use core::mem;
 use core::ops::Range;
 
+use crate::bitmap::layout::LINE_WORDS;
 use crate::bitmap::Bitmap;
 use crate::bits;
 use crate::host::Memory;
-use crate::planes::LINE_WORDS;
 
 /// The numbers of the bits that are set in `words`, ascending: bit k is bit
 /// k % 64 of word k / 64.
@@ -55,23 +55,23 @@ fn numbered(words: &[u64]) -> impl Iterator<Item = (u64, u64)> + '_ {
 impl<M: Memory> Bitmap<M> {
     /// The pages that a report would tell of, ascending; they stay dirty.
     pub fn pages(&mut self) -> impl Iterator<Item = u64> + '_ {
-        Pages::new(self.told())
+        Pages::new(self.nonempty_words())
     }
 
     /// Runs of these pages, ascending; none ends where the next starts.
     pub fn runs(&mut self) -> impl Iterator<Item = Range<u64>> + '_ {
-        Runs::new(self.told())
+        Runs::new(self.nonempty_words())
     }
 
     /// The words that have something to tell.
-    fn told(&mut self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let parts = self.parts();
-        let blocks = (0..).zip(parts.lines.iter().zip(parts.pinned_lines));
+    fn nonempty_words(&mut self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let view = self.view();
+        let blocks = (0..).zip(view.lines.iter().zip(view.pinned_lines));
         blocks.flat_map(move |(block, (dirty, pinned))| {
-            parts.fetch(block + 1);
+            view.prefetch(block + 1);
             bits::ones(dirty | pinned).flat_map(move |k| {
                 let line = block * 64 + k;
-                let words = parts.words(line, dirty >> (k & 63) & 1, pinned >> (k & 63) & 1);
+                let words = view.words(line, dirty >> (k & 63) & 1, pinned >> (k & 63) & 1);
                 // Which words are not 0: found one by one, half are a surprise.
                 let set = |flags, w: &u64| flags << 1 | u64::from(*w != 0);
                 let flags = words.iter().rev().fold(0, set);

@@ -36,7 +36,7 @@ pub(crate) fn collapse<const R: usize>(words: &[u64; R]) -> u64 {
     }
     #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
     if R == 16 {
-        return crate::sse2::collapse_16(words);
+        return crate::rescale::sse2::collapse_16(words);
     }
     collapse_any(words)
 }

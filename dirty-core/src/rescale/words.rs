@@ -5,7 +5,7 @@
 #![allow(clippy::arithmetic_side_effects)] // bit numbers stay far below 2^63
 
 use crate::bits;
-use crate::lanes::{collapse, spread};
+use crate::rescale::lanes::{collapse, spread};
 
 /// Where bits of fine pages and of coarse ones stand for the same bytes: fine
 /// bit `fine + k` lies in coarse bit `coarse + ((skip + k) >> shift)`.

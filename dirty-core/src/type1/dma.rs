@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A mapping, and the tree of mappings ordered by iova.
+
+use crate::bitmap::Bitmap;
+use crate::error::{Errno, Error, NoMemory};
+use crate::host::{Host, Memory, Mm, PageKind, Prot};
+use crate::mem::tree::Tree;
+use crate::pgsize::PageSize;
+use crate::pins::Pins;
+use crate::span::Span;
+use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
+
+/// A mapping of user memory for devices.
+pub(super) struct Dma<M: Memory> {
+    /// Its iovas.
+    pub(super) span: Span,
+    pub(super) vaddr: u64,
+    pub(super) vaddr_invalid: bool,
+    pub(super) prot: Prot,
+    /// Whether whoever mapped it might lock memory without limit.
+    pub(super) lock_cap: bool,
+    /// Held by `Accounting::grab` until the mapping goes.
+    pub(super) mm: Mm,
+    /// Pages charged to `mm` for this mapping.
+    pub(super) locked: u64,
+    /// Whether its pages are pinned and mapped in every domain.
+    pub(super) iommu_mapped: bool,
+    pub(super) pins: Pins<M>,
+    /// INVARIANT: there while tracking is on, and only then.
+    pub(super) bitmap: Option<Bitmap<M>>,
+}
+
+impl<M: Memory> Dma<M> {
+    pub(super) fn npages(&self, pgsize: PageSize) -> u64 {
+        pgsize.pages(self.span.size())
+    }
+
+    /// The user address behind `iova`, which is in the mapping.
+    pub(super) fn vaddr_of(&self, iova: u64) -> u64 {
+        self.vaddr
+            .wrapping_add(iova.wrapping_sub(self.span.first()))
+    }
+
+    /// The bit of `iova`, which is in the mapping.
+    #[inline]
+    pub(super) fn bit(&self, iova: u64, pgsize: PageSize) -> u64 {
+        pgsize.pages(iova.wrapping_sub(self.span.first()))
+    }
+
+    /// Marks the pages that `span`, inside the mapping, touches.
+    pub(super) fn mark(&self, span: Span, pgsize: PageSize) {
+        if let Some(bitmap) = &self.bitmap {
+            let first = self.bit(span.first(), pgsize);
+            let last = self.bit(span.last(), pgsize);
+            bitmap.mark(first, last.wrapping_sub(first).wrapping_add(1));
+        }
+    }
+
+    /// Pins pages behind `iova`, at least one and at most one for each entry of
+    /// `pfns`; returns their pfns.
+    pub(super) fn pin<'a>(
+        &self,
+        host: &mut dyn Host,
+        iova: u64,
+        pfns: &'a mut [u64],
+    ) -> Result<&'a [u64], Error> {
+        let n = host
+            .pin(self.mm, self.vaddr_of(iova), self.prot, pfns)
+            .map_err(Error::Pin)?;
+        match pfns.get(..n) {
+            Some(pinned @ [_, ..]) => Ok(pinned),
+            _ => Err(Error::Pin(Errno::EFAULT)), // no host pins none, or more
+        }
+    }
+
+    /// Charges `npages` to the mapping's owner.
+    pub(super) fn charge(&mut self, host: &mut dyn Host, npages: u64) -> Result<(), Error> {
+        if npages != 0 {
+            host.charge(self.mm, npages, self.lock_cap)
+                .map_err(Error::Charge)?;
+            self.locked = self.locked.saturating_add(npages);
+        }
+        Ok(())
+    }
+
+    /// Gives a charge back, but never more than was charged: pins beyond the
+    /// limit may have gone unpaid when the last domain left.
+    pub(super) fn uncharge(&mut self, host: &mut dyn Host, npages: u64) {
+        let npages = npages.min(self.locked);
+        if npages != 0 {
+            host.uncharge(self.mm, npages);
+            self.locked = self.locked.saturating_sub(npages);
+        }
+    }
+
+    /// How many of the pages at `iova` and after it a domain's mapping pays for:
+    /// reserved pages are free, and pages that a device pinned are paid for.
+    pub(super) fn chargeable(
+        &self,
+        host: &dyn Host,
+        iova: u64,
+        pfns: impl Iterator<Item = u64>,
+        page: PageSize,
+    ) -> u64 {
+        let iovas = (0..).map(|k: u64| iova.wrapping_add(k << page.shift()));
+        let due = |(pfn, iova): &(u64, u64)| {
+            host.page_kind(*pfn) == PageKind::Normal && self.pins.get(*iova).is_none()
+        };
+        pfns.zip(iovas).filter(due).count() as u64
+    }
+
+    /// Pages that devices pinned and that count as locked memory.
+    pub(super) fn pinned_charge(&self, host: &dyn Host) -> u64 {
+        let normal = |(_, pfn): &(u64, u64)| host.page_kind(*pfn) == PageKind::Normal;
+        self.pins.iter().filter(normal).count() as u64
+    }
+
+    /// Gives the mapping a bitmap at `pgsize`, in which every pinned page is
+    /// pinned, and adds its bytes to `used`, which may not exceed `budget`.
+    pub(super) fn track(
+        &mut self,
+        mem: &M,
+        pgsize: PageSize,
+        budget: Option<u64>,
+        used: &mut u64,
+    ) -> Result<(), Error> {
+        let npages = self.npages(pgsize);
+        let total = used.saturating_add(Bitmap::<M>::bytes(npages));
+        if npages <= DIRTY_BITMAP_PAGES_MAX && budget.is_some_and(|b| total > b) {
+            return Err(Error::BitmapBudget);
+        }
+        let mut bitmap = Bitmap::new(mem, npages)?;
+        for (iova, _) in self.pins.iter() {
+            bitmap.pin(self.bit(iova, pgsize));
+        }
+        self.bitmap = Some(bitmap);
+        *used = total;
+        Ok(())
+    }
+
+    /// Undoes [`track`](Dma::track).
+    pub(super) fn untrack(&mut self, used: &mut u64) {
+        if let Some(bitmap) = self.bitmap.take() {
+            *used = used.saturating_sub(Bitmap::<M>::bytes(bitmap.npages()));
+        }
+    }
+}
+
+/// The mappings of a container; none overlap.
+pub(super) struct Dmas<M: Memory> {
+    tree: Tree<Dma<M>, M>,
+}
+
+impl<M: Memory> Dmas<M> {
+    pub(super) fn new(mem: &M) -> Self {
+        Dmas {
+            tree: Tree::new(mem),
+        }
+    }
+
+    /// Adds a mapping where none is.
+    pub(super) fn insert(&mut self, dma: Dma<M>) -> Result<&mut Dma<M>, NoMemory> {
+        self.tree.insert(dma.span.first(), dma)
+    }
+
+    /// Takes out the mapping that starts at `iova`.
+    pub(super) fn remove(&mut self, iova: u64) -> Option<Dma<M>> {
+        self.tree.remove(iova)
+    }
+
+    /// The mapping that starts at `iova`.
+    pub(super) fn get_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
+        self.tree.get_mut(iova)
+    }
+
+    /// The mapping that `iova` lies in.
+    pub(super) fn find(&self, iova: u64) -> Option<&Dma<M>> {
+        self.tree.floor(iova).filter(|dma| dma.span.last() >= iova)
+    }
+
+    /// As [`find`](Dmas::find), to change it.
+    pub(super) fn find_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
+        self.tree
+            .floor_mut(iova)
+            .filter(|dma| dma.span.last() >= iova)
+    }
+
+    /// The mappings that overlap `span`, in ascending order.
+    pub(super) fn range(&self, span: Span) -> impl Iterator<Item = &Dma<M>> {
+        self.tree
+            .range(span.first(), move |dma| dma.span.last() >= span.last())
+            .skip_while(move |dma| dma.span.last() < span.first())
+            .take_while(move |dma| dma.span.first() <= span.last())
+    }
+
+    /// As [`range`](Dmas::range), to change them.
+    pub(super) fn range_mut(&mut self, span: Span) -> impl Iterator<Item = &mut Dma<M>> {
+        self.tree
+            .range_mut(span.first(), move |dma| dma.span.last() >= span.last())
+            .skip_while(move |dma| dma.span.last() < span.first())
+            .take_while(move |dma| dma.span.first() <= span.last())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Dma<M>> {
+        self.range(Span::ALL)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Dma<M>> {
+        self.range_mut(Span::ALL)
+    }
+
+    pub(super) fn overlaps(&self, span: Span) -> bool {
+        self.first_in(span).is_some()
+    }
+
+    /// Where the first mapping that overlaps `span` starts.
+    pub(super) fn first_in(&self, span: Span) -> Option<u64> {
+        self.range(span).next().map(|dma| dma.span.first())
+    }
+
+    /// Whether `span` starts or ends inside a mapping.
+    pub(super) fn bisected(&self, span: Span) -> bool {
+        let start = self.find(span.first());
+        let end = start.filter(|dma| dma.span.last() >= span.last()); // most often
+        let end = end.or_else(|| self.find(span.last()));
+        start.is_some_and(|dma| dma.span.first() != span.first())
+            || end.is_some_and(|dma| dma.span.last() != span.last())
+    }
+}
