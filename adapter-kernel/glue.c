@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The C half: what has no Rust binding. It decides nothing: the backend's
- * operations go to Rust, and Rust calls back for pages, address spaces and
- * IOMMU domains. Where the rules of the real driver are about the kernel's own
- * interfaces (which flags, which order), this follows it.
+ * The C half, for kernel interfaces that have no Rust binding. It decides
+ * nothing: it passes the backend's operations to Rust, and Rust calls it for
+ * pages, address spaces and IOMMU domains. Where the kernel's own interfaces
+ * ask for certain flags or a certain order, it follows the real driver.
  */
 #include <linux/capability.h>
 #include <linux/iommu.h>
@@ -16,7 +16,7 @@
 #include "vfio.h"
 #include "glue.h"
 
-/* Pages pinned by one call; their pointers are on the stack. */
+/* The most pages that one call pins; their pointers are on the stack. */
 #define PIN_BATCH 64
 
 static bool allow_unsafe_interrupts;
@@ -105,9 +105,9 @@ void dirty_unregister(void)
 }
 
 /*
- * The open devices of a container that can be told to unpin. The lock is taken
- * before the container's, never after it: callbacks run under this one, and
- * unpin.
+ * The open devices of a container that have a dma_unmap callback. Callbacks run
+ * under this lock and unpin, which takes the container's lock: so this lock is
+ * always taken first.
  */
 struct dirty_devices {
 	struct mutex lock;
@@ -150,7 +150,7 @@ void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vde
 	mutex_unlock(&devices->lock);
 }
 
-/* Tells every device that a range goes. The container's lock is free. */
+/* Tells every device to unpin a range. The caller does not hold the container's lock. */
 void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size)
 {
 	struct vfio_device *vdev;
@@ -161,7 +161,7 @@ void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size)
 	mutex_unlock(&devices->lock);
 }
 
-/* Whether a pfn has no page that could be pinned or charged. */
+/* Whether a pfn is not of a page that can be pinned and charged. */
 static bool is_special(u64 pfn)
 {
 	return !pfn_valid(pfn) || PageReserved(pfn_to_page(pfn));
@@ -179,7 +179,11 @@ struct page *dirty_page(u64 pfn)
 	return pfn_to_page(pfn);
 }
 
-/* The pfn of a mapping without pages, and how many follow it in its entry. */
+/*
+ * Stores the pfn at vaddr of a VM_PFNMAP mapping, and returns how many pfns
+ * follow in the same page table entry, itself included; -EAGAIN if the mmap lock
+ * was dropped, or another errno.
+ */
 static long follow_pfnmap(struct vm_area_struct *vma, struct mm_struct *mm,
 			  unsigned long vaddr, bool write, u64 *pfn)
 {
@@ -229,7 +233,7 @@ static long pin_pfnmap(struct mm_struct *mm, unsigned long vaddr, unsigned long 
 	return npages;
 }
 
-/* Pins pages of a living or dead mm: how many, at least one, or an errno. */
+/* Pins pages of an mm; returns how many, at least one, or an errno. */
 long dirty_pin(struct mm_struct *mm, unsigned long vaddr, unsigned long npages,
 	       bool write, u64 *pfns)
 {
@@ -258,7 +262,7 @@ void dirty_unpin(u64 pfn, u64 npages, bool write)
 	while (npages) {
 		u64 n = 0;
 
-		/* Special pages hold no pin; others go in runs. */
+		/* Special pages hold no pin; the others are unpinned in runs. */
 		while (n < npages && !is_special(pfn + n))
 			n++;
 		if (n) {
@@ -321,7 +325,7 @@ int dirty_charge(struct mm_struct *mm, struct task_struct *task, u64 npages, boo
 
 void dirty_uncharge(struct mm_struct *mm, struct task_struct *task, u64 npages)
 {
-	/* An mm without users has nothing left to account. */
+	/* An mm without users has no account any more. */
 	if (!mmget_not_zero(mm))
 		return;
 	mmap_write_lock(mm);
@@ -345,7 +349,7 @@ size_t dirty_copy_to_user(u64 to, const void *from, size_t len)
 	return copy_to_user((void __user *)to, from, len);
 }
 
-/* Makes the caller, if it is a kernel thread, one of mm's: whether it may copy. */
+/* Whether the caller may copy from and to mm. A kernel thread adopts it for that. */
 static bool enter_mm(struct mm_struct *mm, bool *adopted)
 {
 	*adopted = false;
@@ -395,10 +399,10 @@ static int alloc_domain(struct device *dev, void *data)
 	struct iommu_domain **domain = data;
 
 	*domain = iommu_paging_domain_alloc(dev);
-	return 1; /* one device stands for the group */
+	return 1; /* stop: one device stands for its group */
 }
 
-/* The base of the window for interrupts that software has to map, if any. */
+/* Finds the MSI window that software has to map; whether there is one. */
 static bool software_msi(struct list_head *regions, phys_addr_t *base)
 {
 	struct iommu_resv_region *region;
@@ -406,7 +410,7 @@ static bool software_msi(struct list_head *regions, phys_addr_t *base)
 
 	list_for_each_entry(region, regions, list) {
 		if (region->type == IOMMU_RESV_MSI)
-			return false; /* the hardware's takes precedence */
+			return false; /* the hardware maps its own */
 		if (region->type == IOMMU_RESV_SW_MSI) {
 			*base = region->start;
 			found = true;
@@ -425,7 +429,7 @@ static void free_regions(struct list_head *regions)
 	}
 }
 
-/* The MSI window belongs to a domain before anything is mapped in it. */
+/* Reserves the group's MSI window in a domain in which nothing is mapped yet. */
 static int map_msi(struct iommu_group *group, struct iommu_domain *domain)
 {
 	LIST_HEAD(regions);
@@ -481,7 +485,7 @@ bool dirty_domain_join(struct iommu_group *group, struct iommu_domain *old,
 		iommu_domain_free(old);
 		return true;
 	}
-	/* Should that fail too, the group's DMA stays blocked. */
+	/* If this fails too, the group's DMA stays blocked. */
 	if (iommu_attach_group(old, group))
 		pr_warn("vfio_iommu_dirty: a group could not return to its domain\n");
 	return false;
@@ -494,7 +498,7 @@ void dirty_domain_detach(struct iommu_group *group, struct iommu_domain *domain,
 		iommu_domain_free(domain);
 }
 
-/* Stores up to max ranges where nothing may be mapped; how many there are. */
+/* Stores up to max ranges in which nothing may be mapped; returns how many exist. */
 int dirty_reserved(struct iommu_group *group, struct dirty_range *ranges, int max)
 {
 	struct iommu_resv_region *region;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the C and the Rust half of the module call of each other. */
+/* The functions that the C and the Rust half of the module call in each other. */
 #ifndef DIRTY_GLUE_H
 #define DIRTY_GLUE_H
 #include <linux/types.h>
@@ -27,10 +27,10 @@ struct dirty_range {
 	u64 last;
 };
 
-/* Kinds of pages, as in Rust. */
+/* Kinds of pages; the Rust half has the same numbers. */
 enum { DIRTY_PAGE_NORMAL, DIRTY_PAGE_RESERVED, DIRTY_PAGE_NONE };
 
-/* Rust: what the operations of the backend do. */
+/* Rust: the operations of the backend. */
 void *dirty_backend_open(unsigned long type);
 void dirty_backend_release(void *data);
 long dirty_backend_ioctl(void *data, unsigned int cmd, unsigned long arg);
@@ -74,7 +74,7 @@ bool dirty_lock_cap(void);
 int dirty_charge(struct mm_struct *mm, struct task_struct *task, u64 npages, bool lock_cap);
 void dirty_uncharge(struct mm_struct *mm, struct task_struct *task, u64 npages);
 
-/* C: user memory; each returns the bytes that were not copied. */
+/* C: user memory; each copy returns how many bytes were not copied. */
 bool dirty_is_user_range(u64 addr, u64 len);
 size_t dirty_copy_from_user(void *to, u64 from, size_t len);
 size_t dirty_copy_to_user(u64 to, const void *from, size_t len);

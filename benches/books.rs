@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ours and the peers, as books of the pinned pages of a guest of 1 TiB.
+//! Records of the pinned pages of a guest of 1 TiB: the core's and the peers'.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(crate) trait Pins {
 
     fn pin(&mut self, page: u64) -> u64;
 
-    /// Pins many pages; where that takes long, in a way that takes less.
+    /// Pins many pages, all at once where that is faster.
     fn fill(&mut self, pages: &[u64]) {
         for page in pages {
             self.pin(*page);
@@ -47,7 +47,7 @@ pub(crate) trait Pins {
     /// Dirty and pinned pages; dirty ones are cleared.
     fn get(&mut self, out: &mut [u64]);
 
-    /// Bytes of `n` pins, without bitmaps, if they can be told.
+    /// Bytes of `n` pins without bitmaps; `None` where that is not known.
     fn bytes(&self, n: usize) -> Option<usize>;
 }
 
@@ -72,7 +72,7 @@ impl Pins for Ours {
         pfns[0]
     }
 
-    /// To pin again is to look up and to count.
+    /// Pins the page again, which looks it up and counts: the core has no lookup.
     fn lookup(&mut self, page: u64) -> u64 {
         self.pin(page)
     }
@@ -137,8 +137,8 @@ fn take(dirty: &mut [u64], out: &mut [u64], pinned: impl Iterator<Item = u64>) {
     pinned.for_each(|page| set(dirty, page));
 }
 
-/// A page is dirty: so is, as in Linux, one that was pinned since the report
-/// before.
+/// Marks a page dirty. As in Linux, a page that was pinned since the last report
+/// is dirty too.
 fn set(dirty: &mut [u64], page: u64) {
     dirty[page as usize / 64] |= 1 << (page % 64);
 }
@@ -165,7 +165,7 @@ impl Pins for Tree {
         page
     }
 
-    /// Nodes lie in memory in the order of `pages`, as after pins one by one.
+    /// Allocates the nodes in the order of `pages`, as single pins would.
     fn fill(&mut self, pages: &[u64]) {
         let mut nodes: Vec<Box<Node>> = pages.iter().map(|page| Node::new(*page)).collect();
         nodes.sort_unstable_by_key(|node| node.page);
@@ -220,7 +220,7 @@ impl Pins for Map {
         page
     }
 
-    /// Into full nodes: better than after pins one by one.
+    /// Builds full nodes, which is better than what single pins leave.
     fn fill(&mut self, pages: &[u64]) {
         self.map = pages.iter().map(|page| (*page, (*page, 1))).collect();
     }

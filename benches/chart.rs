@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table as bars.
+//! The table as bars, in groups with an axis each.
 
 use std::error::Error;
 use std::path::Path;
@@ -9,92 +9,172 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::row::{Row, Who};
-use crate::table::{times, value};
+use crate::units::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
-const PEER: RGBColor = RGBColor(0xa8, 0xa8, 0xa8);
-const LIMIT: RGBColor = RGBColor(0xe0, 0x8a, 0x2c);
+const PEER: RGBColor = RGBColor(0x9a, 0x9a, 0x9a);
 const MET: RGBColor = RGBColor(0x2c, 0x8a, 0x3c);
 const MISSED: RGBColor = RGBColor(0xc8, 0x2c, 0x2c);
 const TEXT: RGBColor = RGBColor(0x20, 0x20, 0x20);
-const LINE: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
+const LINE: RGBColor = RGBColor(0xe0, 0xe0, 0xe0);
 
-const WIDTH: i32 = 1180;
-const TOP: i32 = 64;
-/// Heights of a bar and of a row of three.
-const BAR: i32 = 13;
-const ROW: i32 = 52;
-/// Where the scale begins and ends.
-const LEFT: i32 = 350;
-const RIGHT: i32 = 870;
-/// Powers of ten of its ends.
-const FIRST: i32 = -3;
-const LAST: i32 = 4;
+const WIDTH: i32 = 1200;
+/// Heights of the legend, of a group's title and axis, and of what is below it.
+const LEGEND: i32 = 56;
+const HEAD: i32 = 44;
+const FOOT: i32 = 16;
+/// Heights of a row of two bars, and of a bar.
+const ROW: i32 = 32;
+const BAR: i32 = 9;
+/// Left edges: of the scale, which ends where values begin, and of targets.
+const SCALE: i32 = 300;
+const VALUES: i32 = 700;
+const TARGETS: i32 = 890;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-/// Draws each row's ours and best peer as multiples of its limit (without one,
-/// of the peer): bars start at 1, where the limit is.
+/// Draws ours and the best peer of each row as multiples of the row's limit, or
+/// of the peer if no limit was measured. What a row is measured against is the
+/// line at 1, where its bars start, and has no bar itself.
 pub(crate) fn draw(rows: &[Row], path: &Path) -> Drawn {
-    let height = TOP + ROW * rows.len() as i32 + 12;
-    let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
+    let groups = || rows.chunk_by(|a, b| a.group == b.group);
+    let all = LEGEND + groups().map(height).sum::<i32>();
+    let area = SVGBackend::new(path, (WIDTH as u32, all as u32)).into_drawing_area();
     area.fill(&WHITE)?;
-    let title =
-        "Ours (blue) and the best peer (grey) as multiples of the limit (orange): left is better";
-    text(&area, title, (16, 18), 15, TEXT, HPos::Left)?;
-    for power in FIRST..=LAST {
-        let ratio = 10f64.powi(power);
-        let color = if power == 0 { TEXT } else { LINE };
-        line(&area, at(ratio), TOP - 6, height - 12, color)?;
-        let label = format!("{ratio} x");
-        text(&area, &label, (at(ratio), TOP - 16), 11, TEXT, HPos::Center)?;
-    }
-    for (row, top) in rows.iter().zip((TOP..).step_by(ROW as usize)) {
-        draw_row(&area, row, top)?;
+    legend(&area)?;
+    let mut top = LEGEND;
+    for group in groups() {
+        draw_group(&area, group, top)?;
+        top += height(group);
     }
     area.present()?;
     Ok(())
 }
 
-fn draw_row(area: &Area<'_>, row: &Row, top: i32) -> Drawn {
-    let name = format!("{}: {}, {}", row.group, row.case, row.size);
-    let x = LEFT - 12;
-    text(area, &name, (x, top + 10), 12, TEXT, HPos::Right)?;
-    let color = if row.met() == Some(true) { MET } else { MISSED };
-    let goal = format!("{}: {}", row.goal(), row.verdict());
-    if row.met().is_some() {
-        text(area, &goal, (x, top + 26), 10, color, HPos::Right)?;
-    }
+fn height(group: &[Row]) -> i32 {
+    HEAD + ROW * group.len() as i32 + FOOT
+}
 
-    let bars = [(Who::Ours, OURS), (Who::Peer, PEER), (Who::Limit, LIMIT)];
-    let reference = [Who::Limit, Who::Peer, Who::Ours];
-    let reference = reference.into_iter().find_map(|who| row.best(who));
-    for ((who, color), y) in bars.into_iter().zip((top + 4..).step_by(BAR as usize)) {
-        let (Some((name, v)), Some((_, base))) = (row.best(who), reference) else {
-            continue;
-        };
-        // At least a hair, so that a bar can be seen.
-        let (from, to) = (at(1.0), at(v / base));
-        let ends = [(from.min(to) - 1, y), (from.max(to) + 1, y + BAR - 2)];
-        area.draw(&Rectangle::new(ends, color.filled()))?;
-        let ratio = times(v / base);
-        let label = format!("{name}: {}, {ratio} x", value(row.unit, v));
-        let place = (RIGHT + 12, y + BAR / 2);
-        text(area, &label, place, 11, TEXT, HPos::Left)?;
+fn legend(area: &Area<'_>) -> Drawn {
+    let title = "Time and memory beside the best peer and the machine's limit; left is better";
+    text(area, title, (16, 16), 16, TEXT, HPos::Left)?;
+    for (x, color, name) in [(16, OURS, "ours"), (80, PEER, "best peer")] {
+        bar(area, (x, x + 14), 34, color)?;
+        text(area, name, (x + 20, 38), 12, TEXT, HPos::Left)?;
+    }
+    let base = "Bars start at 1 x: the limit, or the best peer where no limit is measured.";
+    text(area, base, (180, 38), 12, TEXT, HPos::Left)
+}
+
+fn draw_group(area: &Area<'_>, rows: &[Row], top: i32) -> Drawn {
+    let Some(first) = rows.first() else {
+        return Ok(());
+    };
+    let scale = Scale::of(rows);
+    let (axis, bottom) = (top + HEAD - 12, top + height(rows) - FOOT);
+    text(area, first.group, (16, axis), 16, TEXT, HPos::Left)?;
+    for power in scale.first..=scale.last {
+        let ratio = 10f64.powi(power);
+        let x = scale.at(ratio);
+        let color = if power == 0 { TEXT } else { LINE };
+        area.draw(&PathElement::new([(x, axis + 8), (x, bottom)], color))?;
+        let label = format!("{ratio} x");
+        text(area, &label, (x, axis), 11, TEXT, HPos::Center)?;
+    }
+    for (row, top) in rows.iter().zip((top + HEAD..).step_by(ROW as usize)) {
+        draw_row(area, row, &scale, top)?;
     }
     Ok(())
 }
 
-/// Where a ratio is.
-fn at(ratio: f64) -> i32 {
-    let powers = f64::from(LAST - FIRST);
-    let part = (ratio.log10() - f64::from(FIRST)) / powers;
-    LEFT + (f64::from(RIGHT - LEFT) * part.clamp(0.0, 1.0)) as i32
+fn draw_row(area: &Area<'_>, row: &Row, scale: &Scale, top: i32) -> Drawn {
+    let name = format!("{}, {}", row.case, row.size);
+    let middle = top + ROW / 2;
+    text(area, &name, (SCALE - 12, middle), 12, TEXT, HPos::Right)?;
+
+    let base = base(row);
+    let lines = [(Who::Ours, OURS), (Who::Peer, PEER)];
+    for ((who, color), y) in lines.into_iter().zip([top + 5, top + 18]) {
+        let Some((name, v)) = row.best(who).filter(|_| base.is_none_or(|b| b.who != who)) else {
+            continue;
+        };
+        let mut label = format!("{name} {}", value(row.unit, v));
+        if let Some(base) = &base {
+            let ratio = v / base.value;
+            label += &format!(", {} x", times(ratio));
+            // At least a hair, so that a bar can be seen.
+            let (from, to) = (scale.at(1.0), scale.at(ratio));
+            bar(area, (from.min(to) - 1, from.max(to) + 1), y, color)?;
+        }
+        let place = (VALUES + 16, y + BAR / 2);
+        text(area, &label, place, 11, TEXT, HPos::Left)?;
+    }
+    if let Some(Base { name, value: v, .. }) = base {
+        let label = format!("1 x = {name} {}", value(row.unit, v));
+        text(area, &label, (TARGETS, top + 9), 11, TEXT, HPos::Left)?;
+    }
+    if let Some(met) = row.met() {
+        let color = if met { MET } else { MISSED };
+        let goal = format!("target {}, {}", row.goal(), row.verdict());
+        text(area, &goal, (TARGETS, top + 22), 11, color, HPos::Left)?;
+    }
+    Ok(())
 }
 
-fn line(area: &Area<'_>, x: i32, top: i32, bottom: i32, color: RGBColor) -> Drawn {
-    area.draw(&PathElement::new([(x, top), (x, bottom)], color))?;
+/// What a row is measured against.
+#[derive(Clone, Copy)]
+struct Base {
+    who: Who,
+    name: &'static str,
+    value: f64,
+}
+
+fn base(row: &Row) -> Option<Base> {
+    let base = |who| {
+        let (name, value) = row.best(who)?;
+        Some(Base { who, name, value })
+    };
+    base(Who::Limit).or_else(|| base(Who::Peer))
+}
+
+/// The powers of ten at the ends of a group's axis.
+struct Scale {
+    first: i32,
+    last: i32,
+}
+
+impl Scale {
+    /// Holds every bar of the group, and a factor of ten on both sides of 1.
+    fn of(rows: &[Row]) -> Scale {
+        let mut scale = Scale { first: -1, last: 1 };
+        for row in rows {
+            let Some(base) = base(row) else { continue };
+            for who in [Who::Ours, Who::Peer] {
+                let Some((_, v)) = row.best(who) else {
+                    continue;
+                };
+                let power = (v / base.value).log10();
+                scale.first = scale.first.min(power.floor() as i32);
+                scale.last = scale.last.max(power.ceil() as i32);
+            }
+        }
+        scale
+    }
+
+    /// Where a ratio is.
+    fn at(&self, ratio: f64) -> i32 {
+        let powers = f64::from(self.last - self.first);
+        let part = (ratio.log10() - f64::from(self.first)) / powers;
+        SCALE + (f64::from(VALUES - SCALE) * part.clamp(0.0, 1.0)) as i32
+    }
+}
+
+fn bar(area: &Area<'_>, ends: (i32, i32), y: i32, color: RGBColor) -> Drawn {
+    area.draw(&Rectangle::new(
+        [(ends.0, y), (ends.1, y + BAR)],
+        color.filled(),
+    ))?;
     Ok(())
 }
 

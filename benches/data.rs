@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is measured on: sizes, random pages, and naive bitmaps to check
-//! answers against before they are timed.
+//! The data of the benches: sizes, random pages, and naive bitmaps against which
+//! answers are checked before they are timed.
 
 use std::fs;
 use std::hint::black_box;
@@ -47,7 +47,7 @@ pub(crate) fn sizes() -> impl Iterator<Item = Size> {
     all.into_iter().filter(|size| size.fits())
 }
 
-/// The same numbers in every run.
+/// A generator of the same numbers in every run.
 pub(crate) fn random(seed: u64) -> SmallRng {
     SmallRng::seed_from_u64(seed)
 }
@@ -88,7 +88,7 @@ pub(crate) fn random_words(words: usize, halvings: u32) -> Vec<u64> {
     (0..words).map(|_| word()).collect()
 }
 
-/// Words of zero that are really there: no page fault comes later.
+/// Words of zero in memory that is touched, so that no page fault comes later.
 pub(crate) fn zeroed(words: usize) -> Vec<u64> {
     let mut zeroed = vec![!0; words];
     black_box(&mut zeroed).fill(0);
@@ -109,7 +109,7 @@ pub(crate) fn bit(words: &[u64], bit: u64) -> bool {
     words[bit as usize / 64] >> (bit % 64) & 1 != 0
 }
 
-/// Stops the run if an answer is wrong: a wrong answer is not worth timing.
+/// Panics if an answer is wrong, since it is not worth timing.
 pub(crate) fn check(what: &str, got: &[u64], want: &[u64]) {
     assert_eq!(got.len(), want.len(), "{what}: another number of words");
     let wrong = got.iter().zip(want).position(|(g, w)| g != w);

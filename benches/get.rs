@@ -15,8 +15,8 @@ use crate::limits;
 use crate::row::{Row, Who};
 use crate::sets::*;
 
-/// Pages of a mapping in front of the one that is measured, so that its pages
-/// start at this bit.
+/// Pages of the mapping before the one that is measured, whose pages then start
+/// at this bit.
 const OFFSET: u64 = 13;
 
 pub(crate) fn run(bench: &mut Bench) {
@@ -50,7 +50,7 @@ fn aligned(bench: &mut Bench, size: Size) {
 }
 
 fn shifted(bench: &mut Bench, size: Size) {
-    // The offset takes its room from the mapping: a report is at most 256 MiB.
+    // The mapping is smaller by the offset, because a report has at most 256 MiB.
     let pages = size.pages - 64;
     let shifted = Size { pages, ..size };
     let most = if size.pages >= TIB_1.pages { 1.3 } else { 2.5 };
@@ -92,7 +92,7 @@ fn take_shifted(bits: &mut Bits, out: &mut [u64]) {
 
 /// GET_BITMAP of everything in one way.
 trait Get: Copy {
-    /// Whether it must be given words of zero.
+    /// Whether the words that it gets must be zero.
     const ZEROED: bool = false;
 
     fn get(self, guest: &mut Guest, pages: u64, out: &mut [u64]);
@@ -127,8 +127,8 @@ impl Get for Ioctl {
     }
 }
 
-/// A guest whose `size` starts after `offset` pages of another mapping, words
-/// for a report of both, and their pages. Its answer for `runs` is checked.
+/// A guest with a mapping of `size` after one of `offset` pages, words for a report
+/// of both, and their pages. The report with `runs` dirty is checked.
 fn guest(get: impl Get, size: Size, offset: u64, runs: &[Range<u64>]) -> (Guest, Vec<u64>, u64) {
     let mappings = [offset, size.pages];
     let mut guest = Guest::tracking(if offset == 0 {
@@ -147,7 +147,7 @@ fn guest(get: impl Get, size: Size, offset: u64, runs: &[Range<u64>]) -> (Guest,
     (guest, out, pages)
 }
 
-/// GET into words that hold an older report, unless they must not.
+/// GET into words that are all ones, unless they must be zero.
 fn get_over_old<G: Get>(get: G, guest: &mut Guest, pages: u64, out: &mut [u64]) {
     out.fill(if G::ZEROED { 0 } else { !0 });
     get.get(guest, pages, out);
@@ -161,7 +161,7 @@ fn mark(guest: &mut Guest, offset: u64, runs: &[Range<u64>]) {
 
 fn ours(bench: &mut Bench, row: &mut Row, get: impl Get, size: Size, offset: u64) {
     let setup = || {
-        // Something to get wrong first, then all.
+        // A scattered report is easier to get wrong, so it is checked too.
         drop(guest(get, size, offset, &scattered(size.pages, 0.001)));
         guest(get, size, offset, slice::from_ref(&(0..size.pages)))
     };

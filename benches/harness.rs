@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use crate::row::{Row, Unit, Who};
+use crate::row::{Row, Who};
+use crate::units::Unit;
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 
-/// All is measured so often: a busy minute spoils one round of a row.
+/// Everything is measured in each of so many rounds, so that a busy minute spoils
+/// only one of a row's values.
 const ROUNDS: u32 = 3;
 
 /// All benches: criterion, and the rows so far.
@@ -24,7 +26,7 @@ pub(crate) struct Bench {
     rows: Vec<Row>,
 }
 
-/// Short and few measurements: ratios of one run are what counts.
+/// Measurements are short and few, because only ratios within one run count.
 fn criterion(files: &Path) -> Criterion {
     Criterion::default()
         .warm_up_time(Duration::from_millis(100))
@@ -47,9 +49,9 @@ impl Bench {
         }
     }
 
-    /// Whether all is to be measured once more.
+    /// Begins the next round; whether there is one.
     pub(crate) fn next_round(&mut self) -> bool {
-        // One that has seen a name takes it for another's the second time.
+        // Criterion renames a benchmark whose name it has seen before.
         self.criterion = criterion(&self.files);
         self.rounds += 1;
         // A list or a test has no rows.
@@ -80,8 +82,8 @@ impl Bench {
         }
     }
 
-    /// Likewise, of something that has to be set up first: once, and only if
-    /// it is asked for.
+    /// As `time`, with a state that `setup` makes: once, and only if the command
+    /// line asks for this benchmark.
     pub(crate) fn time_on<S>(
         &mut self,
         row: &mut Row,
@@ -100,7 +102,7 @@ impl Bench {
         });
     }
 
-    /// A row of this round is complete; it is kept if ours was measured.
+    /// Adds a complete row of this round, if ours was measured.
     pub(crate) fn add(&mut self, row: Row) {
         if row.ours().is_none() {
             return;
@@ -111,7 +113,7 @@ impl Bench {
         }
     }
 
-    /// The rows, those of memory last.
+    /// Returns the rows, those of memory last.
     pub(crate) fn finish(mut self) -> Vec<Row> {
         self.criterion.final_summary();
         self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
@@ -133,7 +135,7 @@ fn estimate(estimates: &Path) -> Option<f64> {
     json["median"]["point_estimate"].as_f64()
 }
 
-/// Times `run` alone, each time after `prepare`.
+/// Times `run` only, and calls `prepare` before each.
 pub(crate) fn after<S>(
     b: &mut Bencher<'_>,
     state: &mut S,
@@ -152,7 +154,7 @@ pub(crate) fn after<S>(
     });
 }
 
-/// `total` of `n` timings without what the clock itself took.
+/// The time `total` of `n` timings, without what reading the clock took.
 fn without_clock(total: Duration, n: u64) -> Duration {
     let clock = (0..1000).map(|_| Instant::now().elapsed()).min();
     let clocks = clock.unwrap_or_default() * u32::try_from(n).unwrap_or(u32::MAX);

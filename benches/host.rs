@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host under the container: this process's memory, and otherwise as
-//! little work as possible, so that what is timed is the core.
+//! The host under the container. It allocates this process's memory and does as
+//! little else as possible, so that what is timed is the core.
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
@@ -23,13 +23,13 @@ pub(crate) fn live() -> usize {
     LIVE.get()
 }
 
-/// Time that allocations of more than a page have taken in this thread.
+/// Time that allocations of more than a page took in this thread.
 pub(crate) fn allocating() -> Duration {
     ALLOCATING.get()
 }
 
-/// The global allocator's memory, counted; and really there, as a kernel's is,
-/// so that no page fault happens while something is timed.
+/// The global allocator's memory, counted, and touched so that no page fault happens
+/// while something is timed: a kernel's memory has none.
 #[derive(Clone)]
 pub(crate) struct Heap;
 
@@ -100,8 +100,8 @@ impl Accounting for Process {
     fn uncharge(&mut self, _: Mm, _: u64) {}
 }
 
-/// Addresses are those of this process, and not checked: the benches pass only
-/// addresses of buffers that they hold.
+/// Addresses are this process's and are not checked: the benches pass only those of
+/// buffers that they hold.
 impl UserMemory for Process {
     fn is_user_range(&self, addr: u64, len: u64) -> bool {
         addr.checked_add(len).is_some()

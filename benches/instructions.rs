@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `.ci/instructions` counts under callgrind: instructions are the same in
-//! every run, where times are not. Without an argument, the names of the cases.
+//! The cases that `.ci/instructions` counts under callgrind: instructions, unlike
+//! times, are the same in every run. Without an argument it prints the names.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -20,13 +20,14 @@ use host::{Heap, PAGE};
 
 type Bitmap = dirty_core::Bitmap<Heap>;
 
-/// What is counted: callgrind looks for the name of this function.
+/// Runs what is counted: callgrind looks for the name of this function.
 #[inline(never)]
 fn counted(work: impl FnOnce()) {
     work();
 }
 
-/// A name, the unit it is counted per, and what does it: returns how many.
+/// A name, the unit per which it is counted, and what runs it and returns how many
+/// units there were.
 type Case = (&'static str, &'static str, fn() -> usize);
 
 const CASES: &[Case] = &[
@@ -125,7 +126,7 @@ fn sparse() -> usize {
     pages.len()
 }
 
-/// All of 64 GiB, in runs: as single pages at random it takes minutes.
+/// All of 64 GiB, in runs: single pages at random would take minutes.
 fn dense() -> Vec<Range<u64>> {
     huge_pages(GIB_64.pages, 1.0)
 }
@@ -141,7 +142,7 @@ fn ioctl(mappings: &[u64], dirty: &[Range<u64>]) -> usize {
     GIB_64.words()
 }
 
-/// From pages of `from` times 4K to pages of `to` times 4K.
+/// Rescales from pages of `from` times 4K to pages of `to` times 4K.
 fn rescale(from: u64, to: u64) -> usize {
     let extent = |times: u64| Extent {
         bit: 0,
@@ -165,8 +166,8 @@ fn iterate(count: fn(&[u64]) -> usize) -> usize {
     n
 }
 
-/// One operation on each of 1e5 pages: those of the second half of 2e5 for a
-/// pin, those of the first for an unpin.
+/// One operation on each of 10,000 pages, in a guest with 100,000 pins: a pin counts
+/// up a page that is pinned.
 fn pins(op: fn(&mut Guest, u64)) -> usize {
     let mut guest = Guest::tracking(&[GIB_64.pages]);
     let pages = distinct(GIB_64.pages, 100_000);

@@ -59,8 +59,8 @@ fn dense_runs(size: Size) -> Vec<Range<u64>> {
     runs
 }
 
-/// The same pages, for each of the peers; ours both as the words of a report
-/// and as a bitmap, which is faster where few are dirty.
+/// The same pages as each peer holds them. Ours are the words of a report, and a
+/// bitmap where few are dirty, because its summary is faster there.
 struct Peers<'a> {
     words: &'a [u64],
     bitmap: Option<RefCell<Bitmap<Heap>>>,
@@ -133,7 +133,7 @@ fn pages<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
 }
 
 fn runs<'a>(bench: &mut Bench, mut row: Row, words: &impl Fn() -> &'a [u64]) {
-    // Of starts and ends, in a way that tells one from the other.
+    // A sum that changes if a start and an end are exchanged.
     let add = |sum: u64, start: u64, end: u64| sum.wrapping_add(start ^ end << 32);
     let mut time = |who, name, sum: &dyn Fn(&Peers<'_>) -> u64| {
         let setup = || {

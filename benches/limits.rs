@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the machine allows: copies and fills of plain memory.
+//! The machine's limits: copies and fills of plain memory.
 
 use std::hint::black_box;
 
@@ -7,7 +7,7 @@ use crate::data::{check, random_words, zeroed};
 use crate::harness::Bench;
 use crate::row::{Row, Who};
 
-/// For a dense snapshot: a copy, or one past the caches that also clears.
+/// Limits of a dense snapshot: a copy, and one past the caches that also clears.
 pub(crate) fn snapshot(bench: &mut Bench, row: &mut Row, words: usize) {
     let setup = || (random_words(words, 1), zeroed(words));
     bench.time_on(row, Who::Limit, "memcpy", setup, |(from, to), b| {
@@ -27,7 +27,7 @@ pub(crate) fn snapshot(bench: &mut Bench, row: &mut Row, words: usize) {
     });
 }
 
-/// For a sparse snapshot.
+/// The limit of a sparse snapshot: a copy, and a fill that clears.
 pub(crate) fn copy_and_clear(bench: &mut Bench, row: &mut Row, words: usize) {
     let setup = || (random_words(words, 1), zeroed(words));
     bench.time_on(
@@ -64,7 +64,7 @@ fn stream(from: &mut [u64], to: &mut [u64]) {
     unsafe { _mm_sfence() };
 }
 
-/// Elsewhere a copy has to do.
+/// Copies and clears, on processors without such a copy.
 #[cfg(not(target_arch = "x86_64"))]
 fn stream(from: &mut [u64], to: &mut [u64]) {
     to.copy_from_slice(from);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The core beside its peers and the limits of the machine.
 //!
-//! `cargo bench -p dirty-benches` measures all; a name behind `--` (`mark`,
-//! say) only what matches it. All is measured in three rounds, of which the
-//! shortest time counts, for everybody. At the end comes a table of what ran, also
-//! in `target/bench/table.md`, and as bars in `target/bench/bars.svg`. For a
-//! profiler, `-- --profile-time 5 NAME` runs one thing for five seconds.
+//! `cargo bench -p dirty-benches` measures everything; with `-- mark`, only what
+//! has `mark` in its name. It measures in three rounds, and the shortest time of
+//! each candidate counts. At the end it prints a table, and writes it to
+//! `target/bench/table.md` and as bars to `target/bench/bars.svg`. For a profiler,
+//! `-- --profile-time 5 NAME` runs one benchmark for five seconds.
 
 use std::error::Error;
 use std::fs;
@@ -29,6 +29,7 @@ mod sets;
 mod shared;
 mod start;
 mod table;
+mod units;
 mod vmm;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -49,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let rows = bench.finish();
     if rows.is_empty() {
-        return Ok(()); // a list or a test was asked for
+        return Ok(()); // the command line asks for a list or a test
     }
     println!("{}", table::text(&rows));
     fs::write(dir.join("table.md"), table::markdown(&rows))?;

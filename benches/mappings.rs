@@ -20,7 +20,7 @@ const WORDS: usize = PAGES as usize / 64;
 const BATCH: usize = 256;
 
 const FEW: usize = 64;
-/// With the one that comes and goes, the most there may be.
+/// With the mapping that comes and goes, the most that a container may hold.
 const MANY: usize = 65_534;
 
 pub(crate) fn run(bench: &mut Bench) {
@@ -115,7 +115,7 @@ fn gap(k: usize) -> u64 {
     place(k) + PAGES
 }
 
-/// So many mappings, not tracking.
+/// A guest with `n` mappings, not tracking.
 fn guest(n: usize) -> Guest {
     let mut guest = Guest::new();
     (0..n).for_each(|k| guest.map(place(k), PAGES));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Marking pages: one, 512 that start anywhere, all.
+//! Marking one page, 512 pages from any page on, and all.
 
 use std::hint::black_box;
 
@@ -15,38 +15,38 @@ const BATCH: usize = 4096;
 
 pub(crate) fn run(bench: &mut Bench) {
     for size in sizes().filter(|s| s.pages <= TIB_1.pages) {
-        let pages = random_pages(size);
+        let starts = Starts::new(size);
 
         let row = Row::new("mark", "one page, exclusive", size.name);
         let mut row = row.per(BATCH).of("plain words", 1.5);
-        one::<Exclusive>(bench, &mut row, Who::Ours, size, &pages);
-        one::<Words>(bench, &mut row, Who::Limit, size, &pages);
-        one::<Bits>(bench, &mut row, Who::Peer, size, &pages);
-        one::<Fixed>(bench, &mut row, Who::Peer, size, &pages);
-        one::<Roaring>(bench, &mut row, Who::Peer, size, &pages);
+        one::<Exclusive>(bench, &mut row, Who::Ours, &starts);
+        one::<Words>(bench, &mut row, Who::Limit, &starts);
+        one::<Bits>(bench, &mut row, Who::Peer, &starts);
+        one::<Fixed>(bench, &mut row, Who::Peer, &starts);
+        one::<Roaring>(bench, &mut row, Who::Peer, &starts);
         bench.add(row);
 
         let row = Row::new("mark", "one page, shared", size.name);
         let mut row = row.per(BATCH).of("AtomicBitmap", 1.0);
-        one::<Shared>(bench, &mut row, Who::Ours, size, &pages);
-        one::<AtomicWords>(bench, &mut row, Who::Limit, size, &pages);
-        one::<Atomic>(bench, &mut row, Who::Peer, size, &pages);
+        one::<Shared>(bench, &mut row, Who::Ours, &starts);
+        one::<AtomicWords>(bench, &mut row, Who::Limit, &starts);
+        one::<Atomic>(bench, &mut row, Who::Peer, &starts);
         bench.add(row);
 
         let row = Row::new("mark", "512 pages, exclusive", size.name);
         let mut row = row.per(BATCH).of_best(1.2);
-        many::<Exclusive>(bench, &mut row, Who::Ours, size, &pages);
-        many::<Words>(bench, &mut row, Who::Limit, size, &pages);
-        many::<Bits>(bench, &mut row, Who::Peer, size, &pages);
-        many::<Fixed>(bench, &mut row, Who::Peer, size, &pages);
-        many::<Roaring>(bench, &mut row, Who::Peer, size, &pages);
+        many::<Exclusive>(bench, &mut row, Who::Ours, &starts);
+        many::<Words>(bench, &mut row, Who::Limit, &starts);
+        many::<Bits>(bench, &mut row, Who::Peer, &starts);
+        many::<Fixed>(bench, &mut row, Who::Peer, &starts);
+        many::<Roaring>(bench, &mut row, Who::Peer, &starts);
         bench.add(row);
 
         let row = Row::new("mark", "512 pages, shared", size.name);
         let mut row = row.per(BATCH).of("AtomicBitmap", 1.0 / 30.0);
-        many::<Shared>(bench, &mut row, Who::Ours, size, &pages);
-        many::<AtomicWords>(bench, &mut row, Who::Limit, size, &pages);
-        many::<Atomic>(bench, &mut row, Who::Peer, size, &pages);
+        many::<Shared>(bench, &mut row, Who::Ours, &starts);
+        many::<AtomicWords>(bench, &mut row, Who::Limit, &starts);
+        many::<Atomic>(bench, &mut row, Who::Peer, &starts);
         bench.add(row);
     }
     for size in sizes() {
@@ -69,21 +69,29 @@ pub(crate) fn run(bench: &mut Bench) {
     }
 }
 
-/// First pages for marks of up to 512.
-fn random_pages(size: Size) -> Vec<u32> {
-    let mut rng = random(size.pages);
-    let last = (size.pages - 512) as u32;
-    (0..1 << 20).map(|_| rng.random_range(0..last)).collect()
+/// Random first pages for marks of up to 512 pages.
+struct Starts {
+    size: Size,
+    pages: Vec<u32>,
 }
 
-fn one<S: PageSet>(bench: &mut Bench, row: &mut Row, who: Who, size: Size, pages: &[u32]) {
-    marks(bench, row, who, size, pages, 1, |set: &mut S, page| {
+impl Starts {
+    fn new(size: Size) -> Self {
+        let mut rng = random(size.pages);
+        let last = (size.pages - 512) as u32;
+        let pages = (0..1 << 20).map(|_| rng.random_range(0..last)).collect();
+        Starts { size, pages }
+    }
+}
+
+fn one<S: PageSet>(bench: &mut Bench, row: &mut Row, who: Who, starts: &Starts) {
+    marks(bench, row, who, starts, 1, |set: &mut S, page| {
         set.mark_one(page);
     });
 }
 
-fn many<S: PageSet>(bench: &mut Bench, row: &mut Row, who: Who, size: Size, pages: &[u32]) {
-    marks(bench, row, who, size, pages, 512, |set: &mut S, page| {
+fn many<S: PageSet>(bench: &mut Bench, row: &mut Row, who: Who, starts: &Starts) {
+    marks(bench, row, who, starts, 512, |set: &mut S, page| {
         set.mark(page, 512);
     });
 }
@@ -93,11 +101,11 @@ fn marks<S: PageSet>(
     bench: &mut Bench,
     row: &mut Row,
     who: Who,
-    size: Size,
-    pages: &[u32],
+    starts: &Starts,
     n: u64,
     mark: impl Fn(&mut S, u64),
 ) {
+    let Starts { size, pages } = starts;
     let setup = || {
         let mut set = S::new(size.pages);
         let some = pages.iter().take(1000).map(|p| u64::from(*p));

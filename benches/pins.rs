@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pinned pages of a guest of 1 TiB: pin, lookup, unpin, their bytes, and a
-//! report while they are there.
+//! Pinned pages of a guest of 1 TiB: pin, lookup, unpin, a report with pins, and
+//! their bytes.
 
 use std::cell::LazyCell;
 use std::hint::black_box;
@@ -33,7 +33,7 @@ fn random_pins(bench: &mut Bench, n: usize, name: &'static str) {
     let pages = LazyCell::new(|| distinct(TIB_1.pages, n));
     let pages = || pages.as_slice();
     let batch = BATCH.min(n / 16);
-    // Against the tree: 3 times as fast among few, 10 times among many.
+    // The target: 3 times as fast as the tree among few pins, 10 times among many.
     let most = if n > 1_000_000 { 0.1 } else { 1.0 / 3.0 };
     let row = |case| Row::new("pins", case, name);
     let fast = |case| row(case).per(batch).of(Tree::NAME, most);
@@ -56,7 +56,7 @@ fn random_pins(bench: &mut Bench, n: usize, name: &'static str) {
     }
 }
 
-/// All operations on the same pins, which are made once and only if needed.
+/// Times all operations on the same pins, which are made once and only if needed.
 fn operations<'a, P: Pins>(
     bench: &mut Bench,
     rows: &mut Rows,
@@ -87,7 +87,7 @@ fn operations<'a, P: Pins>(
             dense_get(b, state);
         });
     } else if rows.get.ours().is_some() {
-        // Seconds, so one time has to do.
+        // It takes seconds, so it is timed once.
         let (_, time) = pinned.take().unwrap_or_else(new).checked_get();
         rows.get.push(who, P::NAME, time.as_nanos() as f64);
     }
@@ -102,7 +102,7 @@ fn dense_get<P: Pins>(b: &mut Bencher<'_>, state: &mut (P, Vec<u64>)) {
     );
 }
 
-/// Pins on all of `pages` but one batch, which moves on.
+/// Pins on all of `pages` but one batch, which changes with each step.
 struct Pinned<'a, P> {
     pins: P,
     pages: &'a [u64],
@@ -113,7 +113,7 @@ struct Pinned<'a, P> {
     bytes: Option<f64>,
 }
 
-/// What a batch took.
+/// The times of a batch.
 struct Step {
     unpin: Duration,
     pin: Duration,
@@ -149,8 +149,8 @@ impl<'a, P: Pins> Pinned<'a, P> {
         (self.free + 1) % (self.pages.len() / self.batch)
     }
 
-    /// Unpins the next batch and pins the free one: each in caches that the
-    /// other has filled.
+    /// Unpins the next batch and pins the free one, so that each finds caches that
+    /// the other has filled.
     fn step(&mut self) -> Step {
         let (free, next) = (self.batch(self.free), self.batch(self.next()));
         self.free = self.next();
@@ -191,8 +191,8 @@ impl<'a, P: Pins> Pinned<'a, P> {
         });
     }
 
-    /// Two reports with every page pinned: the second has nothing but pins,
-    /// and its time is returned.
+    /// Makes two reports with every page pinned. The second has nothing but pins; its
+    /// time is returned.
     fn checked_get(mut self) -> (P, Duration) {
         for page in self.batch(self.free) {
             self.pins.pin(*page);

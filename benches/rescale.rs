@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Bitmaps taken from one page size to another.
+//! Bitmaps rescaled from one page size to another.
 
 use std::hint::black_box;
 
@@ -32,14 +32,14 @@ fn extent(size: Size, ratio: usize) -> Extent {
     }
 }
 
-/// From one page size to the other.
+/// A rescaling from one page size to another.
 struct Case<'a> {
     from: Extent,
     to: Extent,
     words: &'a dyn Fn() -> Vec<u64>,
     /// The result, bit by bit.
     naive: &'a dyn Fn(&[u64]) -> Vec<u64>,
-    /// The same by bitvec's chunks.
+    /// The same rescaling with bitvec's chunks.
     chunks: &'a dyn Fn(&BitSlice<u64>, &mut BitSlice<u64>),
 }
 
@@ -79,7 +79,7 @@ impl Case<'_> {
     }
 }
 
-/// A row with its targets; bitvec runs, and is one, at 64 GiB only.
+/// A row with its targets. At 64 GiB bitvec runs too and is one of them.
 fn row(what: String, size: Size, most: f64) -> Row {
     let row = Row::new("rescale", what, size.name).of_limit(most);
     if size.pages == GIB_64.pages {
@@ -116,7 +116,7 @@ fn coarsen(bench: &mut Bench, size: Size, ratio: usize) {
     bench.add(row);
 }
 
-/// One page in 8; but for big pages, none in half of them.
+/// Words with one page in 8 dirty; of pages bigger than a word, half have none.
 fn fine_words(size: Size, ratio: usize) -> Vec<u64> {
     let mut words = random_words(size.words(), 3);
     if ratio > 64 {

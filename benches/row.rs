@@ -1,25 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A row of the table: what was measured, and the targets.
+//! A row of the table: measured values and targets.
 
-use crate::table::{fraction, times, value};
+use crate::units::{fraction, times, value, Unit};
 
-/// Whose time it is.
+/// Whose value it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Ours,
     Peer,
-    /// What the machine allows.
+    /// The machine's: what plain copies, fills and words take.
     Limit,
 }
 
-/// What a row's values are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
-    Nanoseconds,
-    Bytes,
-}
-
-/// A value of ours over that of something else, and how big it may be.
+/// The most that ours may be, as a multiple of something.
 pub(crate) struct Target {
     most: f64,
     of: Of,
@@ -32,7 +25,7 @@ enum Of {
     BestPeer,
     Limit,
     Named(&'static str),
-    /// A number of the row's unit.
+    /// Of one: the most is a value in the row's unit.
     Nothing,
 }
 
@@ -44,7 +37,7 @@ pub(crate) struct Row {
     pub(crate) unit: Unit,
     /// Operations in an iteration.
     pub(crate) per: u64,
-    /// Of iterations.
+    /// Whose value, its name, and the value of an iteration.
     values: Vec<(Who, &'static str, f64)>,
     /// Which of the values of two rounds counts.
     counts: fn(f64, f64) -> f64,
@@ -72,7 +65,7 @@ impl Row {
         Row { unit, ..row }
     }
 
-    /// An iteration is so many operations; 1 if nothing is said.
+    /// Sets how many operations an iteration has; 1 by default.
     pub(crate) fn per(self, per: usize) -> Row {
         let per = per as u64;
         Row { per, ..self }
@@ -83,50 +76,50 @@ impl Row {
         self
     }
 
-    /// At most so many times the best limit.
+    /// Adds a target: at most `most` times the best limit.
     pub(crate) fn of_limit(self, most: f64) -> Row {
         self.target(most, Of::Limit)
     }
 
-    /// At most so many times the best peer.
+    /// Adds a target: at most `most` times the best peer.
     pub(crate) fn of_peers(self, most: f64) -> Row {
         self.target(most, Of::BestPeer)
     }
 
-    /// At most so many times the best of limits and peers.
+    /// Adds a target: at most `most` times the best of limits and peers.
     pub(crate) fn of_best(self, most: f64) -> Row {
         self.target(most, Of::Best)
     }
 
-    /// At most so many times this one.
+    /// Adds a target: at most `most` times the value with this name.
     pub(crate) fn of(self, name: &'static str, most: f64) -> Row {
         self.target(most, Of::Named(name))
     }
 
-    /// At most so many nanoseconds or bytes.
+    /// Adds a target: at most `most` nanoseconds or bytes.
     pub(crate) fn at_most(self, most: f64) -> Row {
         self.target(most, Of::Nothing)
     }
 
-    /// Of all rounds the biggest value counts.
+    /// Lets the largest value of all rounds count, instead of the smallest.
     pub(crate) fn longest(self) -> Row {
         let counts = f64::max;
         Row { counts, ..self }
     }
 
-    /// Whether both are of the same thing.
+    /// Whether both rows measure the same thing.
     pub(crate) fn is(&self, other: &Row) -> bool {
         (self.group, &self.case, self.size) == (other.group, &other.case, other.size)
     }
 
-    /// Takes the values of another round.
+    /// Adds the values of another round.
     pub(crate) fn merge(&mut self, round: Row) {
         for (who, name, value) in round.values {
             self.push(who, name, value);
         }
     }
 
-    /// Adds a value of an iteration, or of another round's.
+    /// Adds the value of an iteration, of this round or another.
     pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
         let mut known = self.values.iter_mut();
         match known.find(|(w, n, _)| (*w, *n) == (who, name)) {
@@ -135,7 +128,7 @@ impl Row {
         }
     }
 
-    /// The best value of one kind, and whose it is.
+    /// The name and the value, per operation, of the best of one kind.
     pub(crate) fn best(&self, who: Who) -> Option<(&'static str, f64)> {
         let values = self.values.iter().filter(|(w, _, _)| *w == who);
         let best = values.min_by(|a, b| a.2.total_cmp(&b.2));
@@ -182,8 +175,8 @@ impl Row {
         goals.collect::<Vec<_>>().join(", ")
     }
 
-    /// How many times what the targets are measured against ours is; `None` if
-    /// something was not measured.
+    /// Ours as a multiple of what each target names; `None` if something was not
+    /// measured.
     fn reached(&self) -> Option<Vec<f64>> {
         let ours = self.ours()?;
         let targets = self.targets.iter();
@@ -199,7 +192,7 @@ impl Row {
         (!reached.is_empty()).then(|| both.all(|(target, reached)| *reached <= target.most))
     }
 
-    /// The same in words, with what was reached.
+    /// Whether the targets are met, in words and with the multiples reached.
     pub(crate) fn verdict(&self) -> String {
         let verdict = match self.met() {
             Some(true) => "met",
@@ -208,7 +201,7 @@ impl Row {
         };
         let relative = self.targets.iter().filter(|t| !matches!(t.of, Of::Nothing));
         if relative.count() == 0 {
-            return verdict.to_owned(); // ours itself is beside it
+            return verdict.to_owned(); // the row shows ours itself
         }
         let reached = self.reached().unwrap_or_default();
         let reached: Vec<String> = reached.into_iter().map(times).collect();

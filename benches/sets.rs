@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ours, the peers and plain words, as sets of pages.
+//! Sets of pages: the core's bitmap, the peers, and plain words.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,7 +20,7 @@ pub(crate) trait PageSet {
     /// An empty set.
     fn new(pages: u64) -> Self;
 
-    /// Adds one page, in the way that is best for one.
+    /// Adds one page, by the peer's best way for a single page.
     fn mark_one(&mut self, page: u64);
 
     /// Adds `n` pages.
@@ -29,7 +29,7 @@ pub(crate) trait PageSet {
     /// Adds every page.
     fn mark_all(&mut self);
 
-    /// Makes every word dirty, so that a snapshot has all to do.
+    /// Makes every word dirty, so that a snapshot has the most to do.
     fn make_dense(&mut self) {
         self.mark_all();
     }
@@ -42,7 +42,7 @@ fn bitmap(pages: u64) -> Bitmap<Heap> {
     Bitmap::new(&Heap, pages).expect("memory for a bitmap")
 }
 
-/// Ours, as its owner marks.
+/// Ours, marked by its only owner.
 pub(crate) struct Exclusive(Bitmap<Heap>);
 
 impl PageSet for Exclusive {
@@ -69,7 +69,7 @@ impl PageSet for Exclusive {
     }
 }
 
-/// Ours, as threads mark that share it.
+/// Ours, marked by threads that share it.
 pub(crate) struct Shared(pub(crate) Bitmap<Heap>);
 
 impl PageSet for Shared {
@@ -96,8 +96,8 @@ impl PageSet for Shared {
     }
 }
 
-/// Bits `first..first + n` as words: the first word and its bits, the words in
-/// between, the last word and its bits if it is another one.
+/// Bits `first..first + n` as words: the index and the bits of the first word, then of
+/// the last, which may be the same word.
 fn masks(first: u64, n: u64) -> (usize, u64, usize, u64) {
     let last = first + n - 1;
     let (head, tail) = (first as usize / 64, last as usize / 64);
@@ -115,7 +115,7 @@ fn set_bits(words: &mut [u64], first: u64, n: u64) {
     }
 }
 
-/// Plain words without anything around them: what is possible.
+/// Plain words, the limit for one owner.
 pub(crate) struct Words {
     words: Vec<u64>,
     pages: u64,
@@ -274,7 +274,7 @@ impl PageSet for Roaring {
         self.mark(0, self.pages);
     }
 
-    /// As far as pages go; words without any are left alone.
+    /// Writes only the words that have dirty pages.
     fn take(&mut self, out: &mut [u64]) {
         let mut runs = self.set.iter();
         while let Some(run) = runs.next_range() {
@@ -308,7 +308,8 @@ impl PageSet for Atomic {
         self.mark(0, self.0.len() as u64);
     }
 
-    /// One page of each word: it takes bits one by one, and reads whole words.
+    /// Marks one page of each word: marks take a bit at a time, a snapshot whole
+    /// words.
     fn make_dense(&mut self) {
         for page in (0..self.0.len()).step_by(64) {
             self.0.set_bit(page);

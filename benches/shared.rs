@@ -24,7 +24,7 @@ pub(crate) fn run(bench: &mut Bench) {
     let mut mark = row("one mark").of(ATOMIC, 1.0);
     let mut many = row("mark of 512 pages").of(ATOMIC, 1.0);
     let mut middle = row("snapshot, median").of(ATOMIC, 0.2);
-    // No marker holds a snapshot up for as long as the next one takes to come.
+    // A marker must not delay a snapshot until the next one is due.
     let mut longest = row("snapshot, longest")
         .longest()
         .at_most(INTERVAL.as_nanos() as f64);
@@ -44,7 +44,7 @@ pub(crate) fn run(bench: &mut Bench) {
     }
 }
 
-/// Adds what snapshots took.
+/// Adds the median and the longest of the snapshots' times.
 fn report(
     median_row: &mut Row,
     longest_row: &mut Row,
@@ -141,7 +141,7 @@ fn measure<S: Sharable>(
     });
 }
 
-/// No mark is lost.
+/// Checks that no mark is lost.
 fn check_marks<S: Sharable>(name: &str, pages: &[u64], n: u64) {
     let set = S::new();
     let mut all = zeroed(GIB_64.words());
@@ -164,8 +164,7 @@ fn check_marks<S: Sharable>(name: &str, pages: &[u64], n: u64) {
     check(name, &all, &naive(GIB_64.pages, marked));
 }
 
-/// Runs `work`; another thread takes snapshots until it ends, and hands each to
-/// `took`.
+/// Runs `work` while another thread takes snapshots and hands each to `took`.
 fn beside_snapshots<S: Sharable, R>(
     set: &S,
     mut took: impl FnMut(&[u64], Duration) + Send,

@@ -17,7 +17,7 @@ const MAPPINGS: usize = 64;
 const PAGES: u64 = TIB_1.pages / MAPPINGS as u64;
 
 pub(crate) fn run(bench: &mut Bench) {
-    // Zeroed allocation shall be at least half of START: the ratio is 1 / share.
+    // The target: zeroed allocation is at least half of START's time.
     let mut row = Row::new("start", "64 mappings, 1e5 pins", TIB_1.name).of_limit(2.0);
     let mut memory = Row::bytes("a tracked GiB", TIB_1.name);
     let mut bytes = None;
@@ -89,11 +89,11 @@ fn check_pins(guest: &mut Guest) {
     check("pins after START", &out, &want);
 }
 
-/// Gives free memory back to the system: START comes once in a migration, and
-/// its memory is fresh then.
+/// Gives free memory back to the system. START comes once in a migration, and its
+/// memory is fresh then.
 fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: touches nothing but what is free.
+    // SAFETY: it touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }

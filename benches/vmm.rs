@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a VMM does: four threads mark, and one report has KVM's log, the VMM's
-//! writes and a device's. The peer is cloud-hypervisor's way: vm-memory's bitmap
-//! for each source, got and reset, and a new bitmap of all ORed.
+//! A VMM's work: four threads mark, and one report joins KVM's log, the VMM's writes
+//! and a device's. The peer does as cloud-hypervisor: it gets and resets a bitmap of
+//! vm-memory for each source, and ORs them into a new one.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -42,7 +42,7 @@ pub(crate) fn run(bench: &mut Bench) {
     report(bench, "50 % in 2M", huge_pages(pages, 0.5));
 }
 
-/// Something that threads mark: bytes from an offset on.
+/// Something in which threads mark bytes from an offset on.
 trait Marks: Sync {
     fn mark(&self, offset: u64, len: u64);
 }

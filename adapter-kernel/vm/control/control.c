@@ -33,7 +33,7 @@ static void inverted_locks(void)
 	mutex_unlock(&second);
 }
 
-/* Many: the allocator keeps the addresses of the last ones, where kmemleak looks. */
+/* Many, because kmemleak finds the addresses of the last ones in the allocator. */
 static noinline void leak(void)
 {
 	int k;
@@ -46,7 +46,7 @@ static int __init control_init(void)
 {
 	leak();
 	inverted_locks();
-	use_after_free(); /* last: what it taints the kernel with ends lockdep */
+	use_after_free(); /* last, because its taint turns lockdep off */
 	return 0;
 }
 
@@ -57,4 +57,4 @@ static void __exit control_exit(void)
 module_init(control_init);
 module_exit(control_exit);
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("defects for the sanitizers to find");
+MODULE_DESCRIPTION("Defects that the sanitizers must find");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Single operations, written as scripts write them.
+//! Single operations, written as in scripts.
 
 use std::fmt::Display;
 
@@ -17,7 +17,7 @@ pub(crate) fn device(name: &str) -> DeviceIndex {
     DEVICES.iter().position(|d| d.name == name).unwrap_or(0)
 }
 
-/// Runs one line and returns it with its answer.
+/// Runs one line, and returns it with its answer.
 pub(crate) fn ask(real: &mut Real, line: &str) -> Result<String, String> {
     let cases = dirty_script::parse(line, &mut 65535).map_err(text)?;
     let op = cases.first().and_then(|case| case.lines.first());
@@ -25,7 +25,7 @@ pub(crate) fn ask(real: &mut Real, line: &str) -> Result<String, String> {
     Ok(format!("{}{}", op.echo, dirty_script::run(real, &op.op)))
 }
 
-/// Likewise, and the answer must end with `end`.
+/// Runs one line; an error unless its answer ends with `end`.
 pub(crate) fn expect(real: &mut Real, line: &str, end: &str) -> Result<(), String> {
     let answer = ask(real, line)?;
     match answer.ends_with(end) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Three transcripts of one script: the real driver's, the module's, and the
-//! userspace container's.
+//! Compares three transcripts of one script: the real driver's, the module's and
+//! the userspace container's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,10 +9,10 @@ use dirty_script::Line;
 
 use crate::linux::Linux;
 
-/// Differences that are shown; the rest is counted.
+/// The most differences that are shown; the others are counted.
 const SHOWN: usize = 10;
 
-/// Lines that a list allows to differ: real and ours, by case.
+/// Lines that may differ, the real driver's and ours, by case.
 type Listed = BTreeMap<String, Vec<(String, String)>>;
 
 /// The list of `adapter-user/tests/data/differences.txt`.
@@ -32,7 +32,7 @@ fn listed(text: &str) -> Listed {
     listed
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Default)]
 struct Count {
     operations: u64,
@@ -64,7 +64,7 @@ fn lines(path: &str) -> Result<Vec<String>, String> {
     Ok(text.lines().map(|l| l.trim().to_string()).collect())
 }
 
-/// Compares the transcripts of `script`; `real` is `-` where there is none.
+/// Compares the transcripts of `script`; `real` is `-` if the real driver has none.
 pub(crate) fn run(
     script: &str,
     real: &str,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Real DMA: QEMU's `edu` device, bound to vfio-pci, copies memory through the
-//! IOMMU that the backend has set up.
+//! Real DMA: QEMU's `edu` device, bound to vfio-pci, copies memory through the IOMMU
+//! mappings of the backend.
 
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
@@ -54,7 +54,7 @@ impl Edu {
         written.map_err(text)
     }
 
-    /// Copies, and waits until the engine is idle again.
+    /// Copies bytes, and waits until the engine is idle again.
     fn copy(&self, source: u64, target: u64, direction: u64) -> Result<(), String> {
         self.set(SOURCE, source)?;
         self.set(TARGET, target)?;
@@ -80,7 +80,7 @@ fn bytes_at(real: &mut Real, addr: u64) -> Vec<u8> {
     bytes
 }
 
-/// Prints what it has seen; the DMA after the unmap faults, which the kernel logs.
+/// Prints what it has checked. The DMA after the unmap faults, and the kernel logs it.
 pub(crate) fn run() -> Result<(), String> {
     let mut real = Real::new(65535).map_err(text)?;
     let real = &mut real;
@@ -98,11 +98,11 @@ pub(crate) fn run() -> Result<(), String> {
         return Err("the device's bytes did not arrive".into());
     }
     println!("edu: {BYTES} bytes went through the device and came back");
-    // A device behind an IOMMU may write anywhere: all is dirty, each time.
+    // A device behind an IOMMU may write anywhere: every report has every page.
     expect(real, "get iova=0x100000 size=16p", "0 ok bm=ffff,0")?;
     expect(real, "get iova=0x100000 size=16p", "0 ok bm=ffff,0")?;
 
-    // A second group comes and goes while tracking, and DMA goes on.
+    // A second group comes and goes while tracking is on, and DMA still works.
     expect(real, "attach dev=pci1", "ok")?;
     edu.copy(BUFFER, IOVA + 4 * PAGE, TO_MEMORY)?;
     expect(real, "get iova=0x100000 size=16p", "0 ok bm=ffff,0")?;
@@ -115,7 +115,7 @@ pub(crate) fn run() -> Result<(), String> {
     }
     println!("edu: a second group came and went");
 
-    // Bits of the range come with its unmap, and DMA faults from then on.
+    // The unmap reports the range's bits; from then on DMA to it faults.
     real.poke(MEM + 3 * PAGE, &[0; BYTES]);
     expect(
         real,
@@ -128,9 +128,9 @@ pub(crate) fn run() -> Result<(), String> {
     }
     println!("edu: after the unmap nothing arrives");
 
-    drop(edu); // which keeps the group in use
+    drop(edu); // its file keeps the group in use
 
-    // What the last group behind an IOMMU wrote is reported when it has gone.
+    // When the last group behind an IOMMU goes, what it may have written is reported.
     expect(real, "new devs=emu0,pci0", "set_iommu(3)=ok")?;
     expect(real, "getdev dev=pci0", "getdev dev=pci0")?;
     expect(real, "map iova=0x100000 size=16p vaddr=mem", "0 ok")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Each allocation of an operation fails in turn (the kernel's fault
-//! injection): the operation must fail and change nothing, or succeed.
+//! Lets each allocation of an operation fail in turn, by the kernel's fault injection.
+//! The operation must fail and change nothing, or succeed.
 
 use crate::ask::{ask, expect, text};
 use crate::faults::{pins, settled};
@@ -12,13 +12,13 @@ const MOST: u32 = 3000;
 /// An operation whose allocations fail.
 struct Step {
     line: &'static str,
-    /// How the answer ends when it succeeds.
+    /// The end of its answer when it succeeds.
     good: &'static str,
-    /// What undoes it, and what clears what the undoing marked.
+    /// Lines that undo it, and clear what that has marked.
     undo: &'static [&'static str],
-    /// A line and its answer's end that show that a failure has changed nothing.
+    /// A line, and the end of its answer if a failure has changed nothing.
     still: Option<(&'static str, &'static str)>,
-    /// Whether the steps that follow need it.
+    /// Whether later steps need it.
     keep: bool,
 }
 
@@ -75,7 +75,7 @@ const STEPS: [Step; 7] = [
     },
 ];
 
-/// Runs one step with each allocation failing; how many could fail.
+/// Runs one step once for each allocation, which fails; how many allocations it has.
 fn each(real: &mut Real, step: &Step) -> Result<u32, String> {
     for n in 1..MOST {
         real.fail.set(Some(n));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What must not hurt the kernel: processes that are killed in the middle,
-//! threads that do everything at once, unloading a module in use. Every pin
-//! must be given back.
+//! Kills processes in the middle of operations, runs threads on one container, and
+//! tries to unload a module in use. Every pin must be given back.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,13 +19,13 @@ use crate::real::Real;
 
 /// Processes that are killed.
 const VICTIMS: u64 = 60;
-/// How long threads work on one container, and how often each at least.
+/// How long threads work on one container, and the fewest rounds of each.
 const STRESS: Duration = Duration::from_secs(8);
 const ROUNDS: u64 = 10;
 
-/// Pins that the kernel has taken and not given back.
+/// How many pins the kernel holds: taken and not given back.
 pub(crate) fn pins() -> Result<i64, String> {
-    // Processors count for themselves and add up now and then.
+    // Each processor has its own count; this adds them up.
     fs::write("/proc/sys/vm/stat_refresh", "1").map_err(text)?;
     let stat = fs::read_to_string("/proc/vmstat").map_err(text)?;
     let value = |name: &str| {
@@ -37,7 +36,7 @@ pub(crate) fn pins() -> Result<i64, String> {
     Ok(value("nr_foll_pin_acquired ")? - value("nr_foll_pin_released ")?)
 }
 
-/// Waits until as many pins are held as before: processes end by and by.
+/// Waits until as many pins are held as before, since processes end in their own time.
 pub(crate) fn settled(before: i64) -> Result<(), String> {
     for _ in 0..3000 {
         if pins()? == before {
@@ -48,7 +47,7 @@ pub(crate) fn settled(before: i64) -> Result<(), String> {
     Err(format!("{} pins are held for ever", pins()? - before))
 }
 
-/// Works until it is killed.
+/// Maps, pins and reports until it is killed.
 fn victim(k: u64) {
     let mut real = match Real::new(65535) {
         Ok(real) => real,
@@ -95,7 +94,7 @@ fn killed() -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the driver lets itself be unloaded now.
+/// Tries to unload a module; whether that worked.
 #[allow(unsafe_code)]
 fn unloaded(module: &std::ffi::CStr) -> Result<bool, String> {
     // SAFETY: a system call with a C string and flags.
@@ -123,7 +122,7 @@ fn unload() -> Result<(), String> {
     Ok(())
 }
 
-/// One thread's work: the same lines, until it is told to stop.
+/// One thread's work: repeats its lines until it is told to stop.
 fn work(lines: &[&str], mut real: Real, rounds: &AtomicU64, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         for line in lines {
@@ -133,8 +132,8 @@ fn work(lines: &[&str], mut real: Real, rounds: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
-/// Threads that share a container: one changes mappings, one uses a device, one
-/// tracks, one moves a group.
+/// Threads share a container: one changes mappings, one uses a device, one starts,
+/// reports and stops, one moves a group.
 fn stress() -> Result<(), String> {
     let before = pins()?;
     let mut real = Real::new(65535).map_err(text)?;
@@ -183,7 +182,7 @@ fn stress() -> Result<(), String> {
     Ok(())
 }
 
-/// `threads`: too much for the real driver, which has defects there (U3).
+/// With `threads`, also the threads, which meet a defect of the real driver (U3).
 pub(crate) fn run(threads: bool) -> Result<(), String> {
     unload()?;
     killed()?;

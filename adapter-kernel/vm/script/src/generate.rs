@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Fresh random scripts: the model's, but for what only a simulation can do
-//! and what makes the two drivers differ on purpose for the rest of a case.
+//! Fresh random scripts. They are the model's, without operations that only a
+//! simulation can do, and without those after which the two drivers differ on purpose
+//! for the rest of a case.
 
 use arbitrary::{Arbitrary, Unstructured};
 use dirty_core::uapi::{VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_SET_IOMMU};
@@ -24,7 +25,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Whether such a container may have the device, and the VM has it.
+    /// Whether the VM has the device, and such a container may have it.
     fn has(self, device: DeviceIndex) -> bool {
         let Some(spec) = DEVICES.get(device).filter(|d| d.name != "big0") else {
             return false;
@@ -36,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// Makes a container's devices its own.
+    /// Keeps only such a container's devices, and adds one of each kind it needs.
     fn limit(self, devices: &mut Vec<DeviceIndex>) {
         devices.retain(|d| self.has(*d));
         if self != Kind::Emulated && devices.iter().all(|d| emulated(*d)) {
@@ -48,15 +49,14 @@ impl Kind {
     }
 }
 
-/// Pins by a device behind an IOMMU narrow the dirty scope, which the real
-/// driver does in its own way (D11).
+/// Whether a device has no IOMMU. Only such devices pin: pins by others narrow the
+/// dirty scope, where the real driver differs (D11).
 fn emulated(device: DeviceIndex) -> bool {
     DEVICES.get(device).is_some_and(|d| d.pgsizes.is_none())
 }
 
-/// Whether a bitmap is refused or written whole: one that faults half-way
-/// leaves the real driver without its bits (D2, D3), which such a script is not
-/// for.
+/// Whether a bitmap is refused or written whole. One that faults half-way makes the
+/// real driver lose its bits (D2, D3), and then all later answers differ.
 fn whole(b: &Bitmap, size: u64) -> bool {
     let fits = b.data == BUF && size <= 1 << 30;
     let end = b.data.checked_add(b.bsize);
@@ -64,8 +64,8 @@ fn whole(b: &Bitmap, size: u64) -> bool {
     fits || refused
 }
 
-/// The operation as a VM can run it, if it can; `halfway` whether user memory
-/// may end in the middle of one.
+/// The operation as the VM can run it; `None` if it cannot. `halfway`: user memory may
+/// end in the middle of an operation.
 fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
     let exists = |device| kind.has(device);
     match op {
@@ -77,7 +77,7 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
         }
         Op::Attach { device, .. } | Op::Detach(device) => exists(device).then_some(op),
         Op::CloseDevice(device) | Op::GetDevice(device) => exists(device).then_some(op),
-        // Counters of a closed device are not kept anywhere.
+        // The kernel keeps no counters of a closed device.
         Op::Stat(_) => None,
         Op::Rw { device, .. } => exists(device).then_some(op),
         Op::Pin { device, .. } => emulated(device).then_some(op),
@@ -92,7 +92,7 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
         Op::Map(m) => (m.vaddr != MEM + MEM_SIZE - PAGE || m.size <= PAGE).then_some(op),
         Op::Unmap(ref u) => (u.flags & 1 == 0 || whole(&u.bitmap, u.size)).then_some(op),
         Op::Get(ref g) => whole(&g.bitmap, g.size).then_some(op),
-        // A report whose argument is what an earlier operation left.
+        // Its bitmap would be what an earlier operation left in memory.
         Op::Dirty {
             flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
             argsz: 48..,
@@ -104,10 +104,10 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
     }
 }
 
-/// Moves a pin or unpin at an odd address to the page's start, unless one
-/// mapping has all of it: a pin that reaches into the next one may be kept by
-/// either in the real driver, as its tree happens to be, which may not find it
-/// again, and stops the kernel when the mapping goes.
+/// Moves a pin or unpin at an odd address to the page's start, unless one mapping has
+/// all of it. A pin that reaches into the next mapping may be kept in either by the
+/// real driver, which then may not find it again, and stops the kernel when the mapping
+/// goes.
 fn keeps_to_one_mapping(model: &Naive, op: &mut Op) {
     if let Op::Pin { iova, n, .. } | Op::Unpin { iova, n, .. } = op {
         let last = iova.wrapping_add((*n).max(1) as u64 * PAGE - 1);
@@ -139,9 +139,9 @@ fn pinned_after(model: &Naive, ops: impl Iterator<Item = Op>) -> u64 {
     model.pinned_pages()
 }
 
-/// An unpin stops at what is not mapped, and pins behind it stay. A driver that
-/// does not know (the test module) forgets them, and the real backend leaks
-/// them when the container goes: such an unpin is of one page.
+/// Makes an unpin that would leave pins behind one of a single page. An unpin stops at
+/// the first page that is not mapped, and pins after it stay; the test module forgets
+/// them all the same, and the real backend leaks them when the container goes.
 fn unpins_all_it_names(model: &Naive, op: &mut Op) {
     if let Op::Unpin { device, iova, n } = op {
         let (device, first) = (*device, *iova);
@@ -174,13 +174,14 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
     while done < ops {
         text += &format!("case {name}-{seed}-{case}\n");
         case += 1;
-        // A limit stays with the process, and whoever may not raise it again
-        // answers otherwise: one a case, near its end.
+        // A limit stays with the process, which may not be allowed to raise it again:
+        // a case has one at most, near its end.
         let mut limited = false;
         let mut model = Naive::default();
         for k in 1..=SCRIPTS {
             random.fill_bytes(&mut bytes);
-            // The kernel reads it when the type is set, others at the open.
+            // The kernel reads it when the type is set, the others at the open: it is
+            // set before both.
             let limit = match bytes[0] % 8 {
                 0 => bytes[1] % 8,
                 _ => 255,
@@ -196,14 +197,14 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
                 };
                 keeps_to_one_mapping(&model, &mut op);
                 unpins_all_it_names(&model, &mut op);
-                // A limit that changes is for later containers; the kernel's
-                // would be for this one too, if it had a new type.
+                // A changed limit is for later containers. The kernel would take it
+                // for this one too, if a type were set again.
                 changed |= matches!(op, Op::EntryLimit(_));
                 if changed && sets_type(&op) {
                     continue;
                 }
                 if let Op::MemLock { keep_cap, .. } = &mut op {
-                    // Outside, the right may not be there to keep.
+                    // Outside the VM the process may not have the right to keep.
                     *keep_cap = false;
                     if limited || k != SCRIPTS {
                         continue;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the real driver answers: the model's answers, and the bits that its
-//! defects U1 and U8 add, to the bit.
+//! Computes what the real driver answers: the model's answers, and exactly the bits
+//! that its defects U1 and U8 add.
 //!
-//! A report shifts a mapping's bitmap in place to where its pages are among the
-//! user's words, ORs the whole first user word into it and copies it out; only
-//! the mapping's own number of bits is cleared afterwards. What lies beyond
-//! stays and is there in the next report.
+//! For a report that driver shifts a mapping's bitmap in place to the mapping's bit in
+//! the user's words, ORs the whole first user word into it, and copies it out. Then it
+//! clears only as many bits as the mapping has pages. Bits beyond stay, and come back
+//! in the next report.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,13 @@ use dirty_script::{run, Reply, System};
 /// A mapping: first address and bytes.
 type Range = (u64, u64);
 
-/// The model, and what the real driver's bitmaps hold beyond the model's.
+/// The model, and the bits that the real driver's bitmaps have beyond the model's.
 pub(crate) struct Linux {
     pub(crate) model: Naive,
     stale: BTreeMap<Range, Vec<u64>>,
 }
 
-/// Shifts a bitmap of whole words up.
+/// Shifts a bitmap up by `by` bits, 1 to 63.
 fn shift_up(words: &mut [u64], by: u32) {
     let mut below = 0;
     for word in words {
@@ -42,7 +42,7 @@ impl Linux {
         }
     }
 
-    /// What the ideal driver answers, and what the real one does.
+    /// Runs an operation; what a driver without defects answers, and the real one.
     pub(crate) fn step(&mut self, op: &Op) -> (Reply, Reply) {
         let report = match op {
             Op::Get(g) => Some((g.iova, g.size, g.bitmap)),
@@ -51,7 +51,7 @@ impl Linux {
             }
             _ => None,
         };
-        // Those that go elsewhere are in the tables, which list what differs.
+        // Reports to other addresses are in the tables, whose differences are listed.
         let report = report.filter(|(_, _, b)| b.data == BUF);
         let before = report.map(|_| self.model.clone());
         let ideal = run(&mut self.model, op);
@@ -95,7 +95,7 @@ impl Linux {
                 fill: Some(0),
             };
             let mut words = vec![0; arg.words as usize];
-            // A mapping of its own is always a good range.
+            // A whole mapping is a valid range, so this cannot fail.
             let _ = before.report(&arg, &mut words);
             words.push(0); // the spare word
             if let Some(stale) = self.stale.get(&range) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The VM's program: runs scripts on the real `/dev/vfio/vfio` inside, makes
-//! them and compares their transcripts outside.
+//! The VM's program. Inside the VM it runs scripts on the real `/dev/vfio/vfio`; outside
+//! it makes them and compares their transcripts.
 
 #[path = "../../../../adapter-user/src/bin/vfio-dirty/replay/arena.rs"]
 mod arena;
@@ -29,12 +29,12 @@ const USAGE: &str = "usage:
   dirty-vm faults [threads]        kill processes, unload the module in use
   dirty-vm failnth                 let each allocation fail in turn
   dirty-vm speed OUT               append times to a file
-  dirty-vm ratio REAL OURS         put two drivers' times together
+  dirty-vm ratio REAL OURS         print the ratios of two drivers' times
   dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
                                    emulated, iommu, mixed, or halfway: mixed, and
                                    user memory ends in the middle of operations
   dirty-vm compare SCRIPT REAL OURS REPLAY [LISTED]
-                                   hold three transcripts of a script against each other";
+                                   compare three transcripts of a script";
 
 fn run_case(case: &Case, out: File) -> io::Result<()> {
     let mut out = BufWriter::new(out);

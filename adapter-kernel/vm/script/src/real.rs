@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The real thing: `/dev/vfio/vfio`, groups and devices of a kernel, some of
-//! them the test module's, which pin and write on demand.
+//! The kernel's own `/dev/vfio/vfio`, groups and devices. The test module's devices pin
+//! and write on demand.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -62,7 +62,7 @@ const EMU_NOUNPIN: u32 = 0x45e5;
 /// A device of the scripts as the VM has it.
 #[derive(Default)]
 struct Slot {
-    /// The name by which its group knows it; none if the VM has no such device.
+    /// Its name in its group; `None` if the VM has no such device.
     name: Option<String>,
     /// `/dev/vfio/N`.
     group: String,
@@ -76,7 +76,7 @@ pub(crate) struct Real {
     slots: [Slot; DEVICES.len()],
     /// The loaded driver's module parameters.
     parameters: String,
-    /// How far the arguments of ioctls are from where scripts have them.
+    /// How far the arguments of ioctls are from the scripts' address for them.
     shift: u64,
     /// Which allocation of the next system call on VFIO is to fail.
     pub(crate) fail: Cell<Option<u32>>,
@@ -101,7 +101,7 @@ fn open(path: &str) -> Result<File, Errno> {
     file.map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
 }
 
-/// The parameters' folder of whichever driver is loaded.
+/// The folder of the loaded driver's module parameters.
 pub(crate) fn parameters() -> String {
     let folder = |name| format!("/sys/module/{name}/parameters");
     let names = ["vfio_iommu_type1", "vfio_iommu_dirty"].map(folder);
@@ -112,7 +112,7 @@ pub(crate) fn parameters() -> String {
 }
 
 impl Real {
-    /// Finds the devices that `/etc/devs` lists: name, name in its group, path.
+    /// Finds the devices of `/etc/devs`: a name, the name in its group, and a path.
     pub(crate) fn new(entry_limit: u32) -> io::Result<Self> {
         let mut slots: [Slot; DEVICES.len()] = Default::default();
         for line in fs::read_to_string("/etc/devs")?.lines() {
@@ -139,8 +139,8 @@ impl Real {
         Ok(real)
     }
 
-    /// The same container and devices for another thread, the `k`-th, whose
-    /// arguments lie in memory of their own.
+    /// The same container and devices for the `k`-th other thread, with memory of its
+    /// own for arguments.
     pub(crate) fn share(&self, k: u64) -> io::Result<Real> {
         let shift = k * ARG_SIZE;
         arena::map_memory(ARG + shift, ARG_SIZE, true)
@@ -166,7 +166,7 @@ impl Real {
         })
     }
 
-    /// A system call, in which an allocation fails if one is to.
+    /// A system call, in which the allocation that `fail` names fails.
     fn call(&self, fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
         let Some(n) = self.fail.take() else {
             return raw_ioctl(fd, nr, arg);
@@ -175,7 +175,7 @@ impl Real {
         let armed = file.write_at(n.to_string().as_bytes(), 0);
         armed.map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?;
         let answer = raw_ioctl(fd, nr, arg);
-        // What is left of the count: 0 if there was such an allocation.
+        // The rest of the count: 0 if there was such an allocation.
         let mut left = [0; 8];
         let len = file.read_at(&mut left, 0).unwrap_or(0);
         self.failed.set(left[..len].trim_ascii() == b"0");
@@ -183,7 +183,7 @@ impl Real {
         answer
     }
 
-    /// Where an address of the scripts is.
+    /// Where an address of the scripts is for this thread.
     fn place(&self, addr: u64) -> u64 {
         let argument = addr
             .checked_sub(ARG)
@@ -240,7 +240,7 @@ impl System for Real {
         let mut name = slot.name.clone().unwrap_or_default().into_bytes();
         name.push(0);
         let fd = raw_ioctl(group, GROUP_GET_DEVICE_FD, name.as_mut_ptr() as u64)?;
-        // SAFETY: a new file, of which nobody else knows.
+        // SAFETY: the kernel has just opened the file, and nobody else has it.
         slot.device_file = Some(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         Ok(())
     }
@@ -293,7 +293,7 @@ impl System for Real {
     ) -> Result<i32, Errno> {
         let device = self.device(index)?;
         if !DEVICES[index].pins {
-            return Err(Errno::ENOTTY); // as its driver would say
+            return Err(Errno::ENOTTY); // its driver does not know the ioctl
         }
         let mut arg = EmuRw {
             iova,
@@ -328,7 +328,7 @@ impl System for Real {
     fn stat(&self, index: DeviceIndex) -> Stat {
         let mut stat = EmuStat::default();
         if let Ok(device) = self.device(index) {
-            // A device of another driver has counted nothing.
+            // A device of another driver counts nothing.
             let _ = raw_ioctl(device, EMU_STAT, address(&mut stat));
         }
         Stat {
@@ -350,7 +350,7 @@ impl System for Real {
     }
 
     fn set_entry_limit(&mut self, limit: u32) {
-        // A kernel without the parameter would show it in every answer.
+        // If that fails, every answer about the limit shows it.
         let _ = fs::write(
             format!("{}/dma_entry_limit", self.parameters),
             limit.to_string(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! How long the loaded driver takes. Times mean nothing by themselves in an
-//! emulated machine; `dirty-vm ratio` puts two drivers' of one boot together.
+//! Times the loaded driver. In an emulated machine times alone mean nothing;
+//! `dirty-vm ratio` prints the ratios of two drivers' times in one boot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,11 +16,11 @@ use dirty_script::System;
 use crate::ask::{ask, device, expect, text};
 use crate::real::Real;
 
-/// Bytes of mappings that a report looks at.
+/// Bytes of the mappings in a report.
 const TOTAL: u64 = 64 << 30;
-/// Where as much memory can be, if it is touched.
+/// Where that much memory can be mapped.
 const SPACE: u64 = 0x20_0000_0000;
-/// Bytes of each of many mappings, which share little memory.
+/// Bytes of one of many mappings, which all share the same memory.
 const PIECE: u64 = 4 << 20;
 /// An odd number of pages, so that mappings start at odd bits.
 const ODD: u64 = PIECE - PAGE;
@@ -31,7 +31,7 @@ const MANY: u64 = 60_000;
 /// Where arguments lie.
 const ARG: u64 = HUGE;
 
-/// The shortest of some runs, each after `prepare`.
+/// The shortest time of `timed` in some runs, each after `prepare`.
 fn shortest(
     runs: u32,
     real: &mut Real,
@@ -71,7 +71,7 @@ fn unmap(real: &mut Real, iova: u64, size: u64) -> Result<(), String> {
     ioctl(real, VFIO_IOMMU_UNMAP_DMA)
 }
 
-/// The argument of a report is written before it is timed.
+/// Writes the argument of a report, before it is timed.
 fn get_argument(real: &mut Real, size: u64) -> Result<(), String> {
     let flags = u64::from(VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
     let bitmap = size.div_ceil(PAGE).div_ceil(64) * 8;
@@ -165,7 +165,7 @@ fn mappings(real: &mut Real, times: &mut Times) -> Result<(), String> {
     };
     let without = |real: &mut Real| {
         for k in 0..1000 {
-            // Before the first run nothing is there.
+            // Before the first run nothing is mapped there.
             let _ = unmap(real, (2 * (k * 59) + 1) * PAGE, PAGE);
         }
         Ok(())
@@ -184,7 +184,7 @@ pub(crate) fn run(out: &str) -> Result<(), String> {
     ask(&mut real, "bigbuf size=0x1000000")?;
     real.map_memory(ARG, PAGE, true).map_err(text)?;
     let mut times = Times::new();
-    // A page of 2 MiB for each byte written would be too much memory.
+    // With huge pages, each byte written would take 2 MiB.
     fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "never").map_err(text)?;
     real.map_memory(SPACE, TOTAL, true).map_err(text)?;
     tracked(&mut real, 1, TOTAL, SPACE)?;
@@ -213,7 +213,7 @@ fn read(path: &str) -> Result<BTreeMap<String, u64>, String> {
     Ok(times)
 }
 
-/// Prints how many times as fast as the real driver ours is.
+/// Prints how many times as fast as the real driver the module is.
 pub(crate) fn ratio(real: &str, ours: &str) -> Result<(), String> {
     let (real, ours) = (read(real)?, read(ours)?);
     println!(
