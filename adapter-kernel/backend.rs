@@ -29,7 +29,8 @@ struct State {
 pub(crate) struct Backend {
     #[pin]
     state: Mutex<State>,
-    /// INVARIANT: valid until the backend is dropped.
+    /// The devices whose drivers can be told to unpin. INVARIANT: valid until the
+    /// backend is dropped.
     devices: *mut sys::Devices,
 }
 
@@ -39,7 +40,7 @@ impl PinnedDrop for Backend {
         let mut state = self.state.lock();
         let State { type1, host } = &mut *state;
         type1.close(host);
-        // SAFETY: allocated at open, and freed once.
+        // SAFETY: allocated by `open`, and freed once.
         unsafe { sys::dirty_devices_free(self.devices) };
     }
 }
@@ -54,7 +55,7 @@ impl Backend {
             ..Options::default()
         };
         let type1 = Type1::open(KernelMemory, options, kind);
-        let type1 = type1.map_err(|_| EINVAL)?; // VFIO asks for types that are offered
+        let type1 = type1.map_err(|_| EINVAL)?;
         let devices = sys::dirty_devices_new();
         if devices.is_null() {
             return Err(ENOMEM);
@@ -71,7 +72,7 @@ impl Backend {
             GFP_KERNEL_ACCOUNT,
         );
         if made.is_err() {
-            // SAFETY: allocated above, and nobody has it.
+            // SAFETY: allocated above, and nobody else has it.
             unsafe { sys::dirty_devices_free(devices) };
         }
         made
@@ -159,13 +160,13 @@ fn errno(e: Error) -> i32 {
     e.errno().0.wrapping_neg()
 }
 
-/// The backend behind what VFIO kept.
+/// The backend that VFIO's `data` points to.
 ///
 /// # Safety
 ///
-/// `data` came from `dirty_backend_open`, and is not released yet.
+/// `data` came from `dirty_backend_open` and is not released yet.
 unsafe fn backend<'a>(data: *mut c_void) -> &'a Backend {
-    // SAFETY: by contract, and it is only ever shared.
+    // SAFETY: by contract; nobody has the backend exclusively.
     unsafe { &*data.cast::<Backend>() }
 }
 
@@ -173,14 +174,14 @@ fn group_id(group: *mut sys::Group) -> GroupId {
     GroupId(group as u64)
 }
 
-// What follows is called by C, as `glue.h` declares it. VFIO passes a `data`
-// that `dirty_backend_open` returned and that it has not released, which is the
+// C calls what follows; `glue.h` declares it. VFIO passes a `data` that
+// `dirty_backend_open` returned and that it has not released, which is the
 // contract of `backend`.
 
 #[no_mangle]
 extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
     match Backend::open(kind as u64) {
-        // SAFETY: it stays where it is until `dirty_backend_release`.
+        // SAFETY: it does not move before `dirty_backend_release` drops it.
         Ok(backend) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(backend) }).cast(),
         Err(e) => e.to_ptr(),
     }
@@ -199,7 +200,7 @@ unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize)
         let offered = Type1::<KernelMemory>::offers(arg as u64);
         return isize::from(nr == VFIO_CHECK_EXTENSION && offered);
     }
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     match unsafe { backend(data) }.ioctl(nr, arg as u64) {
         Ok(value) => value as isize,
         Err(e) => {
@@ -211,11 +212,11 @@ unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize)
     }
 }
 
-/// A driver with a defect, which the real backend answers with BUG().
+/// Warns once of a driver that does not unpin. The real backend calls BUG() then.
 fn warn_still_pinned() {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
-        pr_warn!("a device does not unpin what is to be unmapped: EBUSY\n");
+        pr_warn!("a device does not unpin pages that are being unmapped: EBUSY\n");
     }
 }
 
@@ -225,14 +226,14 @@ unsafe extern "C" fn dirty_backend_attach_group(
     group: *mut sys::Group,
     emulated: bool,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let attached = unsafe { backend(data) }.attach_group(group_id(group), emulated);
     attached.map_or_else(errno, |()| 0)
 }
 
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_detach_group(data: *mut c_void, group: *mut sys::Group) {
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     unsafe { backend(data) }.detach_group(group_id(group));
 }
 
@@ -248,9 +249,9 @@ unsafe extern "C" fn dirty_backend_pin_pages(
     let Ok(n @ 1..) = usize::try_from(npage) else {
         return errno(Error::NoPages);
     };
-    // SAFETY: VFIO's callers give room for so many pages.
+    // SAFETY: VFIO's callers pass room for so many pages.
     let pages = unsafe { slice::from_raw_parts_mut(pages, n) };
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let pinned = unsafe { backend(data) }.pin_pages(group_id(group), iova, prot as u32, pages);
     pinned.map_or_else(errno, |()| npage)
 }
@@ -258,15 +259,15 @@ unsafe extern "C" fn dirty_backend_pin_pages(
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_unpin_pages(data: *mut c_void, iova: u64, npage: i32) {
     let npages = u64::try_from(npage).unwrap_or(0);
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     unsafe { backend(data) }.unpin_pages(iova, npages);
 }
 
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_register_device(data: *mut c_void, vdev: *mut sys::VfioDevice) {
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let devices = unsafe { backend(data) }.devices;
-    // SAFETY: both are valid, and the device is not in a list.
+    // SAFETY: both are valid, and the device is in no list.
     unsafe { sys::dirty_devices_add(devices, vdev) };
 }
 
@@ -275,7 +276,7 @@ unsafe extern "C" fn dirty_backend_unregister_device(
     data: *mut c_void,
     vdev: *mut sys::VfioDevice,
 ) {
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let devices = unsafe { backend(data) }.devices;
     // SAFETY: both are valid, and the device is in this list.
     unsafe { sys::dirty_devices_remove(devices, vdev) };
@@ -289,13 +290,13 @@ unsafe extern "C" fn dirty_backend_dma_rw(
     len: usize,
     write: bool,
 ) -> i32 {
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let backend = unsafe { backend(data) };
     let done = if write {
-        // SAFETY: VFIO's callers give so many bytes.
+        // SAFETY: VFIO's callers pass so many bytes.
         backend.write(iova, unsafe { slice::from_raw_parts(buf, len) })
     } else {
-        // SAFETY: VFIO's callers give room for so many bytes.
+        // SAFETY: VFIO's callers pass room for so many bytes.
         backend.read(iova, unsafe { slice::from_raw_parts_mut(buf, len) })
     };
     done.map_or_else(errno, |()| 0)
@@ -309,7 +310,7 @@ unsafe extern "C" fn dirty_backend_group_domain(
     if data.is_null() || group.is_null() {
         return EINVAL.to_ptr();
     }
-    // SAFETY: see above.
+    // SAFETY: VFIO's `data`, see above.
     let state = unsafe { backend(data) }.state.lock();
     state
         .host

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the core asks for, answered by the kernel.
+//! The kernel as the core's host: pages, address spaces, user memory and IOMMUs.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -14,15 +14,16 @@ use kernel::alloc::KVec;
 
 use crate::sys;
 
-/// Bytes of a page, as a power of two.
+/// log2 of the bytes of a page.
 const PAGE_SHIFT: u32 = kernel::page::PAGE_SHIFT as u32;
 
-/// An address space that mappings point into, and who pays for it.
+/// An address space that mappings point into, and the task that pays for its
+/// locked memory.
 #[derive(Clone, Copy)]
 struct Owner {
-    /// INVARIANT: held (mmgrab), as long as `refs` is not 0.
+    /// INVARIANT: held by mmgrab while `refs` is not 0.
     mm: *mut sys::MmStruct,
-    /// INVARIANT: held likewise.
+    /// INVARIANT: held by get_task_struct while `refs` is not 0.
     task: *mut sys::Task,
     refs: usize,
 }
@@ -34,18 +35,18 @@ struct Attached {
     reserved: KVec<sys::Range>,
 }
 
-/// The kernel, for one container.
+/// The kernel as the host of one container.
 #[derive(Default)]
 pub(crate) struct KernelHost {
-    /// One for each mm: few.
+    /// One entry for each mm. There are few.
     owners: KVec<Owner>,
     groups: KVec<Attached>,
 }
 
-// SAFETY: what the pointers lead to is the kernel's, which has locks of its own.
+// SAFETY: the pointers lead to objects of the kernel, which have their own locks.
 unsafe impl Send for KernelHost {}
 
-/// What a C function returned: 0, or a negative errno.
+/// The result of a C function that returns 0 or a negative errno.
 fn checked(ret: i32) -> Result<(), Errno> {
     match ret {
         0 => Ok(()),
@@ -53,7 +54,7 @@ fn checked(ret: i32) -> Result<(), Errno> {
     }
 }
 
-/// What a copy came to that left so many bytes of `len`.
+/// The result of a copy that left so many bytes of `len`.
 fn copied(left: usize, len: usize) -> Result<(), Fault> {
     match left {
         0 => Ok(()),
@@ -76,7 +77,8 @@ fn group_of(group: GroupId) -> *mut sys::Group {
 }
 
 impl KernelHost {
-    /// Who pays for `mm`; null if no mapping points there, which C is never asked about.
+    /// The task that pays for `mm`. Null if no mapping points there, but the core
+    /// asks only about an mm that it has grabbed.
     fn task(&self, mm: Mm) -> *mut sys::Task {
         let owner = self.owners.iter().find(|o| o.mm == mm_of(mm));
         owner.map_or(ptr::null_mut(), |o| o.task)
@@ -100,8 +102,8 @@ impl KernelHost {
 impl Pinning for KernelHost {
     fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
         let write = prot.contains(Prot::WRITE);
-        // SAFETY: the core passes an mm that it has grabbed; C stores at most
-        // so many pfns as there is room for.
+        // SAFETY: the core passes an mm that it has grabbed. C stores at most as
+        // many pfns as there is room for.
         let ret = unsafe {
             sys::dirty_pin(
                 mm_of(mm),
@@ -115,7 +117,7 @@ impl Pinning for KernelHost {
     }
 
     fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot) {
-        // SAFETY: the core gives back pins that it has.
+        // SAFETY: the core drops only pins that it has.
         unsafe { sys::dirty_unpin(pfn, npages, prot.contains(Prot::WRITE)) };
     }
 
@@ -161,7 +163,7 @@ impl Accounting for KernelHost {
             return;
         }
         if let Ok(owner) = self.owners.remove(at) {
-            // SAFETY: the core's last reference, of which nothing is left.
+            // SAFETY: this was the core's last reference.
             unsafe { sys::dirty_release(owner.mm, owner.task) };
         }
     }
@@ -190,7 +192,7 @@ impl Accounting for KernelHost {
 
     fn uncharge(&mut self, mm: Mm, npages: u64) {
         let task = self.task(mm);
-        // SAFETY: likewise.
+        // SAFETY: as `charge`.
         unsafe { sys::dirty_uncharge(mm_of(mm), task, npages) };
     }
 }
@@ -202,34 +204,34 @@ impl UserMemory for KernelHost {
 
     fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
         let to = buf.as_mut_ptr().cast::<c_void>();
-        // SAFETY: `to` has room for so many bytes; any address is checked.
+        // SAFETY: `to` has room for so many bytes. C checks the user's address.
         let left = unsafe { sys::dirty_copy_from_user(to, addr, buf.len()) };
         copied(left, buf.len())
     }
 
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
         let from = buf.as_ptr().cast::<c_void>();
-        // SAFETY: `from` has so many bytes; any address is checked.
+        // SAFETY: `from` has so many bytes. C checks the user's address.
         let left = unsafe { sys::dirty_copy_to_user(addr, from, buf.len()) };
         copied(left, buf.len())
     }
 
     fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
         let to = buf.as_mut_ptr().cast::<c_void>();
-        // SAFETY: as `copy_from_user`, of an mm that the core has grabbed.
+        // SAFETY: as `copy_from_user`, and the core has grabbed the mm.
         let left = unsafe { sys::dirty_read_mm(mm_of(mm), to, vaddr, buf.len()) };
         copied(left, buf.len())
     }
 
     fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
         let from = buf.as_ptr().cast::<c_void>();
-        // SAFETY: as `copy_to_user`, of an mm that the core has grabbed.
+        // SAFETY: as `copy_to_user`, and the core has grabbed the mm.
         let left = unsafe { sys::dirty_write_mm(mm_of(mm), vaddr, from, buf.len()) };
         copied(left, buf.len())
     }
 }
 
-/// The ranges of `group` where nothing may be mapped.
+/// The reserved regions of `group`, where nothing may be mapped.
 fn reserved(group: GroupId) -> Result<KVec<sys::Range>, Errno> {
     let mut ranges = KVec::new();
     loop {
@@ -251,8 +253,8 @@ impl Iommu for KernelHost {
         let room = self.groups.reserve(1, GFP_KERNEL_ACCOUNT);
         room.map_err(|_| Errno::ENOMEM)?;
         let (mut domain, mut info) = (ptr::null_mut(), sys::DomainInfo::default());
-        // SAFETY: VFIO passes a group that it holds; the others are variables
-        // of this function.
+        // SAFETY: VFIO holds the group that it passes. The other two point to
+        // variables of this function.
         checked(unsafe { sys::dirty_domain_attach(group_of(group), &mut domain, &mut info) })?;
         let attached = Attached {
             group: group_of(group),
@@ -287,7 +289,7 @@ impl Iommu for KernelHost {
     }
 
     fn detach(&mut self, group: GroupId, domain: DomainId, last: bool) {
-        // SAFETY: the group is in the domain, and forgotten below.
+        // SAFETY: the group is in the domain, and is forgotten below.
         unsafe { sys::dirty_domain_detach(group_of(group), domain_of(domain), last) };
         self.forget(group);
     }
@@ -305,17 +307,18 @@ impl Iommu for KernelHost {
         npages: u64,
         prot: Prot,
     ) -> Result<(), Errno> {
-        // SAFETY: a domain of the core's, and pages that it has pinned.
+        // SAFETY: the domain is one of the core's, and the core has pinned the
+        // pages.
         checked(unsafe { sys::dirty_map(domain_of(domain), iova, pfn, npages, prot.0) })
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
-        // SAFETY: a domain of the core's.
+        // SAFETY: the domain is one of the core's.
         unsafe { sys::dirty_unmap(domain_of(domain), iova, npages) };
     }
 
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
-        // SAFETY: likewise.
+        // SAFETY: the domain is one of the core's.
         let phys = unsafe { sys::dirty_iova_to_phys(domain_of(domain), iova) };
         (phys != 0).then_some(phys >> PAGE_SHIFT)
     }

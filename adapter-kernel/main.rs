@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `dirty-core` as a VFIO IOMMU backend, in place of `vfio_iommu_type1`.
 //!
-//! [`backend`] has the operations and the lock, [`host`] what the core asks of
-//! the kernel, [`memory`] where its memory comes from; `glue.c` is the C half.
+//! [`backend`] has VFIO's operations and the lock. [`host`] is the kernel as the
+//! core's host, and [`memory`] is where the core's memory comes from. `glue.c` is
+//! the C half.
 
 mod backend;
 mod host;

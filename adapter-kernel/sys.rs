@@ -3,7 +3,7 @@
 
 use kernel::ffi::{c_int, c_long, c_ulong, c_void};
 
-/// Declares types that only C looks into.
+/// Declares types whose fields only C knows.
 macro_rules! opaque {
     ($($name:ident),*) => { $(
         #[repr(C)]

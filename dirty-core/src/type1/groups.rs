@@ -257,6 +257,13 @@ impl<M: Memory> Type1<M> {
         }
     }
 
+    /// Whether every page of a mapping counts as dirty (A8).
+    pub(super) fn all_dirty(&self) -> impl Fn(&Dma<M>) -> bool {
+        let unseen = self.num_non_pinned_groups != 0;
+        let skip_read_only = self.options.skip_read_only;
+        move |dma| unseen && dma.iommu_mapped && may_be_written(dma, skip_read_only)
+    }
+
     /// One group fewer may write anywhere without a mark. What it wrote until
     /// now is reported once more (D11).
     fn narrow_scope(&mut self) {
@@ -271,7 +278,7 @@ impl<M: Memory> Type1<M> {
 }
 
 /// Whether devices behind an IOMMU make `dma` dirty as a whole (D10).
-pub(super) fn may_be_written<M: Memory>(dma: &Dma<M>, skip_read_only: bool) -> bool {
+fn may_be_written<M: Memory>(dma: &Dma<M>, skip_read_only: bool) -> bool {
     !skip_read_only || dma.prot.contains(Prot::WRITE)
 }
 

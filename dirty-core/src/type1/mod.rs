@@ -197,11 +197,6 @@ impl<M: Memory> Type1<M> {
         self.groups.iter().any(|g| g.domain.is_none())
     }
 
-    /// Whether the devices of some group may write anywhere without a mark.
-    fn writes_unseen(&self) -> bool {
-        self.num_non_pinned_groups != 0
-    }
-
     /// Empties the backend: every group is detached, every mapping goes. Call
     /// it before dropping a backend: dropping one frees its memory, but cannot
     /// give pins back to the host.

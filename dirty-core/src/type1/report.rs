@@ -14,7 +14,6 @@ use crate::pgsize::PageSize;
 use crate::rescale::{normalise, Extent};
 use crate::span::Span;
 use crate::type1::dma::Dma;
-use crate::type1::groups::may_be_written;
 use crate::type1::{Type1, STAGING_WORDS};
 
 /// Where a report goes: bit k is the page at `iova + k * pgsize`, bit k % 64 of
@@ -67,13 +66,6 @@ impl Range {
 }
 
 impl<M: Memory> Type1<M> {
-    /// Whether every page of a mapping counts as dirty (A8).
-    pub(super) fn all_dirty(&self) -> impl Fn(&Dma<M>) -> bool {
-        let unseen = self.writes_unseen();
-        let skip_read_only = self.options.skip_read_only;
-        move |dma| unseen && dma.iommu_mapped && may_be_written(dma, skip_read_only)
-    }
-
     /// Writes the dirty pages of `range` to `dest`, and cleans them.
     pub(super) fn take(&mut self, range: Range, dest: Dest<'_>) -> Result<(), Error> {
         if range.pgsize != self.dirty_page() {
