@@ -4,9 +4,6 @@
 
 mod failure;
 mod info;
-#[cfg(feature = "kvm")]
-#[path = "../../../examples/kvm_vmm/kvm/mod.rs"]
-mod kvm;
 mod migrate;
 mod replay;
 
@@ -35,7 +32,7 @@ enum Command {
     #[command(hide = true, name = migrate::DESTINATION)]
     Destination,
     /// The receiving process of a migration of a KVM guest.
-    #[cfg(feature = "kvm")]
+    #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
     #[command(hide = true, name = migrate::KVM_DESTINATION)]
     KvmDestination {
         #[arg(long)]
@@ -49,8 +46,8 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Destination => migrate::destination(),
-        #[cfg(feature = "kvm")]
-        Command::KvmDestination { kvm } => Ok(kvm::receive(&kvm)),
+        #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+        Command::KvmDestination { kvm } => Ok(kvm_vmm::receive(&kvm)),
     };
     result.unwrap_or_else(|failure| {
         // Nobody may be there to read it.

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-#[path = "support/recorded.rs"]
+#[path = "../../adapter-user/tests/support/recorded.rs"]
 mod recorded;
 
 use recorded::{data, table_scripts, unpacked, TRACES};

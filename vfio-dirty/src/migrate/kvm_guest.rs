@@ -7,13 +7,13 @@ use super::Args;
 use crate::failure::Failure;
 
 /// The subcommand of its receiving process.
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub(crate) const KVM_DESTINATION: &str = "kvm-destination";
 
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     use super::Lose;
-    use crate::kvm;
+    use kvm_vmm as kvm;
 
     let lose = args.lose.map(|lose| match lose {
         Lose::Cpu => kvm::Lose::Kvm,
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(kvm::run(&args, &[KVM_DESTINATION]))
 }
 
-#[cfg(not(feature = "kvm"))]
+#[cfg(not(all(feature = "kvm", target_arch = "x86_64")))]
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let Args { kvm, stress, .. } = args;
     let _ = (kvm, stress); // nothing to do with them here

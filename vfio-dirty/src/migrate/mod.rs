@@ -29,7 +29,7 @@ use std::time::Duration;
 use adapter_user::{Container, Error, Group, GuestMemory, IommuType, Options, Prot};
 use clap::ValueEnum;
 
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub(crate) use self::kvm_guest::KVM_DESTINATION;
 pub(crate) use self::source::DESTINATION;
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The receiving side: the guest goes on here, and says itself whether its
-//! memory is what it should be.
+//! The receiving side: the guest goes on here and verifies its own memory.
 
 use std::io::{stdin, BufReader};
 use std::process::ExitCode;
@@ -9,14 +8,14 @@ use std::thread;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::CYCLE;
-use super::machine::{pages, Cpu, Machine, Stop};
-use super::source::checksums;
-use super::wire::{receive_pages, receive_state, State};
-use super::Result;
+use crate::guest::CYCLE;
+use crate::machine::{Cpu, Machine, Stop};
+use crate::memory::{checksums, pages};
+use crate::wire::{receive_pages, receive_state, State};
+use crate::Result;
 
-/// Receives a guest on standard input, lets it go on, and tells how it is.
-pub(super) fn receive(kvm: &str) -> Result<ExitCode> {
+/// Receives a guest on standard input, lets it go on, and prints what it finds.
+pub(crate) fn receive(kvm: &str) -> Result<ExitCode> {
     let (machine, mut cpu) = Machine::new(kvm, None)?;
     let mut pipe = BufReader::new(stdin().lock());
     receive_pages(&mut pipe, |gpa, bytes| -> Result<()> {
@@ -30,7 +29,7 @@ pub(super) fn receive(kvm: &str) -> Result<ExitCode> {
     println!("compared: {wrong} of {} pages differ", there.len());
     restore(&machine, &cpu, state)?;
 
-    // It was paused just before it verifies its memory.
+    // The source paused it just before it verifies its memory.
     let mut good = verified(&machine, &mut cpu, "when it arrived")? && wrong == 0;
     if good {
         go_on(&machine, &mut cpu)?;
@@ -62,7 +61,7 @@ fn verified(machine: &Machine, cpu: &mut Cpu, when: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Lets the guest make as many steps as write every page twice.
+/// Lets the guest make enough steps to write every page twice.
 fn go_on(machine: &Machine, cpu: &mut Cpu) -> Result<()> {
     let end = machine.steps.load(Ordering::Relaxed) + 2 * CYCLE;
     thread::scope(|scope| {

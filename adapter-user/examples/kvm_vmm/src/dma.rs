@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A device that does DMA behind a virtual IOMMU, in a thread of its own.
 //!
-//! Device 0 marks what it writes, through its mappings. Device 1 logs by itself,
-//! by IOVA, as VFIO devices do: the VMM harvests its log and translates.
+//! Device 0 marks what it writes through its mappings. Device 1 keeps a log by
+//! IOVA, as VFIO devices do; the VMM harvests the log and translates it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,17 +15,17 @@ use adapter_user::guest::{IovaView, Mapping, Tracker};
 use adapter_user::{Extent, PageSize};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::{
+use crate::guest::{
     OFFSETS, PAGE, REG_DOORBELL, REG_IOVA, REG_MAP, REG_UNMAP, WINDOWS, WINDOW_COUNT,
 };
-use super::machine::DeviceMemory;
-use super::{Lose, Result};
+use crate::memory::DeviceMemory;
+use crate::{Lose, Result};
 
-pub(super) struct Dma {
+pub(crate) struct Dma {
     view: IovaView,
-    /// Of a device that logs by itself.
-    pub(super) log: Option<DeviceLog>,
-    /// The IOVA that the next registers are about.
+    /// The log of device 1.
+    pub(crate) log: Option<DeviceLog>,
+    /// The IOVA page that REG_MAP and REG_DOORBELL use.
     iova: AtomicU32,
     windows: Mutex<BTreeMap<u64, Mapping>>,
     rung: AtomicU64,
@@ -34,7 +34,7 @@ pub(super) struct Dma {
 }
 
 impl Dma {
-    pub(super) fn new(
+    pub(crate) fn new(
         index: usize,
         tracker: &Tracker,
         memory: &Arc<DeviceMemory>,
@@ -74,8 +74,8 @@ impl Dma {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest writes a register.
-    pub(super) fn written(&self, register: u16, value: u32) -> Result<()> {
+    /// Handles the guest's write to a register.
+    pub(crate) fn written(&self, register: u16, value: u32) -> Result<()> {
         let page = u64::from(value) * PAGE;
         let iova = u64::from(self.iova.load(Ordering::Relaxed)) * PAGE;
         match register {
@@ -87,11 +87,11 @@ impl Dma {
             }
             REG_DOORBELL => {
                 let mapping = self.windows().get(&iova).cloned();
-                let mapping = mapping.ok_or("a doorbell for no window")?;
+                let mapping = mapping.ok_or("the guest rang for a window that is not mapped")?;
                 self.rung.fetch_add(1, Ordering::Relaxed);
                 self.queue.send((mapping, value))?;
             }
-            _ => return Err("a register that is none".into()),
+            _ => return Err("the guest wrote an unknown register".into()),
         }
         Ok(())
     }
@@ -102,27 +102,27 @@ impl Dma {
         Ok(())
     }
 
-    /// Doorbells that are done.
-    pub(super) fn done(&self) -> u64 {
+    /// How many doorbells the device has served.
+    pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Acquire)
     }
 
-    /// Waits until nothing is left to do. The guest must be stopped.
-    pub(super) fn drain(&self) {
+    /// Waits until every doorbell is served. The guest must be stopped.
+    pub(crate) fn drain(&self) {
         while self.done() < self.rung.load(Ordering::Relaxed) {
             thread::yield_now();
         }
     }
 
-    /// Doorbells done, and windows: IOVA and guest address.
-    pub(super) fn state(&self) -> (u64, Vec<(u64, u64)>) {
+    /// The doorbells served, and each window's IOVA and guest address.
+    pub(crate) fn state(&self) -> (u64, Vec<(u64, u64)>) {
         let windows = self.windows();
         let windows = windows.values().map(|m| (m.iova(), m.gpa())).collect();
         (self.done(), windows)
     }
 
-    /// Goes on where another device was.
-    pub(super) fn restore(&self, done: u64, windows: Vec<(u64, u64)>) -> Result<()> {
+    /// Takes over the state of another device.
+    pub(crate) fn restore(&self, done: u64, windows: Vec<(u64, u64)>) -> Result<()> {
         self.rung.store(done, Ordering::Relaxed);
         self.done.store(done, Ordering::Release);
         windows
@@ -131,7 +131,7 @@ impl Dma {
     }
 }
 
-/// What the device's own thread has.
+/// What the device's thread owns.
 struct Device {
     memory: Arc<DeviceMemory>,
     log: Option<DeviceLog>,
@@ -145,7 +145,7 @@ impl Device {
             self.memory.write_obj(u64::from(value), at).expect("RAM");
         }
         match &self.log {
-            // Refused while the log is off: then nobody has asked yet.
+            // The log refuses marks while it is off; nobody needs them then.
             Some(log) => drop(log.mark(mapping.iova(), PAGE)),
             None if self.marks => mapping.mark(mapping.iova(), PAGE).expect("in the mapping"),
             None => {}
@@ -153,11 +153,11 @@ impl Device {
     }
 }
 
-/// All that a device's windows may be at.
-pub(super) const APERTURE: (u64, u64) = (WINDOWS * PAGE, WINDOW_COUNT * PAGE);
+/// The IOVA range in which a device has its windows: first address and bytes.
+pub(crate) const APERTURE: (u64, u64) = (WINDOWS * PAGE, WINDOW_COUNT * PAGE);
 
-/// The tracker asks the log of a view's device, if it has one. Without one the
-/// view need not remember mappings that are gone.
+/// Adds the device as a source: a harvest reads its log, if it has one. A device
+/// that marks needs the harvest too, so that its view forgets old mappings.
 fn add_source(tracker: &Tracker, view: &IovaView, log: Option<&DeviceLog>) {
     let (view, log) = (view.clone(), log.cloned());
     tracker.add_source("device", move |_| {

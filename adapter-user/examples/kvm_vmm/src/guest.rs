@@ -1,55 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest: its memory, and its program.
+//! The guest: the layout of its memory, and its program.
 //!
-//! The program counts steps in RBX. Step n writes n + 1 into some pages by each
-//! of four ways, the pages of step n mod 64. So at any time the register alone
-//! says what every page must hold, and a page that arrived stale is found.
+//! The program counts steps in RBX. Step n writes the number n + 1 in four ways,
+//! each into its own pages for step n mod 64. So RBX alone tells what every page
+//! must hold, and the program can verify all of them.
 
 use vm_memory::GuestAddress;
 
-use super::asm::{Asm, If, Label, R9, RAX, RBX, RCX, RDI, RDX, RSI};
+use crate::asm::{Asm, If, Label, R9, RAX, RBX, RCX, RDI, RDX, RSI};
 
-pub(super) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
-/// Two pieces of RAM: first address and bytes.
-pub(super) const RAM: [(GuestAddress, usize); 2] = [
+/// The two ranges of RAM: first address and bytes.
+pub(crate) const RAM: [(GuestAddress, usize); 2] = [
     (GuestAddress(0), 16 << 20),
     (GuestAddress(512 << 20), 8 << 20),
 ];
 
-pub(super) const PAGE_TABLES: u64 = 0x1000;
-pub(super) const CODE: u64 = 0x10000;
+pub(crate) const PAGE_TABLES: u64 = 0x1000;
+pub(crate) const CODE: u64 = 0x10000;
 
-/// After so many steps the same pages are written again.
-pub(super) const CYCLE: u64 = 64;
+/// The program writes the same pages again after this many steps.
+pub(crate) const CYCLE: u64 = 64;
 
-/// Pages that one way of writing is responsible for: where they are, and how
-/// many a step writes.
+/// The pages that are written in one way.
 #[derive(Clone, Copy)]
-pub(super) struct Area {
-    pub(super) gpa: u64,
-    pub(super) pages_per_step: u64,
+pub(crate) struct Area {
+    pub(crate) gpa: u64,
+    pub(crate) pages_per_step: u64,
 }
 
 impl Area {
-    /// The first page of a step.
-    pub(super) fn page(self, step: u64) -> u64 {
+    /// The first page that a step writes.
+    pub(crate) fn page(self, step: u64) -> u64 {
         self.gpa + step % CYCLE * self.pages_per_step * PAGE
     }
 }
 
-/// Written by the guest's CPU: only KVM knows.
-pub(super) const CPU: Area = Area {
+/// Written by the guest's CPU: only KVM logs these writes.
+pub(crate) const CPU: Area = Area {
     gpa: 2 << 20,
     pages_per_step: 16,
 };
 /// Written by the VMM, through vm-memory.
-pub(super) const VMM: Area = Area {
+pub(crate) const VMM: Area = Area {
     gpa: 8 << 20,
     pages_per_step: 1,
 };
 /// Written by the two devices, each behind a virtual IOMMU of its own.
-pub(super) const DEVICES: [Area; 2] = [
+pub(crate) const DEVICES: [Area; 2] = [
     Area {
         gpa: 512 << 20,
         pages_per_step: 1,
@@ -59,42 +58,43 @@ pub(super) const DEVICES: [Area; 2] = [
         pages_per_step: 1,
     },
 ];
-/// Written by devices that the guest knows nothing of, to make it harder.
-pub(super) const HAMMERED: u64 = 514 << 20;
-pub(super) const HAMMERED_PAGES: u64 = 256;
+/// Written by the hammers, of which the guest does not know.
+pub(crate) const HAMMERED: u64 = 514 << 20;
+pub(crate) const HAMMERED_PAGES: u64 = 256;
 
-/// Where a page holds its number.
-pub(super) const OFFSETS: [u64; 2] = [8, 4088];
+/// The offsets at which a page holds its number.
+pub(crate) const OFFSETS: [u64; 2] = [8, 4088];
 
-/// The guest writes a step's number: the VMM is to write it into its page.
-pub(super) const PORT_VMM: u16 = 0x10;
-/// The guest reads what to do: 0 is another step, 1 is to verify.
-pub(super) const PORT_COMMAND: u16 = 0x14;
-/// The guest writes what it found: 0, or the number of a page that is wrong.
-pub(super) const PORT_RESULT: u16 = 0x18;
-/// The ports of the first device; those of the second follow.
-pub(super) const PORT_DEVICE: u16 = 0x100;
-pub(super) const PORTS_PER_DEVICE: u16 = 0x100;
+/// The guest writes the number of a step here, and the VMM writes its page.
+pub(crate) const PORT_VMM: u16 = 0x10;
+/// The guest reads what to do: 0 means another step, 1 means verify.
+pub(crate) const PORT_COMMAND: u16 = 0x14;
+/// The guest writes what it found: 0, or the number of a wrong page.
+pub(crate) const PORT_RESULT: u16 = 0x18;
+/// The first port of device 0; the ports of device 1 follow.
+pub(crate) const PORT_DEVICE: u16 = 0x100;
+pub(crate) const PORTS_PER_DEVICE: u16 = 0x100;
 
-/// Registers of a device: the IOVA page that the next ones are about,
-pub(super) const REG_IOVA: u16 = 0;
-/// map it to a guest page,
-pub(super) const REG_MAP: u16 = 4;
-/// the doorbell: write this number there,
-pub(super) const REG_DOORBELL: u16 = 8;
-/// unmap an IOVA page,
-pub(super) const REG_UNMAP: u16 = 12;
-/// and how many doorbells are done.
-pub(super) const REG_DONE: u16 = 16;
+/// A device's register: the IOVA page that REG_MAP and REG_DOORBELL use.
+pub(crate) const REG_IOVA: u16 = 0;
+/// A device's register: maps that IOVA page to a guest page.
+pub(crate) const REG_MAP: u16 = 4;
+/// A device's register, the doorbell: writes a number to that IOVA page.
+pub(crate) const REG_DOORBELL: u16 = 8;
+/// A device's register: unmaps an IOVA page.
+pub(crate) const REG_UNMAP: u16 = 12;
+/// A device's register: how many doorbells it has served.
+pub(crate) const REG_DONE: u16 = 16;
 
-/// First IOVA page of a device's windows, and how many there are.
-pub(super) const WINDOWS: u64 = 0x1000;
-pub(super) const WINDOW_COUNT: u64 = 16;
-/// How many doorbells may wait.
+/// The first IOVA page of a device's windows.
+pub(crate) const WINDOWS: u64 = 0x1000;
+/// How many windows of one page a device has.
+pub(crate) const WINDOW_COUNT: u64 = 16;
+/// How many doorbells may be pending.
 const LAG: i32 = 8;
 
-/// The program, to be at [`CODE`].
-pub(super) fn program() -> Vec<u8> {
+/// Assembles the program, which runs at [`CODE`].
+pub(crate) fn program() -> Vec<u8> {
     let mut asm = Asm::default();
     let wrong = asm.label();
     asm.mov_imm(RBX, 0);
@@ -132,7 +132,7 @@ pub(super) fn program() -> Vec<u8> {
     asm.finish()
 }
 
-/// RCX becomes the address of the first page of the step in RBX.
+/// Sets RCX to the address of the first page of the step in RBX.
 fn address_of_step(asm: &mut Asm, area: Area) {
     let shift = (area.pages_per_step * PAGE).trailing_zeros();
     asm.mov(RCX, RBX);
@@ -157,8 +157,8 @@ fn write_as_cpu(asm: &mut Asm) {
     asm.jump_if(If::NotEqual, page);
 }
 
-/// Maps the step's page in a window, rings, waits for a doorbell of some steps
-/// ago, and unmaps its window.
+/// Maps the step's page in a window and rings the doorbell. Then waits until the
+/// doorbell of [`LAG`] steps ago is served, and unmaps its window.
 fn write_by_device(asm: &mut Asm, port: u16, area: Area) {
     let window = |asm: &mut Asm, steps_later: i32| {
         asm.mov(RAX, RBX);
@@ -189,8 +189,8 @@ fn write_by_device(asm: &mut Asm, port: u16, area: Area) {
     asm.here(early);
 }
 
-/// Jumps to `wrong`, with the address in RCX, if a page does not hold the number
-/// of the last step that wrote it. RBX steps were made.
+/// Jumps to `wrong`, with the page's address in RCX, if a page does not hold the
+/// number of the last step that wrote it. RBX holds the number of steps made.
 fn verify(asm: &mut Asm, area: Area, wrong: Label) {
     asm.mov_imm(RDI, 0); // the step modulo the cycle
     asm.mov_imm(RCX, area.gpa);

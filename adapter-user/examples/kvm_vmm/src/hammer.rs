@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Devices that the guest knows nothing of: each maps, writes, marks and unmaps
-//! a virtual IOMMU of its own as fast as it can.
+//! Devices that put load on the tracker, without the guest's knowledge: each
+//! maps, writes, marks and unmaps in a virtual IOMMU of its own, at full speed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,31 +12,33 @@ use adapter_user::{Extent, PageSize, TrackError};
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::{HAMMERED, HAMMERED_PAGES, PAGE};
-use super::machine::{DeviceMemory, Machine};
-use super::Result;
+use crate::guest::{HAMMERED, HAMMERED_PAGES, PAGE};
+use crate::machine::Machine;
+use crate::memory::DeviceMemory;
+use crate::Result;
 
-/// Windows of a hammer, from IOVA 0 on.
+/// How many windows of one page a hammer has, from IOVA 0 on.
 const WINDOWS: u64 = 64;
-/// Distance of IOVAs whose mapping is gone before the mark.
+/// Added to the IOVA of a mapping that is unmapped before the mark.
 const LATE: u64 = 1 << 40;
 
-pub(super) struct Hammers {
+pub(crate) struct Hammers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<()>>>,
-    /// Mappings made, by all of them.
+    /// How many mappings all hammers have made.
     maps: Arc<AtomicU64>,
-    pub(super) logs: Vec<DeviceLog>,
+    pub(crate) logs: Vec<DeviceLog>,
 }
 
-/// How a hammer's writes become known.
+/// How the tracker learns of a hammer's writes.
 #[derive(Clone)]
 enum Kind {
-    /// It marks, before or after the unmap.
+    /// The hammer marks, before or after the unmap.
     Marks,
-    /// It has a log of its whole aperture.
+    /// The hammer logs writes to its whole aperture.
     Aperture(DeviceLog),
-    /// Its log's ranges follow the mappings; the lock keeps the two in step.
+    /// The ranges of the hammer's log follow its mappings. The lock keeps the
+    /// two in step.
     Ranges(DeviceLog, Arc<Mutex<Vec<u64>>>),
 }
 
@@ -46,12 +48,12 @@ struct Hammer {
     memory: Arc<DeviceMemory>,
     gpa: u64,
     random: SmallRng,
-    /// Where each window leads, if it is mapped.
+    /// The guest address of each window that is mapped.
     windows: Vec<Option<u64>>,
 }
 
 impl Hammers {
-    pub(super) fn start(machine: &Machine, count: u64) -> Result<Hammers> {
+    pub(crate) fn start(machine: &Machine, count: u64) -> Result<Hammers> {
         let mut hammers = Hammers {
             stop: Arc::default(),
             threads: Vec::new(),
@@ -91,18 +93,20 @@ impl Hammers {
         Ok(hammers)
     }
 
-    /// Stops them and tells how many mappings they made.
-    pub(super) fn stop(self) -> Result<u64> {
+    /// Stops the hammers and returns how many mappings they made.
+    pub(crate) fn stop(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
-            thread.join().map_err(|_| "a hammer broke")??;
+            thread
+                .join()
+                .map_err(|_| "the thread of a hammer panicked")??;
         }
         Ok(self.maps.load(Ordering::Relaxed))
     }
 }
 
 impl Hammer {
-    /// Gives a window another page, after and before a write.
+    /// Writes to a window, maps another page there, and writes again.
     fn step(&mut self) -> Result<()> {
         let window = self.random.random_range(0..WINDOWS);
         let iova = window * PAGE;
@@ -110,7 +114,7 @@ impl Hammer {
             self.write(gpa)?;
             match &self.kind {
                 Kind::Marks => {
-                    // A device that is slow to tell: its mapping is gone.
+                    // A slow device marks when its mapping is gone already.
                     let mapping = self.view.map(iova + LATE, gpa, PAGE)?;
                     self.view.unmap(iova + LATE, PAGE)?;
                     mapping.mark(iova + LATE, PAGE)?;
@@ -119,13 +123,13 @@ impl Hammer {
                 Kind::Ranges(log, live) => {
                     allow_off(log.mark(iova, PAGE))?;
                     let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
-                    // A log keeps no range that goes while it is off, and may
-                    // be switched on right after that.
+                    // A log that is off forgets a removed range at once. It may
+                    // be switched on right after, so ask before the removal.
                     let keeps = log.is_on();
                     log.remove_range(iova, PAGE)?;
                     live.retain(|at| *at != iova);
                     if keeps {
-                        // The last chance to learn what was written there.
+                        // After the unmap nobody reports this range.
                         report(&self.view.harvest(), log, iova, 1)?;
                     }
                 }
@@ -168,14 +172,14 @@ impl Hammer {
                     }
                 }
             }
-            // What was mapped in between was reported when it went.
+            // A mapping that came and went meanwhile was reported at its unmap.
             harvest.finish();
             Ok(())
         });
     }
 }
 
-/// Refused while the log is off: then nobody has asked yet.
+/// Accepts that a log refuses marks while it is off; nobody needs them then.
 fn allow_off(marked: std::result::Result<(), TrackError>) -> Result<()> {
     match marked {
         Err(TrackError::Cause(adapter_user::Error::NotTracking)) => Ok(()),
@@ -183,7 +187,7 @@ fn allow_off(marked: std::result::Result<(), TrackError>) -> Result<()> {
     }
 }
 
-/// Harvests some pages of a log, if it is on.
+/// Harvests `npages` pages of a log from `iova` on, if the log is on.
 fn report(
     harvest: &Harvest<'_>,
     log: &DeviceLog,

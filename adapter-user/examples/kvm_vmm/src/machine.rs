@@ -1,66 +1,59 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A machine of one CPU, its RAM, and two devices that do DMA.
+//! A machine: one CPU, its RAM, and two devices that do DMA.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use adapter_user::guest::Tracker;
-use adapter_user::{DirtyBits, GuestMemory};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::dma::Dma;
-use super::guest::{
+use crate::dma::Dma;
+use crate::guest::{
     program, CODE, DEVICES, OFFSETS, PAGE_TABLES, PORTS_PER_DEVICE, PORT_COMMAND, PORT_DEVICE,
-    PORT_RESULT, PORT_VMM, RAM, VMM,
+    PORT_RESULT, PORT_VMM, VMM,
 };
-use super::{Lose, Result};
+use crate::memory::{self, DeviceMemory, Memory};
+use crate::{Lose, Result};
 
 /// KVM_MEM_LOG_DIRTY_PAGES
 const LOG_DIRTY_PAGES: u32 = 1;
 
-/// Guest RAM as the VMM has it: what it writes there is tracked.
-pub(super) type Memory = GuestMemoryMmap<DirtyBits>;
-/// The same RAM as a device has it: nothing sees these writes.
-pub(super) type DeviceMemory = GuestMemoryMmap<()>;
-
-pub(super) struct Machine {
-    pub(super) vm: Arc<VmFd>,
-    pub(super) memory: Memory,
-    pub(super) tracker: Tracker,
-    pub(super) devices: Vec<Dma>,
+pub(crate) struct Machine {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) memory: Memory,
+    pub(crate) tracker: Tracker,
+    pub(crate) devices: Vec<Dma>,
     /// Guest RAM once more, for DMA.
-    pub(super) device_memory: Arc<DeviceMemory>,
-    /// Steps that the guest has made since it started here.
-    pub(super) steps: Arc<AtomicU64>,
-    /// The guest is to verify its memory at the end of the step.
-    pub(super) pause: Arc<AtomicBool>,
+    pub(crate) device_memory: Arc<DeviceMemory>,
+    /// Steps that the guest has made in this process.
+    pub(crate) steps: Arc<AtomicU64>,
+    /// Asks the guest to verify its memory at the end of the step.
+    pub(crate) pause: Arc<AtomicBool>,
     lose: Option<Lose>,
 }
 
-/// The machine's CPU, for the thread that runs it.
-pub(super) struct Cpu {
+/// The machine's CPU; it belongs to the thread that runs it.
+pub(crate) struct Cpu {
     vcpu: VcpuFd,
 }
 
 /// Why the CPU stopped.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// It was asked to, and is about to verify.
+pub(crate) enum Stop {
+    /// It was asked to pause, and is about to verify its memory.
     Paused,
-    /// The guest verified its memory: 0, or the page that is wrong.
+    /// The guest verified its memory and says which page is wrong; 0: none.
     Verified(u32),
 }
 
 impl Machine {
-    pub(super) fn new(kvm: &str, lose: Option<Lose>) -> Result<(Machine, Cpu)> {
+    pub(crate) fn new(kvm: &str, lose: Option<Lose>) -> Result<(Machine, Cpu)> {
         let kvm = Kvm::new_with_path(CString::new(kvm)?)?;
         let vm = Arc::new(kvm.create_vm()?);
-        let (memory, device_memory) = ram()?;
+        let (memory, device_memory) = memory::allocate()?;
         let tracker = Tracker::new(None);
         tracker.add_memory(&memory)?;
         let vcpu = vm.create_vcpu(0)?;
@@ -80,8 +73,8 @@ impl Machine {
         Ok((machine, Cpu { vcpu }))
     }
 
-    /// Hands the RAM to KVM, with or without a log of what the CPU writes.
-    pub(super) fn set_log(&self, on: bool) -> Result<()> {
+    /// Gives the RAM to KVM, with or without a log of what the CPU writes.
+    pub(crate) fn set_log(&self, on: bool) -> Result<()> {
         for slot in self.tracker.slots() {
             let region = kvm_userspace_memory_region {
                 slot: slot.id,
@@ -90,17 +83,17 @@ impl Machine {
                 memory_size: slot.bits.len(),
                 userspace_addr: slot.host.ok_or("RAM without an address")?,
             };
-            // SAFETY: vm-memory has this memory mapped, longer than the VM is.
+            // SAFETY: vm-memory keeps this memory mapped for longer than the VM lives.
             unsafe { self.vm.set_user_memory_region(region) }?;
         }
         Ok(())
     }
 
-    /// Puts the program into memory.
-    pub(super) fn load(&self) -> Result<()> {
+    /// Writes the program and its page tables into memory.
+    pub(crate) fn load(&self) -> Result<()> {
         self.memory.write_slice(&program(), GuestAddress(CODE))?;
-        // Identity for the first GiB, in pages of 2 MiB: present, writable,
-        // accessed, and dirty.
+        // An identity map of the first GiB in pages of 2 MiB, which are present,
+        // writable, accessed and dirty.
         let entry = |at: u64, value: u64| self.memory.write_obj(value, GuestAddress(at));
         entry(PAGE_TABLES, (PAGE_TABLES + 0x1000) | 0x23)?;
         entry(PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2000) | 0x23)?;
@@ -110,8 +103,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs the CPU until it is paused, or has verified its memory.
-    pub(super) fn run(&self, cpu: &mut Cpu) -> Result<Stop> {
+    /// Runs the CPU until it pauses or has verified its memory.
+    pub(crate) fn run(&self, cpu: &mut Cpu) -> Result<Stop> {
         loop {
             let stop = match cpu.vcpu.run()? {
                 VcpuExit::IoOut(port, data) => self.written(port, number(data)?)?,
@@ -120,7 +113,7 @@ impl Machine {
                     data.copy_from_slice(&value.to_le_bytes());
                     stop
                 }
-                other => return Err(format!("the guest is at its end: {other:?}").into()),
+                other => return Err(format!("the guest ended: {other:?}").into()),
             };
             if let Some(stop) = stop {
                 cpu.settle()?;
@@ -143,7 +136,8 @@ impl Machine {
             }
             PORT_RESULT => return Ok(Some(Stop::Verified(value))),
             _ => {
-                let (device, register) = self.device(port).ok_or("a port that is none")?;
+                let (device, register) =
+                    self.device(port).ok_or("the guest wrote an unknown port")?;
                 device.written(register, value)?;
             }
         }
@@ -170,7 +164,7 @@ impl Machine {
 }
 
 impl Cpu {
-    /// Finishes the instruction that the last exit was in the middle of.
+    /// Completes the I/O instruction that caused the last exit.
     fn settle(&mut self) -> Result<()> {
         self.vcpu.set_kvm_immediate_exit(1);
         let done = self.vcpu.run().map(|exit| format!("{exit:?}"));
@@ -181,13 +175,13 @@ impl Cpu {
         }
     }
 
-    pub(super) fn regs(&self) -> Result<kvm_regs> {
+    pub(crate) fn regs(&self) -> Result<kvm_regs> {
         Ok(self.vcpu.get_regs()?)
     }
 
-    /// Starts at the program's begin, or goes on where another CPU was. The
-    /// guest never changes what else there is.
-    pub(super) fn set(&self, regs: Option<kvm_regs>) -> Result<()> {
+    /// Sets the registers: those of another CPU, or those to start the program.
+    /// The guest changes no other state of the CPU.
+    pub(crate) fn set(&self, regs: Option<kvm_regs>) -> Result<()> {
         let mut sregs = self.vcpu.get_sregs()?;
         long_mode(&mut sregs);
         self.vcpu.set_sregs(&sregs)?;
@@ -230,29 +224,4 @@ fn long_mode(sregs: &mut kvm_sregs) {
     sregs.cr4 = 1 << 5; // PAE
     sregs.cr0 = 1 << 31 | 1; // PG, PE
     sregs.efer = 1 << 10 | 1 << 8; // LMA, LME
-}
-
-/// Guest RAM in memory files, mapped twice.
-fn ram() -> Result<(Memory, DeviceMemory)> {
-    let mut files = Vec::new();
-    for (_, len) in RAM {
-        let memory = GuestMemory::new(len as u64)?;
-        let file: OwnedFd = memory.as_fd().try_clone_to_owned()?;
-        files.push(File::from(file));
-    }
-    let mut ranges = Vec::new();
-    for ((at, len), file) in RAM.into_iter().zip(files) {
-        ranges.push((at, len, Some(FileOffset::new(file, 0))));
-    }
-    Ok((
-        Memory::from_ranges_with_files(&ranges)?,
-        DeviceMemory::from_ranges_with_files(&ranges)?,
-    ))
-}
-
-/// Every page of the RAM.
-pub(super) fn pages(memory: &Memory) -> impl Iterator<Item = GuestAddress> + '_ {
-    RAM.into_iter()
-        .flat_map(|(at, len)| (0..len as u64).step_by(4096).map(move |to| (at, to)))
-        .filter_map(|(at, to)| memory.checked_offset(at, to as usize))
 }

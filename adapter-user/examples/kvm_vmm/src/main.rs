@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An example VMM: it boots a small guest of its own on /dev/kvm and migrates it
-//! to a second process while CPU, VMM and devices write its memory.
-//!
-//! `cargo run --release --example kvm_vmm --features kvm`
-
-mod kvm;
+//! The example VMM as a program: `cargo run --release -p kvm-vmm`.
 
 use std::process::ExitCode;
 
@@ -12,26 +7,27 @@ use clap::Parser;
 
 /// Migrate a running guest to another process; the guest checks its own memory
 ///
-/// Exit status: 0 it arrived whole, 1 it did not, 2 there is no KVM here.
+/// Exit status: 0 it arrived whole, 1 it did not, 2 this machine runs no KVM
+/// guests.
 #[derive(Parser)]
 struct Cli {
-    /// Leave one source of dirty pages out: the guest must find stale pages
+    /// Leave out one source of dirty pages, so that the guest finds stale pages
     #[arg(long, value_name = "SOURCE")]
-    lose: Option<kvm::Lose>,
+    lose: Option<kvm_vmm::Lose>,
 
-    /// Let the guest run for so long while its pages go
+    /// Let the guest run for N seconds while its pages are sent
     #[arg(long, value_name = "N", default_value_t = 0)]
     seconds: u64,
 
-    /// Devices that map and unmap their virtual IOMMUs at full speed
+    /// Run N devices that map and unmap at full speed
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=4))]
     hammers: u64,
 
-    /// KVM's device
+    /// The path of KVM's device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     kvm: String,
 
-    /// Be the receiving process
+    /// Run the receiving process
     #[arg(long, hide = true)]
     destination: bool,
 }
@@ -39,13 +35,13 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.destination {
-        return kvm::receive(&cli.kvm);
+        return kvm_vmm::receive(&cli.kvm);
     }
-    let args = kvm::Args {
+    let args = kvm_vmm::Args {
         kvm: cli.kvm,
         lose: cli.lose,
         seconds: cli.seconds,
         hammers: cli.hammers,
     };
-    kvm::run(&args, &["--destination"])
+    kvm_vmm::run(&args, &["--destination"])
 }

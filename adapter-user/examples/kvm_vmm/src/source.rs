@@ -11,19 +11,20 @@ use std::time::{Duration, Instant};
 use adapter_user::guest::{Range, Report, Tracker};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::dma::APERTURE;
-use super::guest::{CYCLE, PAGE};
-use super::hammer::Hammers;
-use super::machine::{pages, Cpu, Machine, Memory, Stop};
-use super::wire::{send_page, send_state, State};
-use super::{Args, Lose, Result};
+use crate::dma::APERTURE;
+use crate::guest::{CYCLE, PAGE};
+use crate::hammer::Hammers;
+use crate::machine::{Cpu, Machine, Stop};
+use crate::memory::{checksums, pages, Memory};
+use crate::wire::{send_page, send_state, State};
+use crate::{Args, Lose, Result};
 
-/// Rounds at least.
+/// The least number of rounds while the guest runs.
 const ROUNDS: u32 = 3;
 
-/// Runs the guest, migrates it to a process started with `destination`, and
-/// tells whether it arrived.
-pub(super) fn migrate(args: &Args, destination: &[&str]) -> Result<ExitCode> {
+/// Runs the guest and migrates it to a process started with `destination`. The
+/// result is a success if the guest arrived whole.
+pub(crate) fn migrate(args: &Args, destination: &[&str]) -> Result<ExitCode> {
     let (machine, cpu) = Machine::new(&args.kvm, args.lose)?;
     let machine = Arc::new(machine);
     machine.load()?;
@@ -70,7 +71,9 @@ pub(super) fn migrate(args: &Args, destination: &[&str]) -> Result<ExitCode> {
 
     let paused = Instant::now();
     machine.pause.store(true, Ordering::Release);
-    let (cpu, stop) = running.join().map_err(|_| "the CPU's thread broke")??;
+    let (cpu, stop) = running
+        .join()
+        .map_err(|_| "the thread of the CPU panicked")??;
     if stop != Stop::Paused {
         return Err(format!("the guest did not pause: {stop:?}").into());
     }
@@ -97,7 +100,7 @@ pub(super) fn migrate(args: &Args, destination: &[&str]) -> Result<ExitCode> {
     })
 }
 
-/// KVM's log of what the CPU writes, as a source of the tracker.
+/// Adds KVM's log of what the CPU writes as a source of the tracker.
 fn add_kvm_log(machine: &Machine, args: &Args) {
     if args.lose == Some(Lose::Kvm) {
         return;
@@ -122,18 +125,18 @@ fn run(machine: &Arc<Machine>, mut cpu: Cpu) -> JoinHandle<Result<(Cpu, Stop)>> 
     })
 }
 
-/// Waits until the guest has made so many steps.
+/// Waits until the guest has made `steps` steps.
 fn wait<T>(machine: &Machine, running: &JoinHandle<T>, steps: u64) -> Result<()> {
     while machine.steps.load(Ordering::Acquire) < steps {
         if running.is_finished() {
-            return Err("the guest has stopped by itself".into());
+            return Err("the guest stopped by itself".into());
         }
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
 
-/// Starts every log. All memory is to be copied after this.
+/// Starts every log. All memory must be copied after this.
 fn start_logs(machine: &Machine, hammers: &Hammers) -> Result<()> {
     machine.set_log(true)?;
     for log in machine
@@ -150,7 +153,7 @@ fn start_logs(machine: &Machine, hammers: &Hammers) -> Result<()> {
     Ok(())
 }
 
-/// One call tells what is dirty; its pages go.
+/// One round: one call tells what is dirty, and those pages are sent.
 fn round(
     pipe: &mut BufWriter<ChildStdin>,
     memory: &Memory,
@@ -186,14 +189,4 @@ fn state(machine: &Machine, cpu: &Cpu) -> Result<State> {
             .collect(),
         checksums: checksums(&machine.memory)?,
     })
-}
-
-/// Of each page of RAM.
-pub(super) fn checksums(memory: &Memory) -> Result<Vec<u32>> {
-    let mut bytes = [0; PAGE as usize];
-    let sums = pages(memory).map(|at| {
-        memory.read_slice(&mut bytes, at)?;
-        Ok(crc32fast::hash(&bytes))
-    });
-    sums.collect()
 }

@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What goes from the source to the destination: pages, and at the end a
-//! checksum of each page and the state of CPU and devices.
+//! The bytes that the source sends: pages, then the state of the CPU and the
+//! devices, and a checksum of each page.
 
 use std::io::{self, Read, Write};
 
 use kvm_bindings::kvm_regs;
 
-use super::guest::PAGE;
+use crate::guest::PAGE;
 
-/// The state of a stopped machine, but for its memory.
+/// The state of a stopped machine except its memory.
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) regs: kvm_regs,
-    /// Of each device: doorbells done, and windows (IOVA and guest address).
-    pub(super) devices: Vec<(u64, Vec<(u64, u64)>)>,
-    /// Of each page of RAM, in order.
-    pub(super) checksums: Vec<u32>,
+pub(crate) struct State {
+    pub(crate) regs: kvm_regs,
+    /// For each device the doorbells served, and its windows (IOVA and guest
+    /// address).
+    pub(crate) devices: Vec<(u64, Vec<(u64, u64)>)>,
+    /// The checksum of each page of RAM, in order.
+    pub(crate) checksums: Vec<u32>,
 }
 
-/// Marks the end of the pages.
+/// Sent in the place of an address after the last page.
 const END: u64 = u64::MAX;
 
-pub(super) fn send_page(to: &mut impl Write, gpa: u64, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn send_page(to: &mut impl Write, gpa: u64, bytes: &[u8]) -> io::Result<()> {
     to.write_all(&gpa.to_le_bytes())?;
     to.write_all(bytes)
 }
 
-/// Hands each page to `put`, until the last.
-pub(super) fn receive_pages<E: From<io::Error>>(
+/// Receives all pages and calls `put` with the address and bytes of each.
+pub(crate) fn receive_pages<E: From<io::Error>>(
     from: &mut impl Read,
     mut put: impl FnMut(u64, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -43,7 +44,7 @@ pub(super) fn receive_pages<E: From<io::Error>>(
     }
 }
 
-pub(super) fn send_state(to: &mut impl Write, state: &mut State) -> io::Result<()> {
+pub(crate) fn send_state(to: &mut impl Write, state: &mut State) -> io::Result<()> {
     let mut put = |value: u64| to.write_all(&value.to_le_bytes());
     put(END)?;
     for register in registers(&mut state.regs) {
@@ -64,7 +65,7 @@ pub(super) fn send_state(to: &mut impl Write, state: &mut State) -> io::Result<(
     to.flush()
 }
 
-pub(super) fn receive_state(from: &mut impl Read, npages: usize) -> io::Result<State> {
+pub(crate) fn receive_state(from: &mut impl Read, npages: usize) -> io::Result<State> {
     let mut state = State::default();
     for register in registers(&mut state.regs) {
         *register = number(from)?;
