@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `vfio-dirty info`: what a container offers, and what this machine does.
+//! `vfio-dirty info`: what a container offers, and what this machine can do.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,15 +11,19 @@ use nix::sys::resource::{getrlimit, Resource, RLIM_INFINITY};
 use crate::failure::{cannot, Failure};
 use crate::migrate;
 
-/// Say what a container offers, and what this machine can do.
+/// Show what a container offers, and what this machine can do
 ///
-/// The container's part is what GET_INFO and CHECK_EXTENSION answer, for a group of emulated
-/// devices and for one behind an IOMMU; the machine's part is what pinning and `migrate` need.
+/// The part about containers shows what GET_INFO and CHECK_EXTENSION answer, for a group of
+/// emulated devices and for a group behind a simulated IOMMU. The part about the machine shows
+/// what pinning and `migrate` need.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  vfio-dirty info --json\n\n\
-    Exit status: 0, or 1 if a container cannot be asked.")]
+#[command(after_help = "\
+Example:
+  vfio-dirty info --json
+
+Exit status: 0, or 1 if a container does not answer.")]
 pub(crate) struct Args {
-    /// Print one JSON document instead of text.
+    /// Print one JSON document instead of text
     #[arg(long)]
     json: bool,
 }
@@ -32,7 +36,7 @@ const EXTENSIONS: [(u64, &str); 5] = [
     (VFIO_UPDATE_VADDR, "UPDATE_VADDR"),
 ];
 
-/// What GET_INFO and CHECK_EXTENSION say.
+/// The answers of GET_INFO and CHECK_EXTENSION.
 struct Offer {
     iova_pgsizes: u64,
     dirty_pgsizes: u64,
@@ -51,7 +55,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// Asks a container with one group through its ioctls.
+/// Asks a new container, which has one group, by its ioctls.
 fn ask(group: Group) -> Result<Offer, Error> {
     let container = Container::new(Options::default());
     container.add_group(group)?;
@@ -93,7 +97,7 @@ fn ask(group: Group) -> Result<Offer, Error> {
     Ok(offer)
 }
 
-/// Page sizes in words: `4K 2M 1G`, or a range if every larger one is there.
+/// The page sizes as text: `4K 2M 1G`, or the smallest one if there are many.
 fn page_sizes(bitmap: u64) -> String {
     let name = |bit: u32| match bit {
         0..=9 => format!("{}", 1u64 << bit),
@@ -128,11 +132,14 @@ fn print_offer(out: &mut impl Write, title: &str, offer: &Offer) -> io::Result<(
     writeln!(out, "  page sizes         {pgsizes}")?;
     let ranges = iova_ranges(&offer.iova_ranges);
     writeln!(out, "  iova ranges        {ranges}")?;
-    writeln!(out, "  more mappings      {}", offer.dma_avail)?;
+    writeln!(out, "  mappings left      {}", offer.dma_avail)?;
     let pgsizes = page_sizes(offer.dirty_pgsizes);
     writeln!(out, "  dirty page size    {pgsizes}")?;
     let max = offer.max_bitmap >> 20;
-    writeln!(out, "  dirty bitmap       at most {max} MiB a call\n")
+    writeln!(
+        out,
+        "  dirty bitmap       at most {max} MiB for each call\n"
+    )
 }
 
 fn json_offer(offer: &Offer) -> serde_json::Value {
@@ -200,7 +207,10 @@ fn text(
     writeln!(out, "this machine")?;
     writeln!(out, "  locked memory      {limit}, {cap}")?;
     match tracking {
-        Ok(()) => writeln!(out, "  CPU write tracking yes (userfaultfd, PAGEMAP_SCAN)"),
+        Ok(()) => writeln!(
+            out,
+            "  CPU write tracking yes (userfaultfd and PAGEMAP_SCAN)"
+        ),
         Err(e) => writeln!(out, "  CPU write tracking no ({e}): migrate needs --no-cpu"),
     }
 }

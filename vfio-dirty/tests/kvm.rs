@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest on /dev/kvm is migrated, and finds its memory whole; with any one
-//! source of dirty pages left out it does not.
+//! A guest on /dev/kvm is migrated and finds its memory whole. If any one source
+//! of dirty pages is left out, it finds stale pages.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
+
+use caps::{CapSet, Capability};
 
 fn migrate(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"));
@@ -89,6 +94,29 @@ fn without_kvm_it_says_so() {
         "{}",
         text(&output)
     );
+}
+
+/// Root may open any file, unless it has lost that capability for good.
+#[test]
+fn without_permission_it_says_so() {
+    let device = tempfile::NamedTempFile::new().unwrap();
+    let path = device.path().to_str().unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"));
+    command.args(["migrate", "--guest", "kvm", "--kvm", path]);
+    // SAFETY: the closure only makes system calls, for the child alone.
+    unsafe {
+        command.pre_exec(|| {
+            // Fails for users other than root, who do not have it.
+            let _ = caps::drop(None, CapSet::Bounding, Capability::CAP_DAC_OVERRIDE);
+            Ok(())
+        })
+    };
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = text(&output);
+    assert!(text.contains("may not run virtual machines"), "{text}");
+    assert!(text.contains("usermod -aG kvm"), "{text}");
 }
 
 #[test]

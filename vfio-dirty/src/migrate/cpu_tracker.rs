@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which pages the CPUs wrote: the kernel's asynchronous write protection.
+//! Tracks the writes of CPUs by the kernel's asynchronous write protection.
 //!
-//! A write to a protected page takes the protection away and goes on at once. PAGEMAP_SCAN lists
-//! the pages without protection and protects them again, in one step.
+//! A write to a protected page removes the protection and goes on without a signal. PAGEMAP_SCAN
+//! lists the pages without protection and protects them again, in one step.
 
 use std::fs::File;
 use std::io;
@@ -10,10 +10,8 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use adapter_user::guest::SourceError;
 use adapter_user::GuestMemory;
-
-use super::guest::PAGE;
-use super::page_set::PageSet;
 
 /// `struct uffdio_api`
 #[repr(C)]
@@ -121,13 +119,13 @@ mod ioctls {
 pub(super) struct CpuTracker {
     memory: Arc<GuestMemory>,
     pagemap: File,
-    /// Protection ends when it is closed.
+    /// The protection ends when this is closed.
     _userfaultfd: OwnedFd,
     regions: Vec<PageRegion>,
 }
 
 impl CpuTracker {
-    /// Protects all of `memory`: from now on a write through this mapping leaves a trace.
+    /// Protects all of `memory`. From now on, [`scan`](Self::scan) finds writes through this mapping.
     pub(super) fn protect(memory: &Arc<GuestMemory>) -> io::Result<Self> {
         let userfaultfd = open_userfaultfd()?;
         let fd = userfaultfd.as_raw_fd();
@@ -138,7 +136,7 @@ impl CpuTracker {
                 | UFFD_FEATURE_WP_ASYNC,
             ioctls: 0,
         };
-        // SAFETY: the argument is what this request reads and writes.
+        // SAFETY: the kernel reads and writes only the argument.
         unsafe { ioctls::uffdio_api(fd, &mut api) }?;
         let mut register = UffdioRegister {
             start: memory.addr(),
@@ -146,8 +144,7 @@ impl CpuTracker {
             mode: UFFDIO_REGISTER_MODE_WP,
             ioctls: 0,
         };
-        // SAFETY: as above; asynchronous protection changes neither contents nor what may be
-        // accessed.
+        // SAFETY: as above. Asynchronous protection changes neither contents nor access rights.
         unsafe { ioctls::uffdio_register(fd, &mut register) }?;
         let mut protect = UffdioWriteprotect {
             start: memory.addr(),
@@ -162,58 +159,70 @@ impl CpuTracker {
             _userfaultfd: userfaultfd,
             regions: vec![PageRegion::default(); 4096],
         };
-        tracker.collect(&mut PageSet::new(0))?; // fails now where the kernel has no PAGEMAP_SCAN
+        tracker.next(memory.addr())?; // fails here if the kernel has no PAGEMAP_SCAN
         Ok(tracker)
     }
 
-    /// Adds the pages written since the last call to `dirty`.
-    pub(super) fn collect(&mut self, dirty: &mut PageSet) -> io::Result<()> {
-        let base = self.memory.addr();
-        let end = base + self.memory.len();
-        let mut start = base;
-        while start < end {
-            let mut scan = PmScanArg {
-                size: size_of::<PmScanArg>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-                start,
-                end,
-                walk_end: 0,
-                vec: self.regions.as_mut_ptr() as u64,
-                vec_len: self.regions.len() as u64,
-                max_pages: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_WRITTEN,
-            };
-            // SAFETY: the kernel writes the argument and at most `vec_len` regions to `vec`.
-            let found = unsafe { ioctls::pagemap_scan(self.pagemap.as_raw_fd(), &mut scan) }?;
-            for region in self.regions.iter().take(found as usize) {
-                dirty.insert((region.start - base) / PAGE..(region.end - base) / PAGE);
+    /// Calls `written` with the address and bytes of each range written since the last call.
+    pub(super) fn scan(
+        &mut self,
+        mut written: impl FnMut(u64, u64) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let mut start = self.memory.addr();
+        while start < self.end() {
+            let (found, next) = self.next(start)?;
+            for region in self.regions.iter().take(found) {
+                written(region.start, region.end - region.start)?;
             }
-            start = scan.walk_end;
+            start = next;
         }
         Ok(())
+    }
+
+    fn end(&self) -> u64 {
+        self.memory.addr() + self.memory.len()
+    }
+
+    /// Fills `regions` from `start` on. Returns how many there are, and where to go on.
+    fn next(&mut self, start: u64) -> io::Result<(usize, u64)> {
+        let mut scan = PmScanArg {
+            size: size_of::<PmScanArg>() as u64,
+            flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+            start,
+            end: self.end(),
+            walk_end: 0,
+            vec: self.regions.as_mut_ptr() as u64,
+            vec_len: self.regions.len() as u64,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: PAGE_IS_WRITTEN,
+            category_anyof_mask: 0,
+            return_mask: PAGE_IS_WRITTEN,
+        };
+        // SAFETY: the kernel writes the argument and at most `vec_len` regions to `vec`.
+        let found = unsafe { ioctls::pagemap_scan(self.pagemap.as_raw_fd(), &mut scan) }?;
+        Ok((found as usize, scan.walk_end))
     }
 }
 
 fn open_userfaultfd() -> io::Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | UFFD_USER_MODE_ONLY;
-    // SAFETY: the call takes no pointers.
+    // SAFETY: the system call takes no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     let fd = RawFd::try_from(fd)
         .ok()
         .filter(|fd| *fd >= 0)
         .ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just opened it for us.
+    // SAFETY: the kernel has just opened this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::guest::PAGE;
 
-    /// Also tells what the other mapping is good for: what is written there is not seen.
+    /// Also shows that writes through another mapping are not seen, as those of DMA are not.
     #[test]
     fn writes_are_seen_once_and_only_through_this_mapping() {
         let memory = Arc::new(GuestMemory::new(64 * PAGE).unwrap());
@@ -222,16 +231,21 @@ mod tests {
         let mut tracker = match CpuTracker::protect(&memory) {
             Ok(tracker) => tracker,
             Err(e) => {
-                // Before Linux 6.7; `migrate` then offers --no-cpu.
+                // A kernel before Linux 6.7, for which `migrate` has --no-cpu.
                 let missing = [libc::EINVAL, libc::ENOSYS, libc::ENOTTY, libc::EPERM];
                 assert!(missing.map(Some).contains(&e.raw_os_error()), "{e}");
                 return;
             }
         };
         let mut collect = || {
-            let mut dirty = PageSet::new(64);
-            tracker.collect(&mut dirty).unwrap();
-            dirty.iter().collect::<Vec<_>>()
+            let mut pages = Vec::new();
+            let scanned = tracker.scan(|addr, size| {
+                let first = (addr - memory.addr()) / PAGE;
+                pages.extend(first..first + size / PAGE);
+                Ok(())
+            });
+            scanned.unwrap();
+            pages
         };
         assert_eq!(collect(), [0; 0]);
 

@@ -3,6 +3,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use adapter_user::GuestMemory;
 use nix::sys::prctl::set_pdeathsig;
@@ -11,18 +14,21 @@ use nix::sys::signal::Signal;
 use super::guest::PAGE;
 use super::link::Link;
 use super::wire::{Frame, WireError};
-use crate::failure::Failure;
+use crate::failure::{explain, Failure};
 
-/// Receives one guest through the socket that is the standard input.
+/// How often the source hears that the memory is being allocated.
+const BUSY: Duration = Duration::from_millis(500);
+
+/// Receives one guest through the socket that is standard input.
 pub(super) fn receive() -> Result<(), Failure> {
-    // A source that is killed takes this process with it. If that fails, it ends a little later.
+    // The kernel kills this process when the source dies. Without that, the closed socket ends it.
     let _ = set_pdeathsig(Signal::SIGKILL);
     let stdin = io::stdin().as_fd().try_clone_to_owned();
     let mut link = stdin
-        .and_then(Link::new)
+        .and_then(|stdin| Link::new(stdin, None))
         .map_err(|_| Failure::Usage("this is a part of `migrate`: run that instead".into()))?;
     receive_guest(&mut link).map_err(|reason| {
-        // The source tells the user. If it is gone, nobody is there to be told.
+        // The source tells the user. If it is gone, there is nobody to tell.
         let _ = link.send(&Frame::Refused { reason: &reason });
         Failure::Runtime(reason)
     })
@@ -30,11 +36,12 @@ pub(super) fn receive() -> Result<(), Failure> {
 
 fn receive_guest(link: &mut Link) -> Result<(), String> {
     let Frame::Hello { memory: len } = link.receive().map_err(|e| e.to_string())? else {
-        return Err("the first frame is no greeting".into());
+        return Err("the first frame is not a greeting".into());
     };
-    let no_memory = |e: io::Error| format!("cannot get {len} bytes of memory for the guest: {e}");
-    let memory = GuestMemory::new(len).map_err(no_memory)?;
-    memory.populate().map_err(no_memory)?; // now, not in the first round
+    let memory = allocate(link, len).map_err(|cause| {
+        let cause = explain(&cause);
+        format!("cannot get {len} bytes of memory for the guest: {cause}")
+    })?;
     link.send(&Frame::Ready)
         .and_then(|()| link.send_file(memory.as_fd()))
         .map_err(|e| format!("cannot hand over the memory file: {e}"))?;
@@ -47,7 +54,7 @@ fn receive_guest(link: &mut Link) -> Result<(), String> {
                     page.checked_mul(PAGE)
                         .filter(|_| !complete)
                         .and_then(|gpa| memory.write(gpa, bytes).ok())
-                        .ok_or_else(|| format!("page {page} does not belong here"))?;
+                        .ok_or_else(|| format!("page {page} came, which is not expected"))?;
                     received += 1;
                 }
                 continue;
@@ -58,7 +65,7 @@ fn receive_guest(link: &mut Link) -> Result<(), String> {
                 Frame::Stored { round }
             }
             Ok(Frame::EndOfRound { pages, .. }) => {
-                return Err(format!("{received} of {pages} pages came"));
+                return Err(format!("only {received} of {pages} pages came"));
             }
             Ok(_) => return Err("a frame came out of turn".into()),
             Err(WireError::Closed) if complete => return Ok(()),
@@ -66,4 +73,25 @@ fn receive_guest(link: &mut Link) -> Result<(), String> {
         };
         link.send(&stored).map_err(|e| e.to_string())?;
     }
+}
+
+/// Allocates the memory now, so that the first round does not wait for it. Meanwhile it sends a
+/// sign of life, so that the source does not take it for dead.
+fn allocate(link: &Link, len: u64) -> io::Result<GuestMemory> {
+    let memory = GuestMemory::new(len)?;
+    let (done, is_done) = channel();
+    thread::scope(|scope| {
+        let memory = &memory;
+        scope.spawn(move || done.send(memory.populate()));
+        loop {
+            match is_done.recv_timeout(BUSY) {
+                Ok(populated) => return populated,
+                Err(RecvTimeoutError::Timeout) => link.send(&Frame::Busy)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the thread that allocates it panicked"));
+                }
+            }
+        }
+    })?;
+    Ok(memory)
 }

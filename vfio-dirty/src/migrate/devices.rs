@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The emulated devices that see guest RAM one to one: an IOVA is a guest physical address.
+//! The emulated devices for which an IOVA is the guest-physical address.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use super::guest::{Guest, Writer, BLOCK, PAGE};
-use super::writers::Work;
+use super::writers::{Work, Written};
 use crate::failure::{cannot, Failure};
 
 /// The group of all emulated devices here.
@@ -16,7 +16,7 @@ pub(super) const GROUP: GroupId = GroupId(1);
 
 const FULL_PAGE: usize = PAGE as usize;
 
-/// Opens a device that may pin, and that lets go of what is about to be unmapped.
+/// Opens a device that may pin, and that unpins what is about to be unmapped.
 pub(super) fn open(container: &Container) -> Result<Arc<Device>, Failure> {
     container
         .open_device(GROUP, Some(Box::new(Device::unpin_range)))
@@ -30,17 +30,17 @@ pub(super) fn pin(device: &Device, iova: u64, pages: u64) -> Result<(), Failure>
         .pin(iova, Prot::READ_WRITE, &mut pfns[..pages as usize])
         .map_err(|cause| {
             Failure::Runtime(format!(
-                "a device cannot pin guest pages ({cause}): if not enough memory may be locked, \
-                 allow more with `ulimit -l`"
+                "a device cannot pin guest pages ({cause}): if the limit of locked memory is the \
+                 cause, raise it with `ulimit -l`"
             ))
         })
 }
 
-/// Keeps blocks of pages pinned for long and writes to them at any time.
+/// Keeps blocks of pages pinned and writes to them at any time.
 pub(super) struct LongPins {
     guest: Arc<Guest>,
     device: Arc<Device>,
-    /// First pages of the pinned blocks.
+    /// The first page of each pinned block.
     blocks: Vec<u64>,
     random: SmallRng,
 }
@@ -68,7 +68,7 @@ impl LongPins {
 }
 
 impl Work for LongPins {
-    fn step(&mut self) -> Result<u64, Failure> {
+    fn step(&mut self) -> Result<Written, Failure> {
         if self.random.random_ratio(1, 500) {
             let oldest = self.blocks.remove(0);
             self.device.unpin(oldest * PAGE, BLOCK);
@@ -81,11 +81,11 @@ impl Work for LongPins {
         self.guest
             .write_by_dma(Writer::Pinned, page * PAGE, &bytes)
             .map_err(cannot("write to a pinned page"))?;
-        Ok(1)
+        Ok(Written::pages(1))
     }
 }
 
-/// Pins, writes, and unpins at once.
+/// Pins pages for each write and unpins them right after.
 pub(super) struct ShortPins {
     guest: Arc<Guest>,
     device: Arc<Device>,
@@ -103,7 +103,7 @@ impl ShortPins {
 }
 
 impl Work for ShortPins {
-    fn step(&mut self) -> Result<u64, Failure> {
+    fn step(&mut self) -> Result<Written, Failure> {
         let block = self.guest.any_block(Writer::ShortPins, &mut self.random);
         let pages = self.random.random_range(1..=4);
         let iova = self.random.random_range(block.start..=block.end - pages) * PAGE;
@@ -116,11 +116,12 @@ impl Work for ShortPins {
             .write_by_dma(Writer::ShortPins, iova, bytes)
             .map_err(cannot("write to a pinned page"))?;
         self.device.unpin(iova, pages);
-        Ok(pages)
+        Ok(Written::pages(pages))
     }
 }
 
-/// Writes by `dma_rw`, with odd offsets and lengths, and now and then in place with a mark after.
+/// Writes by `dma_rw` at odd offsets and lengths. Every fourth write goes to memory directly and is
+/// marked after.
 pub(super) struct Messages {
     guest: Arc<Guest>,
     device: Arc<Device>,
@@ -140,7 +141,7 @@ impl Messages {
 }
 
 impl Work for Messages {
-    fn step(&mut self) -> Result<u64, Failure> {
+    fn step(&mut self) -> Result<Written, Failure> {
         let block = self.guest.any_block(Writer::Messages, &mut self.random);
         let mut bytes = [0; 3 * FULL_PAGE];
         let len = self.random.random_range(9..bytes.len());
@@ -156,13 +157,14 @@ impl Work for Messages {
                 .map_err(cannot("write guest memory"))?;
             self.device
                 .mark(iova, len as u64)
-                .map_err(cannot("mark what a device wrote"))?;
+                .map_err(cannot("mark the writes of a device"))?;
         } else {
             self.guest.note(Writer::Messages, iova, len);
             self.device
                 .write(iova, bytes)
                 .map_err(cannot("write by dma_rw"))?;
         }
-        Ok((iova + len as u64).div_ceil(PAGE) - iova / PAGE)
+        let pages = (iova + len as u64).div_ceil(PAGE) - iova / PAGE;
+        Ok(Written::pages(pages))
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest: its memory as its CPUs and as its devices see it, and who wrote each page last.
+//! The guest: its memory as CPUs and devices see it, and the last writer of each page.
 
 use std::io;
 use std::ops::Range;
@@ -12,12 +12,12 @@ use rand::{Rng, RngCore, SeedableRng};
 
 pub(super) const PAGE: u64 = 4096;
 
-/// Pages of a kind lie together in blocks, so that an access of several pages stays among its own.
+/// Pages of a kind lie together in blocks of this size, so that an access to several pages stays
+/// within its kind.
 pub(super) const BLOCK: u64 = 16;
 
-/// The kinds of blocks, in the order in which they repeat through the memory. A page of a kind
-/// with one writer can only be saved by the tracker that sees this writer; the shared pages have
-/// all of them.
+/// The kinds of blocks, in the order in which they repeat through the memory. If a kind has one
+/// writer, its pages arrive only if the tracker of this writer works. Shared pages have all writers.
 const KINDS: [Kind; 8] = [
     Kind::Of(Writer::Cpu),
     Kind::Of(Writer::Pinned),
@@ -35,11 +35,11 @@ enum Kind {
     Shared,
 }
 
-/// Who writes a page.
+/// What writes a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writer {
     Nobody,
-    /// Whatever filled the memory before the migration.
+    /// The start of the guest, which filled the memory.
     Boot,
     Cpu,
     Pinned,
@@ -75,19 +75,17 @@ impl Writer {
 pub(super) struct Guest {
     /// The mapping that the guest's CPUs write, which the kernel can watch.
     pub(super) cpu: Arc<GuestMemory>,
-    /// The mapping that devices write: like DMA, it leaves no trace in the page tables of `cpu`.
+    /// The mapping that devices write. As with DMA, the page tables of `cpu` show none of it.
     pub(super) dma: Arc<GuestMemory>,
     last_writers: Vec<AtomicU8>,
 }
 
 impl Guest {
-    /// A guest that has run: only the pages that nobody writes are still zero.
-    pub(super) fn boot(len: u64) -> io::Result<Self> {
+    /// Makes a guest whose memory is filled, except the pages that nobody writes. Calls `progress`
+    /// after each page.
+    pub(super) fn boot(len: u64, mut progress: impl FnMut()) -> io::Result<Self> {
         let cpu = Arc::new(GuestMemory::new(len)?);
         let dma = Arc::new(cpu.second_view()?);
-        for view in [&cpu, &dma] {
-            view.populate()?;
-        }
         let last_writers = (0..len / PAGE).map(|_| AtomicU8::new(0)).collect();
         let guest = Self {
             cpu,
@@ -101,6 +99,10 @@ impl Guest {
                 random.fill_bytes(&mut bytes);
                 guest.write_by_cpu(Writer::Boot, page * PAGE, &bytes)?;
             }
+            progress();
+        }
+        for view in [&guest.cpu, &guest.dma] {
+            view.populate()?; // so that no writer meets a page fault later
         }
         Ok(guest)
     }
@@ -113,17 +115,17 @@ impl Guest {
         self.len() / PAGE
     }
 
-    /// How many blocks there are of each kind.
+    /// The number of blocks of each kind.
     pub(super) fn blocks(&self) -> u64 {
         self.pages() / BLOCK / KINDS.len() as u64
     }
 
-    /// The pages of one of the blocks that belong to `writer` alone.
+    /// The pages of a block that only `writer` writes.
     pub(super) fn own_block(&self, writer: Writer, number: u64) -> Range<u64> {
         block(Kind::Of(writer), number % self.blocks())
     }
 
-    /// The pages of any block that `writer` may write: one in eight is shared with the others.
+    /// The pages of a random block that `writer` may write; every eighth one is shared.
     pub(super) fn any_block(&self, writer: Writer, random: &mut SmallRng) -> Range<u64> {
         let kind = match random.random_ratio(1, 8) {
             true => Kind::Shared,
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn kinds_do_not_overlap_and_writers_are_remembered() {
-        let guest = Guest::boot(16 << 20).unwrap();
+        let guest = Guest::boot(16 << 20, || {}).unwrap();
         for number in 0..guest.blocks() {
             for page in guest.own_block(Writer::Pinned, number) {
                 assert!(kind(page) == Kind::Of(Writer::Pinned));

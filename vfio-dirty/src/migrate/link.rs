@@ -1,61 +1,87 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The socket between the two processes, and how a file goes through it.
+//! The socket between the two processes, how long one waits for the other, and how a file goes
+//! through.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
-    getsockname, recvmsg, send, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr,
+    getsockname, recv, recvmsg, send, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags,
+    UnixAddr,
 };
 
 use super::wire::{encode, receive, Batch, Frame, WireError};
 
-/// Longer silence than this means that the other side is stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the other process may be silent while this one waits for it.
+pub(super) struct Patience {
+    /// After this time `tell` is called, once for each silence.
+    pub(super) notice: Duration,
+    /// After this time the transfer fails.
+    pub(super) limit: Duration,
+    pub(super) tell: Box<dyn Fn() + Send>,
+}
 
 pub(super) struct Link {
     socket: UnixStream,
+    patience: Option<Patience>,
     buffer: Vec<u8>,
 }
 
 impl Link {
-    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
-        getsockname::<UnixAddr>(socket.as_raw_fd())?; // it is one
-        let socket = UnixStream::from(socket);
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+    /// A link over `socket`. Without `patience` it waits for as long as the other process lives.
+    pub(super) fn new(socket: OwnedFd, patience: Option<Patience>) -> io::Result<Self> {
+        getsockname::<UnixAddr>(socket.as_raw_fd())?; // fails if it is no such socket
         Ok(Self {
-            socket,
+            socket: UnixStream::from(socket),
+            patience,
             buffer: Vec::new(),
         })
     }
 
-    pub(super) fn send(&self, frame: &Frame<'_>) -> io::Result<()> {
-        NoSignal(&self.socket).write_all(&encode(frame))
+    fn stream(&self) -> Stream<'_> {
+        Stream {
+            socket: &self.socket,
+            patience: self.patience.as_ref(),
+        }
     }
 
-    /// Sends a full or partly filled batch and tells its size in bytes.
+    pub(super) fn send(&self, frame: &Frame<'_>) -> io::Result<()> {
+        self.stream().write_all(&encode(frame))
+    }
+
+    /// Sends the pages in `batch` and returns the number of bytes.
     pub(super) fn send_batch(&self, batch: &mut Batch) -> io::Result<u64> {
         let bytes = batch.seal();
-        NoSignal(&self.socket).write_all(bytes)?;
+        self.stream().write_all(bytes)?;
         Ok(bytes.len() as u64)
     }
 
     pub(super) fn receive(&mut self) -> Result<Frame<'_>, WireError> {
-        receive(&mut self.socket, &mut self.buffer)
+        let mut stream = Stream {
+            socket: &self.socket,
+            patience: self.patience.as_ref(),
+        };
+        receive(&mut stream, &mut self.buffer)
     }
 
-    /// Why the other side gave up, if that is what it has said and nobody has read yet.
+    /// Why the other process gave up, if it has said so and nobody has read it yet.
     pub(super) fn last_word(&mut self) -> Option<String> {
-        self.socket.set_nonblocking(true).ok()?;
-        let reason = match self.receive() {
-            Ok(Frame::Refused { reason }) => Some(reason.to_owned()),
-            _ => None,
-        };
-        self.socket.set_nonblocking(false).ok()?;
-        reason
+        while self
+            .stream()
+            .ready(PollFlags::POLLIN, PollTimeout::ZERO)
+            .ok()?
+        {
+            match self.receive() {
+                Ok(Frame::Refused { reason }) => return Some(reason.to_owned()),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Sends a file, which [`Self::receive_file`] takes.
@@ -72,6 +98,7 @@ impl Link {
     }
 
     pub(super) fn receive_file(&self) -> io::Result<OwnedFd> {
+        self.stream().wait(PollFlags::POLLIN)?;
         let mut byte = [0];
         let mut bytes = [IoSliceMut::new(&mut byte)];
         let mut space = nix::cmsg_space!(RawFd);
@@ -84,34 +111,154 @@ impl Link {
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(files) = control {
                 if let Some(file) = files.first() {
-                    // SAFETY: the kernel has just put it into our table, and there is room for
-                    // no other, so none leaks either.
+                    // SAFETY: the kernel has just put this descriptor into our table. There is
+                    // room for no other, so none leaks.
                     return Ok(unsafe { OwnedFd::from_raw_fd(*file) });
                 }
             }
         }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(Errno::EMFILE.into()); // there is a file, and no descriptor for it
+        }
         Err(io::Error::other("no file came with the message"))
     }
 
-    /// Says that nothing more will be sent and waits until the other side is done too.
-    pub(super) fn close(mut self) -> io::Result<()> {
+    /// Ends the sending direction and waits until the other process closes its end too.
+    pub(super) fn close(self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Write)?;
-        match self.socket.read(&mut [0])? {
+        match self.stream().read(&mut [0])? {
             0 => Ok(()),
-            _ => Err(io::Error::other("more came than was asked for")),
+            _ => Err(io::Error::other("unexpected bytes at the end")),
         }
     }
 }
 
-/// Writes that fail, rather than kill, when the other side is gone.
-struct NoSignal<'a>(&'a UnixStream);
+/// Reads and writes that wait with patience. A write to a closed socket fails instead of killing
+/// this process.
+struct Stream<'a> {
+    socket: &'a UnixStream,
+    patience: Option<&'a Patience>,
+}
 
-impl Write for NoSignal<'_> {
+impl Stream<'_> {
+    /// Waits until one of `events` comes.
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        let Some(patience) = self.patience else {
+            self.ready(events, PollTimeout::NONE)?;
+            return Ok(());
+        };
+        if self.ready(events, milliseconds(patience.notice))? {
+            return Ok(());
+        }
+        (patience.tell)();
+        let rest = patience.limit.saturating_sub(patience.notice);
+        match self.ready(events, milliseconds(rest))? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    fn ready(&self, events: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.socket.as_fd(), events)];
+        match poll(&mut fds, timeout) {
+            Err(Errno::EINTR) => Ok(true), // the caller tries again
+            other => Ok(other? > 0),
+        }
+    }
+
+    /// Repeats `transfer` until it does not have to wait.
+    fn until_done(
+        &self,
+        events: PollFlags,
+        mut transfer: impl FnMut() -> nix::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            match transfer() {
+                Err(Errno::EAGAIN) => self.wait(events)?,
+                Err(Errno::EINTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> PollTimeout {
+    PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let fd = self.socket.as_raw_fd();
+        self.until_done(PollFlags::POLLIN, || {
+            recv(fd, bytes, MsgFlags::MSG_DONTWAIT)
+        })
+    }
+}
+
+impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)?)
+        let fd = self.socket.as_raw_fd();
+        self.until_done(PollFlags::POLLOUT, || {
+            send(fd, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn pair(patience: Patience) -> (Link, Link) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = Link::new(ours.into(), Some(patience)).unwrap();
+        (ours, Link::new(theirs.into(), None).unwrap())
+    }
+
+    #[test]
+    fn a_silence_is_told_once_and_then_given_up() {
+        let told = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&told);
+        let (mut ours, _theirs) = pair(Patience {
+            notice: Duration::from_millis(5),
+            limit: Duration::from_millis(20),
+            tell: Box::new(move || drop(count.fetch_add(1, Ordering::Relaxed))),
+        });
+        let error = ours.receive().unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+
+        // The other end reads nothing, so that the socket fills up.
+        let mut batch = Batch::new();
+        while !batch.is_full() {
+            batch.push(0);
+        }
+        let error = (0..100).find_map(|_| ours.send_batch(&mut batch).err());
+        assert!(WireError::from(error.unwrap()).is_timeout());
+        assert_eq!(told.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn an_end_that_answers_again_is_waited_for() {
+        let (told, hears) = std::sync::mpsc::channel();
+        let (mut ours, theirs) = pair(Patience {
+            notice: Duration::from_millis(5),
+            limit: Duration::from_secs(60),
+            tell: Box::new(move || told.send(()).unwrap()),
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                hears.recv().unwrap();
+                theirs.send(&Frame::Stored { round: 7 }).unwrap();
+            });
+            let answer = ours.receive().unwrap();
+            assert_eq!(answer, Frame::Stored { round: 7 });
+        });
     }
 }

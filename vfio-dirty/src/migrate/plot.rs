@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The picture of a migration: pages and bytes of each round, as SVG.
+//! The picture of a migration: the pages and bytes of each round, as SVG. It has the names of the
+//! table's columns.
 
 use std::error::Error;
 use std::fs;
@@ -9,8 +10,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::precopy::{Found, Round};
-use super::report::{milliseconds, Report};
+use super::outcome::{Found, Round, Summary};
+use super::report::milliseconds;
 use super::units::{count, size, MIB};
 
 const SIZE: (u32, u32) = (960, 720);
@@ -21,71 +22,99 @@ const LAST_BAR: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// A line of the upper picture: its name, its colour, and its pages in a round.
-type Series = (&'static str, RGBColor, fn(&Round) -> Option<u64>);
-
-const SERIES: [Series; 5] = [
-    ("to send", INK, |round| Some(round.dirty)),
-    ("found by PAGEMAP_SCAN", RGBColor(0, 0x72, 0xb2), |round| {
-        found(round, |found| found.cpu)
-    }),
-    (
-        "found by GET_BITMAP: RAM",
-        RGBColor(0xd5, 0x5e, 0),
-        |round| found(round, |found| found.device),
-    ),
-    (
-        "found by GET_BITMAP: windows",
-        RGBColor(0, 0x9e, 0x73),
-        |round| found(round, |found| found.windows),
-    ),
-    ("found by UNMAP_DMA", RGBColor(0xcc, 0x79, 0xa7), |round| {
-        found(round, |found| found.unmap)
-    }),
+const DIRTY: RGBColor = INK;
+/// The colours of [`Found::NAMES`].
+const FOUND: [RGBColor; 4] = [
+    RGBColor(0, 0x72, 0xb2),
+    RGBColor(0xd5, 0x5e, 0),
+    RGBColor(0, 0x9e, 0x73),
+    RGBColor(0xcc, 0x79, 0xa7),
 ];
 
-fn found(round: &Round, pick: fn(&Found) -> u64) -> Option<u64> {
-    round.found.as_ref().map(pick)
+/// A line of the upper chart.
+struct Series {
+    name: String,
+    color: RGBColor,
+    /// The round's number, and its pages.
+    points: Vec<(f64, f64)>,
 }
 
-/// Draws `report` into the file `path`.
-pub(super) fn draw(path: &Path, report: &Report<'_>) -> Result<(), Box<dyn Error>> {
+impl Series {
+    /// Pages of those rounds that have any; a log scale cannot show 0.
+    fn new(
+        name: String,
+        color: RGBColor,
+        rounds: &[Round],
+        pages: impl Fn(&Round) -> Option<u64>,
+    ) -> Self {
+        let points = rounds
+            .iter()
+            .filter_map(|round| Some((f64::from(round.number), pages(round)?)))
+            .filter(|(_, pages)| *pages > 0)
+            .map(|(number, pages)| (number, pages as f64))
+            .collect();
+        Self {
+            name,
+            color,
+            points,
+        }
+    }
+}
+
+/// What the upper chart shows: the pages to send, and who found them.
+fn all_series(summary: &Summary<'_>) -> Vec<Series> {
+    let rounds = &summary.outcome.rounds;
+    let lost = summary.args.lose.and_then(Found::place);
+    let dirty = Series::new("dirty".into(), DIRTY, rounds, |round| Some(round.dirty));
+    let found = (0..).zip(Found::NAMES).zip(FOUND);
+    let found = found.map(|((place, name), color)| {
+        let lost = if lost == Some(place) { " (lost)" } else { "" };
+        Series::new(format!("found by {name}{lost}"), color, rounds, |round| {
+            Some(round.found?.counts()[place])
+        })
+    });
+    [dirty].into_iter().chain(found).collect()
+}
+
+/// Draws `summary` into the file `path`.
+pub(super) fn draw(path: &Path, summary: &Summary<'_>) -> Result<(), Box<dyn Error>> {
     let mut svg = String::new();
-    draw_svg(&mut svg, report)?;
+    draw_svg(&mut svg, summary)?;
     fs::write(path, svg)?;
     Ok(())
 }
 
-fn draw_svg(svg: &mut String, report: &Report<'_>) -> Result<(), Box<dyn Error>> {
+fn draw_svg(svg: &mut String, summary: &Summary<'_>) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let verdict = match report.verdict.differing {
+    let verdict = match summary.verdict.differing {
         0 => "equal".into(),
         pages => format!("{} pages differ", count(pages)),
     };
     let title = format!(
         "Live migration of {}: {} rounds, downtime {:.0} ms, {verdict}",
-        size(report.args.memory),
-        report.outcome.rounds.len(),
-        milliseconds(report.outcome.downtime),
+        size(summary.args.memory),
+        summary.outcome.rounds.len(),
+        milliseconds(summary.outcome.downtime),
     );
     let root = root.margin(10, 0, 0, 0);
-    let root = root.titled(&title, ("sans-serif", 22).into_font().color(&INK))?;
+    let mut root = root.titled(&title, ("sans-serif", 22).into_font().color(&INK))?;
+    if let Some(lose) = summary.args.lose {
+        let font = ("sans-serif", 16).into_font().color(&LAST_BAR);
+        root = root.titled(&lose.sentence(), font)?;
+    }
     let (upper, lower) = root.split_vertically(400);
-    let rounds = &report.outcome.rounds;
-    draw_pages(&upper, rounds)?;
+    let rounds = &summary.outcome.rounds;
+    draw_pages(&upper, rounds, all_series(summary))?;
     draw_bytes(&lower, rounds)?;
     root.present()?;
     Ok(())
 }
 
-fn draw_pages(area: &Area<'_>, rounds: &[Round]) -> Result<(), Box<dyn Error>> {
-    let shown = || {
-        let of_round = |round| SERIES.iter().filter_map(move |(_, _, pages)| pages(round));
-        rounds.iter().flat_map(of_round).filter(|pages| *pages > 0)
-    };
-    let most = shown().max().unwrap_or(1) as f64;
-    let least = shown().min().unwrap_or(1) as f64;
+fn draw_pages(area: &Area<'_>, rounds: &[Round], all: Vec<Series>) -> Result<(), Box<dyn Error>> {
+    let shown = || all.iter().flat_map(|series| &series.points);
+    let most = shown().map(|(_, pages)| *pages).fold(1.0, f64::max);
+    let least = shown().map(|(_, pages)| *pages).fold(most, f64::min);
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(36)
@@ -103,13 +132,12 @@ fn draw_pages(area: &Area<'_>, rounds: &[Round]) -> Result<(), Box<dyn Error>> {
         .y_desc("pages (log scale)")
         .y_label_formatter(&|y| count(*y as u64))
         .draw()?;
-    for (name, color, pages) in SERIES {
-        let points: Vec<_> = rounds
-            .iter()
-            .filter_map(|round| Some((f64::from(round.number), pages(round)?)))
-            .filter(|(_, pages)| *pages > 0) // which a log scale cannot show
-            .map(|(number, pages)| (number, pages as f64))
-            .collect();
+    for Series {
+        name,
+        color,
+        points,
+    } in all
+    {
         let style = color.stroke_width(2);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), style))?
@@ -150,7 +178,7 @@ fn draw_bytes(area: &Area<'_>, rounds: &[Round]) -> Result<(), Box<dyn Error>> {
         .x_labels(rounds.len() + 1)
         .x_label_formatter(&|x| x_label(*x, rounds))
         .x_desc("round")
-        .y_desc("MiB sent (orange: guest stopped)")
+        .y_desc("MiB (orange: guest stopped)")
         .y_labels(6)
         .y_label_formatter(&|y| format!("{y:.0}"))
         .draw()?;
@@ -175,7 +203,7 @@ fn x_range(rounds: &[Round]) -> std::ops::Range<f64> {
     0.5..rounds.len() as f64 + 0.5
 }
 
-/// Whole rounds have a label, the last one has a name.
+/// The label of a round: its number, or `stop` for the last one.
 fn x_label(x: f64, rounds: &[Round]) -> String {
     let round = rounds.iter().find(|round| f64::from(round.number) == x);
     match round {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the user sees: a bar while pages go, a line per round, and the verdict.
+//! What the user sees: progress, a line for each round, and the verdict. No line is wider than 80
+//! columns.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -7,135 +8,188 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 
+use super::args::Args;
 use super::guest::PAGE;
-use super::precopy::{Outcome, Round};
-use super::units::{count, plural, size, MIB};
+use super::outcome::{Found, Round, Summary};
+use super::units::{count, narrow, plural, size, MIB};
 use super::verdict::Verdict;
-use super::Args;
-
-/// Everything there is to say about a migration.
-pub(super) struct Report<'a> {
-    pub(super) args: &'a Args,
-    pub(super) outcome: &'a Outcome,
-    pub(super) verdict: &'a Verdict,
-}
+use crate::failure::{cannot, Failure};
 
 pub(super) struct Reporter {
     json: bool,
-    /// On the standard error, and only if that is a terminal.
+    /// On standard error, and only if that is a terminal.
     bar: ProgressBar,
 }
 
 impl Reporter {
-    pub(super) fn new(args: &Args, process: u32) -> Self {
-        let style = ProgressStyle::with_template("{msg:>8} [{bar:40}] {pos}/{len} pages");
+    pub(super) fn new(json: bool) -> Self {
+        let style = ProgressStyle::with_template("{msg:>16} [{bar:30}] {pos}/{len} pages");
         let bar = ProgressBar::new(0);
         bar.set_style(
             style
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .progress_chars("=> "),
         );
-        let reporter = Self {
-            json: args.json,
-            bar,
-        };
-        let threads = match args.no_cpu {
-            true => "no CPU".to_owned(),
-            false => plural(args.cpu_threads.into(), "CPU thread"),
-        };
-        reporter.line(&format!(
-            "guest of {} written by {threads} and 4 devices, {} a second each, to process {process}",
-            size(args.memory),
-            plural(args.rate.into(), "page"),
-        ));
-        reporter.line(&format!("{:16}{:-^39}", "", " found by "));
-        reporter.line(&row(&[
-            "round", "dirty", "CPU", "device", "windows", "unmaps", "sent", "MiB", "ms", "MiB/s",
-        ]));
-        reporter
+        Self { json, bar }
     }
 
-    pub(super) fn begin(&self, round: u32, pages: u64) {
-        self.bar.set_message(format!("round {round}"));
+    /// Says that both processes allocate and fill their memory.
+    pub(super) fn preparing(&self, args: &Args) -> Result<(), Failure> {
+        self.line(&format!(
+            "preparing memory: {} for the guest, as much for the destination",
+            size(args.memory)
+        ))?;
+        self.begin("preparing memory", args.memory / PAGE);
+        self.bar.tick(); // shows the bar before its first page
+        Ok(())
+    }
+
+    /// Says what is about to run, and prints the head of the table.
+    pub(super) fn started(&self, args: &Args, process: u32) -> Result<(), Failure> {
+        self.bar.finish_and_clear();
+        let threads = match args.no_cpu {
+            true => String::new(),
+            false => plural(args.cpu_threads.into(), "CPU thread") + " and ",
+        };
+        self.line(&format!(
+            "{threads}4 devices write {} a second each",
+            plural(args.rate.into(), "page"),
+        ))?;
+        self.line(&format!("process {process} receives them"))?;
+        self.line("")?;
+        self.line(&format!("{:13} {:-^31}", "", " found by "))?;
+        let [cpu, device, windows, unmaps] = Found::NAMES;
+        self.line(&row([
+            "round", "dirty", cpu, device, windows, unmaps, "zero", "sent", "MiB", "ms",
+        ]))
+    }
+
+    /// Starts a new bar.
+    pub(super) fn begin(&self, what: &str, pages: u64) {
+        self.bar.reset();
+        self.bar.set_message(what.to_owned());
         self.bar.set_length(pages);
         self.bar.set_position(0);
     }
 
-    pub(super) fn progress(&self) {
-        self.bar.inc(1);
+    pub(super) fn progress(&self, pages: u64) {
+        self.bar.inc(pages);
     }
 
-    pub(super) fn round(&self, round: &Round) {
-        let found = |pick: fn(super::precopy::Found) -> u64| match round.found {
-            Some(found) => count(pick(found)),
-            None => "-".into(),
+    pub(super) fn round(&self, round: &Round) -> Result<(), Failure> {
+        let found = match &round.found {
+            Some(found) => found.counts().map(narrow),
+            None => Found::NAMES.map(|_| "-".to_owned()),
         };
+        let [cpu, device, windows, unmaps] = &found;
         let number = match round.last {
             true => "stop".into(),
             false => round.number.to_string(),
         };
-        self.line(&row(&[
+        self.line(&row([
             &number,
-            &count(round.dirty),
-            &found(|found| found.cpu),
-            &found(|found| found.device),
-            &found(|found| found.windows),
-            &found(|found| found.unmap),
-            &count(round.sent.pages),
-            &format!("{:.1}", round.sent.bytes as f64 / MIB as f64),
-            &format!("{:.1}", milliseconds(round.time)),
-            &format!("{:.0}", round.bytes_per_second() / MIB as f64),
-        ]));
+            &narrow(round.dirty),
+            cpu,
+            device,
+            windows,
+            unmaps,
+            &narrow(round.sent.zero),
+            &narrow(round.sent.pages),
+            &decimal(round.sent.bytes as f64 / MIB as f64),
+            &decimal(milliseconds(round.time)),
+        ]))
     }
 
-    pub(super) fn comparing(&self) {
+    /// Returns a function that says on standard error that the destination process is silent.
+    pub(super) fn silence(&self, process: u32, limit: Duration) -> Box<dyn Fn() + Send> {
+        let bar = self.bar.clone();
+        Box::new(move || {
+            bar.suspend(|| {
+                // If nobody can read this, the migration goes on all the same.
+                let _ = writeln!(
+                    io::stderr(),
+                    "vfio-dirty: the destination process {process} does not answer; it has {} s",
+                    limit.as_secs()
+                );
+            });
+        })
+    }
+
+    /// Prints the result.
+    pub(super) fn finish(&self, summary: &Summary<'_>) -> Result<(), Failure> {
         self.bar.finish_and_clear();
-    }
-
-    pub(super) fn finish(&self, report: &Report<'_>) {
-        if self.json {
-            print(&format!("{:#}", report.json()));
-        } else {
-            print(&report.text());
-        }
-    }
-
-    fn line(&self, text: &str) {
         if !self.json {
-            self.bar.suspend(|| print(text));
+            return self.line(&summary.text());
+        }
+        let mut out = io::stdout().lock();
+        writeln!(out, "{:#}", summary.json())
+            .and_then(|()| out.flush())
+            .map_err(cannot("print the JSON document"))
+    }
+
+    fn line(&self, text: &str) -> Result<(), Failure> {
+        if self.json {
+            return Ok(());
+        }
+        let printed = self.bar.suspend(|| writeln!(io::stdout(), "{text}"));
+        match printed {
+            // A reader who has seen enough does not need the rest; the exit status still tells.
+            Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(cannot("print the table")),
         }
     }
 }
 
-/// A reader who went away is no reason to stop.
-fn print(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+fn row(cells: [&str; 10]) -> String {
+    let [round, rest @ ..] = cells;
+    let mut line = format!("{round:>5}");
+    for cell in rest {
+        line += &format!(" {cell:>7}");
+    }
+    line
 }
 
-fn row(cells: &[&str; 10]) -> String {
-    let [round, dirty, cpu, device, windows, unmaps, sent, mib, ms, rate] = cells;
-    format!(
-        "{round:>5} {dirty:>9} {cpu:>9} {device:>9} {windows:>9} {unmaps:>9} {sent:>9} {mib:>9} {ms:>8} {rate:>8}"
-    )
+/// A number in at most 7 columns.
+fn decimal(value: f64) -> String {
+    match value < 99_999.0 {
+        true => format!("{value:.1}"),
+        false => narrow(value as u64),
+    }
 }
 
 pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-impl Report<'_> {
+impl Summary<'_> {
     fn text(&self) -> String {
-        let (outcome, verdict) = (self.outcome, self.verdict);
-        let mut text = String::new();
+        let (args, outcome, verdict) = (self.args, self.outcome, self.verdict);
+        let mut text = String::from("\n");
         if !outcome.converged {
             text += &format!(
-                "the rest did not fit the downtime goal within {}, the guest was stopped anyway: \
-                 allow more --downtime or write less with --rate\n",
-                plural(self.args.max_rounds.into(), "round"),
+                "after {} the rest took too long; the guest was stopped anyway\n\
+                 (allow more --downtime or --max-rounds, or write less with --rate)\n",
+                plural(args.max_rounds.into(), "round"),
             );
         }
-        if let Some(lose) = self.args.lose {
-            text += &format!("lost on purpose: all that `{}` reported\n", lose.name());
+        text += &format!(
+            "{} sent in {}, {}\n",
+            plural(outcome.pages_sent(), "page"),
+            plural(outcome.rounds.len() as u64, "round"),
+            size(outcome.bytes_sent()),
+        );
+        text += &format!(
+            "{} pages/s reported dirty, {}\n",
+            count(outcome.dirty_rate() as u64),
+            plural(outcome.unmaps, "unmap"),
+        );
+        text += &format!(
+            "downtime {:.1} ms (goal {} ms)\n",
+            milliseconds(outcome.downtime),
+            args.downtime,
+        );
+        if let Some(lose) = args.lose {
+            text += &format!("{}\n", lose.sentence());
         }
         if !verdict.is_equal() {
             text += "first differing pages and their last writers:\n";
@@ -143,28 +197,11 @@ impl Report<'_> {
                 text += &format!("  {address:#014x}  {}\n", writer.name());
             }
         }
-        let pages = self.args.memory / PAGE;
-        text + &format!(
-            "{} sent in {}, downtime {:.1} ms (goal {} ms), {} pages/s reported dirty, {}: {}",
-            plural(outcome.pages_sent(), "page"),
-            plural(outcome.rounds.len() as u64, "round"),
-            milliseconds(outcome.downtime),
-            self.args.downtime,
-            count(outcome.dirty_rate() as u64),
-            plural(outcome.unmaps, "unmap"),
-            match verdict.differing {
-                0 => format!("all {} equal", plural(pages, "page")),
-                differing => format!(
-                    "DIFFERENT in {} of {}",
-                    count(differing),
-                    plural(pages, "page")
-                ),
-            },
-        )
+        text + "verdict: " + &words(verdict, args.memory / PAGE)
     }
 
     fn json(&self) -> Value {
-        let (outcome, verdict) = (self.outcome, self.verdict);
+        let (args, outcome, verdict) = (self.args, self.outcome, self.verdict);
         let differences: Vec<_> = verdict
             .first
             .iter()
@@ -174,18 +211,18 @@ impl Report<'_> {
             .collect();
         json!({
             "format": 1,
-            "memory_bytes": self.args.memory,
+            "memory_bytes": args.memory,
             "page_size": PAGE,
-            "cpu_threads": if self.args.no_cpu { 0 } else { self.args.cpu_threads },
+            "cpu_threads": if args.no_cpu { 0 } else { args.cpu_threads },
             "devices": 4,
-            "rate_pages_per_second": self.args.rate,
-            "lose": self.args.lose.map(super::Lose::name),
+            "rate_pages_per_second": args.rate,
+            "lose": args.lose.map(|lose| lose.name()),
             "rounds": outcome.rounds.iter().map(round_json).collect::<Vec<_>>(),
             "pages_sent": outcome.pages_sent(),
             "bytes_sent": outcome.bytes_sent(),
             "converged": outcome.converged,
             "downtime_ms": milliseconds(outcome.downtime),
-            "downtime_goal_ms": self.args.downtime,
+            "downtime_goal_ms": args.downtime,
             "dirty_pages_per_second": outcome.dirty_rate(),
             "pages_written": outcome.pages_written,
             "unmaps": outcome.unmaps,
@@ -196,13 +233,21 @@ impl Report<'_> {
     }
 }
 
+fn words(verdict: &Verdict, pages: u64) -> String {
+    let pages = plural(pages, "page");
+    match verdict.differing {
+        0 => format!("all {pages} equal"),
+        differing => format!("DIFFERENT in {} of {pages}", count(differing)),
+    }
+}
+
 fn round_json(round: &Round) -> Value {
     let found = round.found.map(|found| {
         json!({
             "cpu": found.cpu,
             "device": found.device,
             "windows": found.windows,
-            "unmaps": found.unmap,
+            "unmaps": found.unmaps,
         })
     });
     json!({
@@ -216,4 +261,38 @@ fn round_json(round: &Round) -> Value {
         "milliseconds": milliseconds(round.time),
         "bytes_per_second": round.bytes_per_second(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::outcome::Sent;
+
+    /// The numbers of a guest of 16 TiB, in the columns of the table.
+    #[test]
+    fn the_largest_numbers_fit_80_columns() {
+        let pages = 1_u64 << 32;
+        let found = Found {
+            cpu: pages,
+            device: pages,
+            windows: pages,
+            unmaps: pages,
+        };
+        let sent = Sent {
+            pages,
+            zero: pages,
+            bytes: pages * PAGE,
+        };
+        let cells = [found.counts().map(narrow), [sent.pages; 4].map(narrow)].concat();
+        let mib = decimal(sent.bytes as f64 / MIB as f64);
+        let ms = decimal(milliseconds(Duration::from_secs(1_000_000)));
+        for cell in cells.iter().chain([&mib, &ms]) {
+            assert!(cell.len() <= 7, "{cell}");
+        }
+        let cell = "1234567";
+        let line = row([
+            "12345", cell, cell, cell, cell, cell, cell, cell, cell, cell,
+        ]);
+        assert!(line.len() <= 80);
+    }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The sending end: starts the destination process and sends it pages.
+//! The sending end: starts the destination process and sends pages to it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,12 +12,13 @@ use std::time::Duration;
 use adapter_user::GuestMemory;
 
 use super::guest::{Guest, PAGE};
-use super::link::Link;
+use super::link::{Link, Patience};
+use super::outcome::Sent;
 use super::wire::{Batch, Frame, WireError};
-use crate::failure::{cannot, Failure};
+use crate::failure::{cannot, explain, is_file_limit, Failure};
 
-/// The subcommand that the program starts itself with.
-pub(crate) const DESTINATION: &str = "migrate-destination";
+/// The argument with which the program starts itself as the receiving process.
+pub(super) const DESTINATION: &str = "migrate-destination";
 
 pub(super) struct Destination {
     link: Link,
@@ -26,16 +27,7 @@ pub(super) struct Destination {
     batch: Batch,
 }
 
-/// What a round put on the wire.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sent {
-    pub(super) pages: u64,
-    /// Pages that were not sent because they were zero.
-    pub(super) zero: u64,
-    pub(super) bytes: u64,
-}
-
-/// A process that is getting its memory ready.
+/// A process that allocates its memory.
 pub(super) struct Starting {
     link: Link,
     process: Process,
@@ -43,8 +35,12 @@ pub(super) struct Starting {
 }
 
 impl Starting {
-    /// Starts a process that gets itself empty memory of `memory` bytes.
-    pub(super) fn new(memory: u64) -> Result<Self, Failure> {
+    /// Starts a process that allocates `memory` bytes for the guest. `patience` makes the patience
+    /// with the process of the given id.
+    pub(super) fn new(
+        memory: u64,
+        patience: impl FnOnce(u32) -> Patience,
+    ) -> Result<Self, Failure> {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let mut process = Command::new("/proc/self/exe")
             .arg0("vfio-dirty")
@@ -55,7 +51,9 @@ impl Starting {
             .spawn()
             .map(Process)
             .map_err(cannot("start the destination process"))?;
-        let mut link = Link::new(OwnedFd::from(ours)).map_err(cannot("set up the socket"))?;
+        let patience = patience(process.0.id());
+        let mut link =
+            Link::new(OwnedFd::from(ours), Some(patience)).map_err(cannot("set up the socket"))?;
         if let Err(cause) = link.send(&Frame::Hello { memory }) {
             return Err(process.explain(&mut link, cause.into()));
         }
@@ -66,12 +64,25 @@ impl Starting {
         })
     }
 
-    /// Waits until the memory stands.
+    /// Waits until the memory is allocated.
     pub(super) fn ready(mut self) -> Result<Destination, Failure> {
-        let memory = match receive_memory(&mut self.link, self.memory) {
-            Ok(memory) => memory,
-            Err(cause) => return Err(self.process.explain(&mut self.link, cause)),
-        };
+        loop {
+            let cause = match self.link.receive() {
+                Ok(Frame::Ready) => break,
+                Ok(Frame::Busy) => continue,
+                Ok(Frame::Refused { reason }) => WireError::Refused(reason.to_owned()),
+                Ok(_) => out_of_turn(),
+                Err(cause) => cause,
+            };
+            return Err(self.process.explain(&mut self.link, cause));
+        }
+        let memory = self.link.receive_file().and_then(GuestMemory::from_fd);
+        let memory = memory.map_err(cannot("map the destination's memory"))?;
+        if memory.len() != self.memory {
+            return Err(Failure::Runtime(
+                "the destination's memory has another size than the guest's".into(),
+            ));
+        }
         Ok(Destination {
             link: self.link,
             process: self.process,
@@ -79,6 +90,10 @@ impl Starting {
             batch: Batch::new(),
         })
     }
+}
+
+fn out_of_turn() -> WireError {
+    WireError::Io(io::Error::other("an answer came out of turn"))
 }
 
 impl Destination {
@@ -91,8 +106,8 @@ impl Destination {
         self.process.0.id()
     }
 
-    /// Sends the contents that `pages` have now. Zero pages may be left out when the destination
-    /// has never got another content for them.
+    /// Sends the contents that `pages` have now. With `skip_zero` it leaves out zero pages, which
+    /// is right as long as the destination's pages are zero.
     pub(super) fn send(
         &mut self,
         guest: &Guest,
@@ -131,7 +146,7 @@ impl Destination {
         result.map_err(|cause| self.process.explain(&mut self.link, cause.into()))
     }
 
-    /// Ends a round and waits until everything sent in it has been checked and stored.
+    /// Ends a round and waits until the destination has checked and stored all of it.
     pub(super) fn end_round(&mut self, round: u32, last: bool, sent: Sent) -> Result<(), Failure> {
         let end = Frame::EndOfRound {
             round,
@@ -145,13 +160,13 @@ impl Destination {
         let cause = match answer {
             Ok(Frame::Stored { round: stored }) if stored == round => return Ok(()),
             Ok(Frame::Refused { reason }) => WireError::Refused(reason.to_owned()),
-            Ok(_) => WireError::Io(io::Error::other("an answer out of turn")),
+            Ok(_) => out_of_turn(),
             Err(error) => error,
         };
         Err(self.process.explain(&mut self.link, cause))
     }
 
-    /// Lets the process end.
+    /// Ends the connection and waits for the process.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         let closed = self.link.close();
         closed.map_err(cannot("close the connection to the destination process"))?;
@@ -169,19 +184,6 @@ impl Destination {
     }
 }
 
-fn receive_memory(link: &mut Link, len: u64) -> Result<GuestMemory, WireError> {
-    match link.receive()? {
-        Frame::Ready => {}
-        Frame::Refused { reason } => return Err(WireError::Refused(reason.to_owned())),
-        _ => return Err(io::Error::other("an answer out of turn").into()),
-    }
-    let memory = GuestMemory::from_fd(link.receive_file()?)?;
-    if memory.len() != len {
-        return Err(io::Error::other("its memory has another size").into());
-    }
-    Ok(memory)
-}
-
 fn is_zero(bytes: &[u8]) -> bool {
     bytes == [0; PAGE as usize]
 }
@@ -192,26 +194,32 @@ struct Process(Child);
 impl Process {
     /// Why talking to the process failed: what it said last, how it ended, or else `cause`.
     fn explain(&mut self, link: &mut Link, cause: WireError) -> Failure {
-        let cause = match (&cause, link.last_word()) {
-            (WireError::Refused(_), _) | (_, None) => cause,
-            (_, Some(reason)) => WireError::Refused(reason),
-        };
-        let status = match &cause {
-            WireError::Refused(reason) => {
-                return Failure::Runtime(format!("the destination process gave up: {reason}"));
+        let reason = match &cause {
+            WireError::Refused(reason) => Some(reason.clone()),
+            WireError::Io(cause) if is_file_limit(cause) => {
+                return Failure::Runtime(explain(cause));
             }
-            error if error.is_timeout() => None,
-            _ => self.end_soon(),
+            _ => link.last_word(),
+        };
+        if let Some(reason) = reason {
+            return Failure::Runtime(format!("the destination process gave up: {reason}"));
+        }
+        let status = match cause.is_timeout() {
+            true => None,
+            false => self.end_soon(),
         };
         Failure::Runtime(match status {
             Some(status) => {
                 format!("the destination process ended too early ({status}); run the command again")
             }
-            None => format!("the destination process does not answer: {cause}"),
+            None => format!(
+                "the destination process {} does not answer, and was ended: {cause}",
+                self.0.id()
+            ),
         })
     }
 
-    /// How the process ended, which a closed socket announces.
+    /// How the process ended; a closed socket announces its end.
     fn end_soon(&mut self) -> Option<ExitStatus> {
         for _ in 0..100 {
             if let Ok(Some(status)) = self.0.try_wait() {
@@ -225,7 +233,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail when it has ended by itself, which is as good.
+        // Both calls fail if the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

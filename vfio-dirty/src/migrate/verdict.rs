@@ -1,26 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Are the two memories the same, byte by byte?
+//! The verdict: whether the two memories are equal, byte by byte.
 
 use adapter_user::GuestMemory;
 
 use super::guest::{Guest, Writer, PAGE};
 use crate::failure::{cannot, Failure};
 
-/// Differing pages that are reported one by one.
+/// How many differing pages are listed.
 const SHOWN: usize = 10;
 
-/// Bytes that are compared at once.
+/// How many bytes are compared at once.
 const CHUNK: usize = 64 * PAGE as usize;
 
 #[derive(Default)]
 pub(super) struct Verdict {
     pub(super) differing: u64,
-    /// The first of them: guest physical address and last writer.
+    /// The guest-physical address and last writer of the first of them.
     pub(super) first: Vec<(u64, Writer)>,
 }
 
 impl Verdict {
-    pub(super) fn compare(guest: &Guest, destination: &GuestMemory) -> Result<Self, Failure> {
+    /// Compares all memory. Calls `progress` with the number of pages after each step.
+    pub(super) fn compare(
+        guest: &Guest,
+        destination: &GuestMemory,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Self, Failure> {
         let mut verdict = Self::default();
         let mut ours = vec![0; CHUNK];
         let mut theirs = vec![0; CHUNK];
@@ -35,6 +40,7 @@ impl Verdict {
             if ours != theirs {
                 verdict.compare_pages(guest, start / PAGE, ours, theirs);
             }
+            progress(len as u64 / PAGE);
         }
         Ok(verdict)
     }
@@ -62,9 +68,9 @@ mod tests {
 
     #[test]
     fn every_differing_page_is_counted() {
-        let guest = Guest::boot(16 << 20).unwrap();
+        let guest = Guest::boot(16 << 20, || {}).unwrap();
         let same = guest.cpu.second_view().unwrap();
-        assert!(Verdict::compare(&guest, &same).unwrap().is_equal());
+        assert!(Verdict::compare(&guest, &same, |_| {}).unwrap().is_equal());
 
         let other = GuestMemory::new(16 << 20).unwrap();
         let mut bytes = vec![0; 16 << 20];
@@ -77,7 +83,7 @@ mod tests {
         guest
             .write_by_dma(Writer::Pinned, last, &[!bytes[last as usize]])
             .unwrap();
-        let verdict = Verdict::compare(&guest, &other).unwrap();
+        let verdict = Verdict::compare(&guest, &other, |_| {}).unwrap();
         let boot = Writer::Boot;
         let expected = [
             (2 * PAGE, boot),

@@ -1,177 +1,168 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A device behind a virtual IOMMU: windows of IOVA come and go, each onto other guest pages.
 //!
-//! The container reports by IOVA. What a window means is known only while it is mapped, so its
-//! bits are translated under the lock that also guards mapping and unmapping, and what an unmap
-//! harvests waits here until the next round fetches it.
+//! The container reports by IOVA; the tracker's [`IovaView`] knows which guest pages that means.
+//! The view maps before the container and unmaps after it, so that whatever the container reports
+//! can be translated.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use adapter_user::{pages, Container, Device, Prot};
+use adapter_user::guest::IovaView;
+use adapter_user::{Container, Device, Error, Prot};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use super::devices;
 use super::guest::{Guest, Writer, BLOCK, PAGE};
-use super::page_set::PageSet;
-use super::writers::Work;
+use super::tracking::{pages, Counts, Tracking};
+use super::writers::{Work, Written};
 use crate::failure::{cannot, Failure};
 
-/// How far apart windows start; none is larger.
+/// The distance between the IOVAs of two windows; no window is larger.
 const STRIDE: u64 = BLOCK * PAGE;
 
-pub(super) struct Viommu {
+/// The device at work. No other thread maps or unmaps its windows.
+pub(super) struct Churn {
     guest: Arc<Guest>,
     container: Container,
     device: Arc<Device>,
+    view: IovaView,
+    counts: Arc<Counts>,
+    /// Whether the bitmaps of unmaps are thrown away.
+    lost: bool,
     /// The IOVA of the first window.
     base: u64,
-    state: Mutex<State>,
+    windows: Vec<Option<Window>>,
+    random: SmallRng,
 }
 
-struct State {
-    tracking: bool,
-    slots: Vec<Option<Window>>,
-    harvested: PageSet,
-    unmaps: u64,
-}
-
-/// What a slot of IOVA maps at the moment.
+/// A window that is mapped.
 #[derive(Clone, Copy)]
 struct Window {
     iova: u64,
-    /// The first guest page.
-    page: u64,
-    pages: u64,
+    gpa: u64,
+    size: u64,
     pinned: bool,
 }
 
-impl Viommu {
-    pub(super) fn new(guest: &Arc<Guest>, container: &Container) -> Result<Arc<Self>, Failure> {
-        let slots = (guest.blocks() / 4).clamp(4, 64);
-        Ok(Arc::new(Self {
+impl Churn {
+    /// Opens the device and adds it to `tracking`. If `lost`, what unmaps report is counted and
+    /// thrown away.
+    pub(super) fn new(
+        guest: &Arc<Guest>,
+        container: &Container,
+        tracking: &Tracking,
+        lost: bool,
+    ) -> Result<Self, Failure> {
+        let windows = (guest.blocks() / 4).clamp(4, 64);
+        let base = guest.len().next_multiple_of(1 << 32);
+        let view = tracking.iova_view();
+        tracking.add_windows(container, &view, base, windows * STRIDE);
+        Ok(Self {
             guest: Arc::clone(guest),
             container: container.clone(),
             device: devices::open(container)?,
-            base: guest.len().next_multiple_of(1 << 32),
-            state: Mutex::new(State {
-                tracking: false,
-                slots: vec![None; slots as usize],
-                harvested: PageSet::new(guest.pages()),
-                unmaps: 0,
-            }),
-        }))
+            view,
+            counts: Arc::clone(tracking.counts()),
+            lost,
+            base,
+            windows: vec![None; windows as usize],
+            random: SmallRng::from_os_rng(),
+        })
     }
 
-    /// Starts dirty tracking of the container: unmaps from now on harvest.
-    pub(super) fn start_tracking(&self) -> Result<(), Failure> {
-        let mut state = self.state();
-        self.container.start().map_err(cannot("start tracking"))?;
-        state.tracking = true;
-        Ok(())
-    }
-
-    pub(super) fn stop_tracking(&self) -> Result<(), Failure> {
-        let mut state = self.state();
-        state.tracking = false;
-        self.container.stop().map_err(cannot("stop tracking"))
-    }
-
-    /// Adds the guest pages that the windows mapped now report dirty to `dirty`.
-    pub(super) fn collect_windows(&self, dirty: &mut PageSet) -> Result<(), Failure> {
-        let state = self.state();
-        let size = state.slots.len() as u64 * STRIDE;
-        let mut bitmap = vec![0; (size / PAGE).div_ceil(64) as usize];
-        self.container
-            .dirty_bitmap(self.base, size, PAGE, &mut bitmap)
-            .map_err(cannot("get the dirty pages of the windows"))?;
-        for bit in pages(&bitmap) {
-            let window = state.slots.get((bit / BLOCK) as usize).copied().flatten();
-            insert(window, bit % BLOCK, dirty)?;
+    /// The window at `number`, which is mapped to a random place if it is not mapped.
+    fn window(&mut self, number: usize) -> Result<Window, Failure> {
+        match self.windows[number] {
+            Some(window) => Ok(window),
+            None => self.map(number),
         }
-        Ok(())
     }
 
-    /// Adds the guest pages that unmaps harvested since the last call to `dirty`.
-    pub(super) fn collect_harvest(&self, dirty: &mut PageSet) {
-        let mut state = self.state();
-        dirty.union(&state.harvested);
-        state.harvested.clear();
-    }
-
-    /// How many windows have been unmapped under tracking.
-    pub(super) fn unmaps(&self) -> u64 {
-        self.state().unmaps
-    }
-
-    fn map(&self, slot: usize, random: &mut SmallRng) -> Result<Window, Failure> {
-        // Windows of even slots share no block with those of odd slots, see `drain`.
+    fn map(&mut self, number: usize) -> Result<Window, Failure> {
+        let random = &mut self.random;
+        // Even and odd windows share no block, so that `drain` can tell them apart.
         let pair = random.random_range(0..self.guest.blocks() / 2);
         let mut block = self
             .guest
-            .own_block(Writer::Viommu, pair * 2 + slot as u64 % 2);
+            .own_block(Writer::Viommu, pair * 2 + number as u64 % 2);
         if random.random_ratio(1, 8) {
             block = self.guest.any_block(Writer::Viommu, random);
         }
-        let pages = random.random_range(1..=BLOCK);
+        let npages = random.random_range(1..=BLOCK);
         let window = Window {
-            iova: self.base + slot as u64 * STRIDE,
-            page: random.random_range(block.start..=block.end - pages),
-            pages,
+            iova: self.base + number as u64 * STRIDE,
+            gpa: random.random_range(block.start..=block.end - npages) * PAGE,
+            size: npages * PAGE,
             pinned: random.random(),
         };
-        let mut state = self.state();
-        let (iova, size) = (window.iova, pages * PAGE);
+        let Window {
+            iova, gpa, size, ..
+        } = window;
+        self.view
+            .map(iova, gpa, size)
+            .map_err(cannot("map a window in the view"))?;
         self.container
-            .map(
-                iova,
-                &self.guest.dma,
-                window.page * PAGE,
-                size,
-                Prot::READ_WRITE,
-            )
+            .map(iova, &self.guest.dma, gpa, size, Prot::READ_WRITE)
             .map_err(cannot("map a window"))?;
-        state.slots[slot] = Some(window);
-        drop(state);
+        self.windows[number] = Some(window);
         if window.pinned {
-            devices::pin(&self.device, iova, pages)?;
+            devices::pin(&self.device, iova, npages)?;
         }
         Ok(window)
     }
 
-    /// Unmaps a window. Pins in it go by way of the device's callback.
-    fn unmap(&self, slot: usize) -> Result<(), Failure> {
-        let mut state = self.state();
-        let Some(window) = state.slots[slot].take() else {
-            return Ok(());
+    /// Unmaps a window. The device's callback releases the pins in it. Returns whether the
+    /// container was tracking.
+    fn unmap(&mut self, number: usize) -> Result<bool, Failure> {
+        let Some(Window { iova, size, .. }) = self.windows[number].take() else {
+            return Ok(false);
         };
-        let size = window.pages * PAGE;
-        let mut bitmap = [0];
-        let unmapped = if state.tracking {
-            state.unmaps += 1;
-            self.container
-                .unmap_dirty(window.iova, size, PAGE, &mut bitmap)
-        } else {
-            self.container.unmap(window.iova, size)
+        let mut words = [0];
+        let harvested = self.container.unmap_dirty(iova, size, PAGE, &mut words);
+        let tracked = harvested != Err(Error::NotTracking);
+        let unmapped = match tracked {
+            true => harvested,
+            false => self.container.unmap(iova, size),
         };
         if unmapped.map_err(cannot("unmap a window"))? != size {
             return Err(Failure::Runtime(
-                "an unmap left a part of its window".into(),
+                "an unmap left a part of its window mapped".into(),
             ));
         }
-        for bit in pages(&bitmap) {
-            insert(Some(window), bit, &mut state.harvested)?;
+        if tracked {
+            self.counts.add_unmap(&words);
+            if !self.lost {
+                self.mark(iova, size, &words)?;
+            }
         }
-        Ok(())
+        self.view
+            .unmap(iova, size)
+            .map_err(cannot("unmap a window in the view"))?;
+        Ok(tracked)
     }
 
-    fn write(&self, window: Window, random: &mut SmallRng) -> Result<u64, Failure> {
+    /// Marks the guest pages that an unmap reported.
+    fn mark(&self, iova: u64, size: u64, words: &[u64]) -> Result<(), Failure> {
+        let Some(extent) = pages(iova, size) else {
+            return Ok(());
+        };
+        let harvest = self.view.harvest();
+        harvest
+            .or(words, extent)
+            .map_err(cannot("translate what an unmap reported"))
+    }
+
+    /// Writes somewhere in a window and returns how many pages that touched.
+    fn write(&mut self, window: Window) -> Result<u64, Failure> {
         let mut bytes = [0; 2 * PAGE as usize];
-        let len = random.random_range(9..=bytes.len().min((window.pages * PAGE) as usize));
+        let len = self
+            .random
+            .random_range(9..=bytes.len().min(window.size as usize));
         let bytes = &mut bytes[..len];
-        random.fill_bytes(bytes);
-        let offset = random.random_range(0..=window.pages * PAGE - len as u64);
-        let gpa = window.page * PAGE + offset;
+        self.random.fill_bytes(bytes);
+        let offset = self.random.random_range(0..=window.size - len as u64);
+        let gpa = window.gpa + offset;
         if window.pinned {
             self.guest
                 .write_by_dma(Writer::Viommu, gpa, bytes)
@@ -184,73 +175,30 @@ impl Viommu {
         }
         Ok((gpa + len as u64).div_ceil(PAGE) - gpa / PAGE)
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Translates a dirty page of a window into the guest's.
-fn insert(window: Option<Window>, nth: u64, dirty: &mut PageSet) -> Result<(), Failure> {
-    match window {
-        Some(window) if nth < window.pages => {
-            dirty.insert(window.page + nth..window.page + nth + 1);
-            Ok(())
-        }
-        _ => Err(Failure::Runtime(
-            "the container reports a dirty page where nothing is mapped".into(),
-        )),
-    }
-}
-
-/// The device at work: it alone maps and unmaps, so it may look at a window without the lock.
-pub(super) struct Churn {
-    viommu: Arc<Viommu>,
-    random: SmallRng,
-}
-
-impl Churn {
-    pub(super) fn new(viommu: &Arc<Viommu>) -> Self {
-        Self {
-            viommu: Arc::clone(viommu),
-            random: SmallRng::from_os_rng(),
-        }
-    }
-
-    fn window(&self, slot: usize) -> Option<Window> {
-        self.viommu.state().slots[slot]
-    }
 }
 
 impl Work for Churn {
-    fn step(&mut self) -> Result<u64, Failure> {
-        let slots = self.viommu.state().slots.len();
-        let slot = self.random.random_range(0..slots);
-        if self.random.random() {
-            self.viommu.unmap(slot)?;
-        }
-        let window = match self.window(slot) {
-            Some(window) => window,
-            None => self.viommu.map(slot, &mut self.random)?,
-        };
-        self.viommu.write(window, &mut self.random)
+    fn step(&mut self) -> Result<Written, Failure> {
+        let number = self.random.random_range(0..self.windows.len());
+        let tracked = self.random.random() && self.unmap(number)?;
+        let window = self.window(number)?;
+        Ok(Written {
+            pages: self.write(window)?,
+            unmaps: tracked.into(),
+        })
     }
 
-    /// Half of the windows are unmapped right after their last write, so that only the harvest
-    /// knows of it; the other half stays and is reported in the last round.
-    fn drain(&mut self) -> Result<u64, Failure> {
-        let slots = self.viommu.state().slots.len();
-        let mut pages = 0;
-        for slot in 0..slots {
-            let window = match self.window(slot) {
-                Some(window) => window,
-                None => self.viommu.map(slot, &mut self.random)?,
-            };
-            pages += self.viommu.write(window, &mut self.random)?;
-            if slot % 2 == 0 {
-                self.viommu.unmap(slot)?;
+    /// Unmaps every second window right after its last write, so that only the unmap can report
+    /// it. The other windows stay, and the last round reports them.
+    fn drain(&mut self) -> Result<Written, Failure> {
+        let mut written = Written::default();
+        for number in 0..self.windows.len() {
+            let window = self.window(number)?;
+            written.pages += self.write(window)?;
+            if number % 2 == 0 {
+                written.unmaps += u64::from(self.unmap(number)?);
             }
         }
-        Ok(pages)
+        Ok(written)
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The frames that the two processes exchange.
 //!
-//! A frame is a header of 16 bytes (magic, version, kind, length and checksum of what follows,
-//! little-endian) and its payload. The receiver trusts none of it.
+//! A frame is a header of 16 bytes and a payload. The header holds a magic number, the version, the
+//! kind, the length of the payload and a checksum, all little-endian. The receiver trusts none of
+//! it.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -14,30 +15,32 @@ const VERSION: u16 = 1;
 const HEADER: usize = 16;
 const RECORD: usize = 8 + PAGE as usize;
 
-/// Pages in one frame, at most.
+/// The most pages in one frame.
 const BATCH: usize = 256;
 const MAX_PAYLOAD: usize = BATCH * RECORD;
 
-/// What a page costs on the wire.
+/// The bytes that a page takes on the wire.
 pub(super) const BYTES_PER_PAGE: u64 = RECORD as u64;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Frame<'a> {
-    /// Source: a guest of this many bytes is coming.
+    /// Source: a guest with this many bytes of memory will come.
     Hello { memory: u64 },
-    /// Destination: its memory stands; the memory file follows with the next byte.
+    /// Destination: it still allocates its memory.
+    Busy,
+    /// Destination: its memory is allocated. The memory file comes with the next byte.
     Ready,
-    /// Source: contents of pages.
+    /// Source: the contents of pages.
     Pages(Pages<'a>),
-    /// Source: the round is over, so many pages were sent in it.
+    /// Source: the round is over, and this many pages were sent in it.
     EndOfRound { round: u32, last: bool, pages: u64 },
-    /// Destination: all of the round's pages have been checked and stored.
+    /// Destination: it has checked and stored all pages of the round.
     Stored { round: u32 },
-    /// Destination: why it cannot go on.
+    /// Destination: it gives up for this reason.
     Refused { reason: &'a str },
 }
 
-/// Records of a page number and the page's bytes.
+/// Records, each of a page number and the page's bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Pages<'a>(&'a [u8]);
 
@@ -50,7 +53,7 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// A frame of pages while it is filled.
+/// A frame of pages that is being filled.
 pub(super) struct Batch(Vec<u8>);
 
 impl Batch {
@@ -60,7 +63,7 @@ impl Batch {
         Self(frame)
     }
 
-    /// Appends a page and gives the place for its bytes.
+    /// Appends a page and returns the place for its bytes.
     pub(super) fn push(&mut self, page: u64) -> &mut [u8] {
         self.0.extend_from_slice(&page.to_le_bytes());
         let start = self.0.len();
@@ -68,7 +71,7 @@ impl Batch {
         &mut self.0[start..]
     }
 
-    /// Takes the last page back.
+    /// Removes the last page.
     pub(super) fn pop(&mut self) {
         let rest = self.0.len().saturating_sub(RECORD).max(HEADER);
         self.0.truncate(rest);
@@ -86,14 +89,14 @@ impl Batch {
         self.0.truncate(HEADER);
     }
 
-    /// The bytes to send.
+    /// Fills in the header and returns the bytes to send.
     pub(super) fn seal(&mut self) -> &[u8] {
         seal(&mut self.0, 3);
         &self.0
     }
 }
 
-/// The bytes of any frame but one of pages, for which there is [`Batch`].
+/// Encodes a frame. Use [`Batch`] for frames of pages.
 pub(super) fn encode(frame: &Frame<'_>) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     let kind = match frame {
@@ -102,6 +105,7 @@ pub(super) fn encode(frame: &Frame<'_>) -> Vec<u8> {
             1
         }
         Frame::Ready => 2,
+        Frame::Busy => 7,
         Frame::Pages(pages) => {
             bytes.extend(pages.0);
             3
@@ -138,7 +142,7 @@ fn seal(frame: &mut [u8], kind: u16) {
     header[12..].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// Covers the payload and all of the header before the checksum itself.
+/// The checksum of the header, up to its own field, and the payload.
 fn checksum(header: &[u8; HEADER], payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&header[..12]);
@@ -190,6 +194,7 @@ fn decode(kind: u16, payload: &[u8]) -> Option<Frame<'_>> {
             memory: u64_at(payload, 0)?,
         }),
         (2, 0) => Some(Frame::Ready),
+        (7, 0) => Some(Frame::Busy),
         (3, length) if length % RECORD == 0 => Some(Frame::Pages(Pages(payload))),
         (4, 16) => Some(Frame::EndOfRound {
             round: u32_at(payload, 0)?,
@@ -225,22 +230,22 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 /// Why no frame could be received.
 #[derive(Debug)]
 pub(super) enum WireError {
-    /// The other side ended the connection between two frames.
+    /// The other side closed the connection between two frames.
     Closed,
     Io(io::Error),
     Magic,
     Version(u16),
     Length(usize),
     Checksum,
-    /// The payload does not fit this kind of frame, or nobody knows this kind.
+    /// The kind of the frame is unknown, or the payload does not fit it.
     Payload(u16),
-    /// The other side said why it gives up.
+    /// The other side gave up and said why.
     Refused(String),
 }
 
 impl WireError {
     pub(super) fn is_timeout(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::TimedOut)
     }
 }
 
@@ -259,13 +264,13 @@ impl fmt::Display for WireError {
             }
             error if error.is_timeout() => f.write_str("it was silent for too long"),
             Self::Io(error) => write!(f, "the connection failed: {error}"),
-            Self::Magic => f.write_str("what came is not a frame"),
+            Self::Magic => f.write_str("the bytes received are not a frame"),
             Self::Version(version) => {
                 write!(f, "a frame has version {version}, not {VERSION}")
             }
             Self::Length(length) => write!(f, "a frame claims {length} bytes"),
             Self::Checksum => f.write_str("a frame's checksum is wrong"),
-            Self::Payload(kind) => write!(f, "a frame of kind {kind} makes no sense"),
+            Self::Payload(kind) => write!(f, "a frame of kind {kind} has a wrong payload"),
             Self::Refused(reason) => f.write_str(reason),
         }
     }
@@ -293,6 +298,7 @@ mod tests {
     fn frames_arrive_as_they_were_sent() {
         let frames = [
             Frame::Hello { memory: 1 << 40 },
+            Frame::Busy,
             Frame::Ready,
             Frame::EndOfRound {
                 round: 3,
@@ -373,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>, kind in 0..8_u16) {
+        fn any_bytes_are_survived(bytes: Vec<u8>, kind in 0..9_u16) {
             let _ = receive_bytes(&bytes);
             let mut frame = vec![0; HEADER];
             frame.extend(&bytes);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The threads that write the guest's memory until they are paused.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -12,28 +13,44 @@ use rand::{Rng, SeedableRng};
 use super::guest::{Guest, Writer, PAGE};
 use crate::failure::{cannot, Failure};
 
-/// Something that writes guest memory. Both calls tell how many pages they wrote.
+/// Something that writes guest memory.
 pub(super) trait Work: Send {
     /// Writes once.
-    fn step(&mut self) -> Result<u64, Failure>;
+    fn step(&mut self) -> Result<Written, Failure>;
 
-    /// Completes what is on its way when the guest is paused: writes that only the last round of
-    /// this writer's own tracker can find.
-    fn drain(&mut self) -> Result<u64, Failure> {
-        let mut pages = 0;
+    /// Completes what is in flight when the guest is paused. Only the last round can find these
+    /// writes, and only if the tracker of this writer works.
+    fn drain(&mut self) -> Result<Written, Failure> {
+        let mut written = Written::default();
         for _ in 0..16 {
-            pages += self.step()?;
+            written += self.step()?;
         }
-        Ok(pages)
+        Ok(written)
     }
 }
 
-/// What a thread gives back: devices stay open, and their pages pinned, beyond the pause.
-type Outcome = (Box<dyn Work>, Result<u64, Failure>);
+/// What a writer has done.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Written {
+    /// Pages written; a page counts each time.
+    pub(super) pages: u64,
+    /// Windows unmapped while they were tracked.
+    pub(super) unmaps: u64,
+}
+
+impl AddAssign for Written {
+    fn add_assign(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.unmaps += other.unmaps;
+    }
+}
+
+/// What a thread returns. Its device stays open, and its pages stay pinned, after the pause.
+type Finished = (Box<dyn Work>, Result<Written, Failure>);
 
 pub(super) struct Writers {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Outcome>>,
+    threads: Vec<JoinHandle<Finished>>,
     paused: Vec<Box<dyn Work>>,
 }
 
@@ -59,18 +76,18 @@ impl Writers {
         Ok(writers)
     }
 
-    /// Stops every writer for good and tells how many pages they wrote.
-    pub(super) fn pause(&mut self) -> Result<u64, Failure> {
+    /// Stops every writer for good and returns what they did.
+    pub(super) fn pause(&mut self) -> Result<Written, Failure> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut pages = 0;
+        let mut written = Written::default();
         for thread in self.threads.drain(..) {
             let (work, result) = thread
                 .join()
                 .map_err(|_| Failure::Runtime("a writer thread panicked".into()))?;
             self.paused.push(work);
-            pages += result?;
+            written += result?;
         }
-        Ok(pages)
+        Ok(written)
     }
 }
 
@@ -83,24 +100,25 @@ impl Drop for Writers {
     }
 }
 
-fn keep_writing(work: &mut dyn Work, rate: u32, stop: &AtomicBool) -> Result<u64, Failure> {
+fn keep_writing(work: &mut dyn Work, rate: u32, stop: &AtomicBool) -> Result<Written, Failure> {
     let start = Instant::now();
-    let mut pages = 0;
-    let mut forgiven = 0; // pages it was too slow for
+    let mut written = Written::default();
+    let mut skipped = 0; // pages that it was too slow to write
     while !stop.load(Ordering::Relaxed) {
         let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
-        let late = due.saturating_sub(pages + forgiven);
+        let late = due.saturating_sub(written.pages + skipped);
         if late == 0 {
             thread::sleep(Duration::from_micros(500));
             continue;
         }
-        forgiven += late.saturating_sub(u64::from(rate) / 20);
-        pages += work.step()?;
+        skipped += late.saturating_sub(u64::from(rate) / 20);
+        written += work.step()?;
     }
-    Ok(pages + work.drain()?)
+    written += work.drain()?;
+    Ok(written)
 }
 
-/// A CPU: short writes at random places.
+/// A CPU: short writes at random addresses.
 pub(super) struct Cpu {
     guest: Arc<Guest>,
     random: SmallRng,
@@ -116,7 +134,7 @@ impl Cpu {
 }
 
 impl Work for Cpu {
-    fn step(&mut self) -> Result<u64, Failure> {
+    fn step(&mut self) -> Result<Written, Failure> {
         let block = self.guest.any_block(Writer::Cpu, &mut self.random);
         let page = self.random.random_range(block);
         let bytes: [u8; 64] = self.random.random();
@@ -124,6 +142,12 @@ impl Work for Cpu {
         self.guest
             .write_by_cpu(Writer::Cpu, page * PAGE + offset, &bytes)
             .map_err(cannot("write guest memory"))?;
-        Ok(1)
+        Ok(Written::pages(1))
+    }
+}
+
+impl Written {
+    pub(super) fn pages(pages: u64) -> Self {
+        Self { pages, unmaps: 0 }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The user memory of a script's process, at its fixed addresses.
+//! The user memory of a script's process, at the fixed addresses that scripts
+//! use.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,23 +13,24 @@ use nix::unistd::Pid;
 
 use dirty_script::op::{ARG, ARG_SIZE, BUF, BUF_SIZE, MEM, MEM_SIZE, RO, RO_SIZE};
 
-/// Maps `size` bytes at `addr`, where nothing may be yet.
+/// Maps `size` bytes at `addr`. Fails if something is mapped there.
 fn map(addr: u64, size: u64, prot: ProtFlags) -> nix::Result<()> {
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
     let at = NonZeroUsize::new(addr as usize);
     let len = NonZeroUsize::new(size as usize).ok_or(nix::Error::EINVAL)?;
-    // SAFETY: fresh private memory; NOREPLACE keeps all other memory as it is.
+    // SAFETY: this maps new private memory, and NOREPLACE leaves all other
+    // memory as it is.
     unsafe { mmap_anonymous(at, len, prot, flags) }.map(|_| ())
 }
 
-/// Likewise, to be read and perhaps written, with the errno of the failure.
+/// Maps `size` bytes at `addr` that can be read, and written if `write`.
 pub(crate) fn map_memory(addr: u64, size: u64, write: bool) -> Result<(), Errno> {
     let mut prot = ProtFlags::PROT_READ;
     prot.set(ProtFlags::PROT_WRITE, write);
     map(addr, size, prot).map_err(|e| Errno(e as i32))
 }
 
-/// Maps what every script has.
+/// Maps the memory that every script has.
 pub(crate) fn map_all() -> Result<(), String> {
     let rw = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     for (addr, size, prot) in [
@@ -45,15 +47,16 @@ pub(crate) fn map_all() -> Result<(), String> {
         })?;
         let start = std::ptr::NonNull::new(addr as *mut std::ffi::c_void);
         if let Some(start) = start {
-            // SAFETY: mapped above; the advice changes no contents. Without
-            // huge pages in the kernel it fails, and is not needed.
+            // SAFETY: the range was mapped above, and the advice changes no
+            // contents. It fails only on a kernel without huge pages, which
+            // does not need it.
             let _ = unsafe { madvise(start, size as usize, MmapAdvise::MADV_NOHUGEPAGE) };
         }
     }
     Ok(())
 }
 
-/// Reads this process's memory; an error at a bad address.
+/// Reads this process's memory. A bad address is an error.
 pub(crate) fn read(addr: u64, buf: &mut [u8]) -> io::Result<()> {
     let len = buf.len();
     let base = addr as usize;
@@ -64,7 +67,7 @@ pub(crate) fn read(addr: u64, buf: &mut [u8]) -> io::Result<()> {
     }
 }
 
-/// Writes this process's memory; an error at a bad address.
+/// Writes this process's memory. A bad address is an error.
 pub(crate) fn write(addr: u64, buf: &[u8]) -> io::Result<()> {
     let len = buf.len();
     let base = addr as usize;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A transcript held against what was expected, line by line.
+//! Compares a transcript with the expected one, line by line.
 
 use std::fmt::Write as _;
 
-/// Differences that are shown; the rest is counted.
+/// How many differences are shown; the others are only counted.
 const SHOWN: usize = 10;
 
 /// Takes a transcript in pieces.
@@ -37,7 +37,8 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// One line of the transcript; `None`: it has ended.
+    /// Compares the next line of the transcript, or its end. Returns false when
+    /// both have ended.
     fn line(&mut self, got: Option<&str>) -> bool {
         let expected = self.expected.next();
         if expected.is_none() && got.is_none() {
@@ -48,7 +49,7 @@ impl<'a> Comparison<'a> {
             self.different += 1;
             if self.different <= SHOWN {
                 let end = "<end>";
-                // A string takes any text.
+                // Writing to a string cannot fail.
                 let _ = writeln!(
                     self.report,
                     "line {}\n  expected {}\n  found    {}",
@@ -61,7 +62,7 @@ impl<'a> Comparison<'a> {
         true
     }
 
-    /// What to print, and whether all was equal.
+    /// Returns the text to print, and whether everything was equal.
     pub(crate) fn finish(mut self) -> (String, bool) {
         if !self.partial.is_empty() {
             self.take(b"\n");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The real thing to run scripts on: this process's memory, real pins, and a
-//! container of this crate.
+//! Runs scripts on real memory: the memory of this process, real pins, and a
+//! container of `adapter-user`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +18,7 @@ use super::process;
 /// A device of the scripts.
 #[derive(Default)]
 struct Slot {
-    /// Whether its group is open and in the container.
+    /// Whether its group is in the container.
     attached: bool,
     driver: Arc<Mutex<Driver>>,
     device: Option<Arc<Device>>,
@@ -34,7 +34,7 @@ fn lock(driver: &Mutex<Driver>) -> MutexGuard<'_, Driver> {
     driver.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everything of one case.
+/// The container and the devices of one case.
 pub(crate) struct Machine {
     container: Option<Container>,
     slots: [Slot; DEVICES.len()],
@@ -62,7 +62,7 @@ impl Machine {
         self.container.as_ref().ok_or(Errno::EBADF)
     }
 
-    /// A device that has the recorder's driver.
+    /// A device that can pin.
     fn device(&self, index: DeviceIndex) -> Result<(&Arc<Device>, &Slot), Errno> {
         let slot = &self.slots[index];
         match &slot.device {
@@ -88,11 +88,12 @@ fn group(index: DeviceIndex, spec: &DeviceSpec) -> Group {
     Group::iommu(id, spec)
 }
 
-/// The dma_unmap callback of a device. No lock is held while it calls back.
+/// The dma_unmap callback of a device. It holds no lock while it calls the
+/// container.
 fn dma_unmap(container: &Container, driver: &Mutex<Driver>, device: &Device, iova: u64, size: u64) {
     let actions = lock(driver).dma_unmap(iova, size);
     for action in actions {
-        // A callback returns nothing: what fails, fails unseen, as in Linux.
+        // A callback returns nothing, so failures stay unseen, as in Linux.
         match action {
             Action::Unpin => unpin_range(driver, device, iova, size),
             Action::Start => drop(container.start()),
@@ -150,12 +151,12 @@ impl System for Machine {
             return Err(Errno::EBADF);
         }
         if slot.device.is_some() {
-            return Ok(()); // one device, opened twice
+            return Ok(()); // the same device, opened again
         }
         let container = self.container()?.clone();
         let driver = Arc::<Mutex<Driver>>::default();
         let on_unmap = DEVICES[index].dma_unmap.then(|| {
-            // Not the container itself, which the device keeps alive already.
+            // A weak handle, because the device keeps the container alive.
             let (container, driver) = (container.downgrade(), Arc::clone(&driver));
             let call = move |device: &Device, iova, size| {
                 if let Some(container) = container.upgrade() {
@@ -199,7 +200,7 @@ impl System for Machine {
 
     fn pin(&mut self, index: DeviceIndex, iova: u64, n: i32, prot: u32) -> Result<i32, Errno> {
         let (device, slot) = self.device(index)?;
-        // More than the core takes is refused by the core, however many.
+        // The core refuses more pages than one call may pin, and those fit.
         let mut pfns = vec![0; (n as u32).min(1 << 16) as usize];
         let pinned = device.pin(iova, Prot(prot), &mut pfns);
         if pinned.is_ok() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `vfio-dirty replay`: scripts against the core, answered as the recordings
-//! of the Linux driver are.
+//! `vfio-dirty replay`: runs scripts against the core. The answers have the form
+//! in which those of the Linux driver were recorded.
 
 mod arena;
 mod compare;
@@ -20,28 +20,33 @@ use machine::Machine;
 
 use crate::failure::Failure;
 
-/// Run scripts against the core and print what it answers.
+/// Run scripts against the core and print its answers
 ///
-/// A script holds one operation a line (`map iova=0 size=4p`); `case NAME` starts a case in a
-/// process of its own. The transcript has the form of the recordings of the Linux driver, so that
-/// `diff` works; with --expect it is compared instead. A line that is not understood stops the
-/// program before anything runs.
+/// A script has one operation on each line (`map iova=0 size=4p`). A line `case NAME` starts a
+/// case, which runs in a process of its own. The transcript has the form in which the Linux driver
+/// was recorded, so that `diff` works. With --expect it is compared instead of printed. If a line
+/// is wrong, nothing runs.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    printf 'new devs=emu0\\nmap iova=0 size=8p\\nstart\\nrw iova=0x1fff len=2\\nget size=8p\\n' \\\n    \
-    | vfio-dirty replay -\n\n\
-    Exit status: 0 all ran (and nothing differs), 1 a difference, 2 bad usage or a bad line.")]
+#[command(after_help = "\
+Example:
+  printf '%s\\n' 'new devs=emu0' 'map size=8p' start 'rw iova=0x1fff len=2' \\
+    'get size=8p' | vfio-dirty replay -
+
+Exit status: 0 everything ran, and nothing differs; 1 something differs;
+2 bad usage, or a wrong line.")]
 pub(crate) struct Args {
-    /// Scripts to run, one after another; `-` is standard input.
+    /// Scripts to run, in this order; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     scripts: Vec<PathBuf>,
 
-    /// Compare with these transcripts, one after another, and print the first lines that differ.
+    /// Compare with these transcripts, in this order, and print the first lines that differ
     #[arg(long, value_name = "FILE")]
     expect: Vec<PathBuf>,
 
-    /// Run on a simulated host instead of real memory: there, `fault` lines make allocations, pins,
-    /// copies and mappings fail. What the fuzz targets and property tests print runs so.
+    /// Run on a simulated host instead of real memory
+    ///
+    /// Only there, `fault` lines make allocations, pins, copies and mappings fail. The scripts that
+    /// fuzz targets and property tests print need it.
     #[arg(long)]
     simulate: bool,
 }
@@ -83,7 +88,7 @@ fn run_case(case: &Case, simulate: bool, out: &mut impl Write) -> io::Result<()>
     Ok(())
 }
 
-/// Runs the cases, each in a process of its own.
+/// Runs the cases, each in a process of its own. Returns whether all processes ended well.
 fn run_cases(
     cases: &[Case],
     simulate: bool,
@@ -131,8 +136,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let mut lines = cases.iter().flat_map(|case| &case.lines);
         if let Some(line) = lines.find(|line| matches!(line.op, Op::Fault { .. })) {
             return Err(Failure::Usage(format!(
-                "`{}` needs a simulated host, real memory does not fail on demand; run the script \
-                 with --simulate",
+                "`{}` needs a simulated host, because real memory does not fail on demand: run the \
+                 script with --simulate",
                 line.echo
             )));
         }

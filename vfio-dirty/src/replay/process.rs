@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Work in a forked process, and what it may lock. The program has one thread
-//! when it forks.
+//! Forked processes, and how much memory they may lock. The program has one
+//! thread when it forks.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -11,16 +11,16 @@ use nix::sys::resource::{setrlimit, Resource};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, pipe, ForkResult, Pid};
 
-/// Ends this process without a word to anything its parent owns.
+/// Ends this process without running destructors of its parent's values.
 fn exit(code: i32) -> ! {
-    // SAFETY: ends the process; no destructor of the parent's values runs.
+    // SAFETY: the call only ends the process.
     unsafe { nix::libc::_exit(code) }
 }
 
-/// Starts a child that does `work` and exits with what it returns.
+/// Starts a child that runs `work` and exits with its result.
 pub(crate) fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
-    // SAFETY: the process has one thread, so that the child finds every lock
-    // free and may do whatever the parent may.
+    // SAFETY: the process has one thread, so the child finds every lock free
+    // and may do all that the parent may do.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -30,7 +30,7 @@ pub(crate) fn child(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
     }
 }
 
-/// Runs `work` in a child; it answers 0 or a negative errno.
+/// Runs `work` in a child. `work` returns 0 or a negative errno.
 pub(crate) fn in_child(work: impl FnOnce() -> i32) -> Result<i32, Errno> {
     let pid = child(|| -work()).map_err(|e| Errno(e as i32))?;
     match waitpid(pid, None) {
@@ -39,13 +39,14 @@ pub(crate) fn in_child(work: impl FnOnce() -> i32) -> Result<i32, Errno> {
     }
 }
 
-/// How a child that wrote its output ended.
+/// How a child ended.
 pub(crate) enum End {
     Exited(i32),
     Died(String),
 }
 
-/// Runs `work` in a child that writes to a pipe; gives all it wrote to `take`.
+/// Runs `work` in a child that writes to a pipe, and calls `take` with all that
+/// it writes.
 pub(crate) fn piped(
     work: impl FnOnce(File) -> i32,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
@@ -53,8 +54,8 @@ pub(crate) fn piped(
     let (read, write) = pipe()?;
     let (mut read, write) = (File::from(read), File::from(write));
     let pid = child(|| work(write))?;
-    // The child's copy of the write end is the only one now: `write` moved
-    // into the closure, which this process has dropped.
+    // Only the child still has the write end: `write` moved into the closure,
+    // which this process has dropped.
     let mut chunk = vec![0; 1 << 16];
     let mut taken = Ok(());
     loop {
@@ -73,8 +74,8 @@ pub(crate) fn piped(
     taken.map(|()| end)
 }
 
-/// Limits the bytes that this process may lock, and gives up the right to lock
-/// more unless it keeps it. Returns what failed, as transcripts have it.
+/// Limits the bytes that this process may lock. Unless `keep_cap`, also drops
+/// the capability to lock more. Returns failures in the form of transcripts.
 pub(crate) fn limit_locked(limit: u64, keep_cap: bool) -> String {
     let mut text = String::new();
     if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit) {
