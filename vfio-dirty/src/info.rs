@@ -8,7 +8,7 @@ use adapter_user::uapi::*;
 use adapter_user::{Container, Error, Group, GroupId, IommuSpec, IommuType, Options};
 use nix::sys::resource::{getrlimit, Resource, RLIM_INFINITY};
 
-use crate::failure::{cannot, Failure};
+use crate::failure::{cannot, is_file_limit, Failure};
 use crate::migrate;
 
 /// Show what a container offers, and what this machine can do
@@ -165,7 +165,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         caps::Capability::CAP_IPC_LOCK,
     );
     let cap = cap.unwrap_or(false);
-    let tracking = migrate::cpu_tracking();
+    let tracking = match migrate::cpu_tracking() {
+        Err(cause) if is_file_limit(&cause) => return Err(cannot("try CPU write tracking")(cause)),
+        tracking => tracking,
+    };
     let mut out = io::stdout().lock();
     let written = if args.json {
         let document = serde_json::json!({

@@ -44,6 +44,7 @@ fn assert_whole(args: &[&str]) {
     ] {
         assert!(text.contains(line), "{text}");
     }
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn without_kvm_it_says_so() {
 fn without_permission_it_says_so() {
     let device = tempfile::NamedTempFile::new().unwrap();
     let path = device.path().to_str().unwrap();
-    std::fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"));
     command.args(["migrate", "--guest", "kvm", "--kvm", path]);
     // SAFETY: the closure only makes system calls, for the child alone.
@@ -117,6 +118,35 @@ fn without_permission_it_says_so() {
     let text = text(&output);
     assert!(text.contains("may not run virtual machines"), "{text}");
     assert!(text.contains("usermod -aG kvm"), "{text}");
+}
+
+#[test]
+fn too_few_open_files_are_named_as_the_cause() {
+    if !kvm() {
+        return;
+    }
+    let mut failed = 0;
+    for limit in 4..20 {
+        let output = Command::new("sh")
+            .args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string()])
+            .args([
+                env!("CARGO_BIN_EXE_vfio-dirty"),
+                "migrate",
+                "--guest",
+                "kvm",
+            ])
+            .output()
+            .expect("sh runs");
+        if output.status.code() != Some(0) {
+            let text = text(&output);
+            assert!(
+                text.contains("allow more with `ulimit -n"),
+                "{limit}: {text}"
+            );
+            failed += 1;
+        }
+    }
+    assert!(failed > 0);
 }
 
 #[test]

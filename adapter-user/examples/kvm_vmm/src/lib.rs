@@ -85,9 +85,25 @@ fn finish(kvm: &str, run: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
         return ExitCode::from(2);
     }
     run().unwrap_or_else(|cause| {
-        eprintln!("the migration failed: {cause}");
+        let way_out = match is_file_limit(&*cause) {
+            true => format!("; {MORE_FILES}"),
+            false => String::new(),
+        };
+        eprintln!("the migration failed: {cause}{way_out}");
         ExitCode::FAILURE
     })
+}
+
+const MORE_FILES: &str = "allow more with `ulimit -n 256`";
+
+/// Whether `cause`, or what caused it, is the limit of open files.
+fn is_file_limit(cause: &(dyn Error + 'static)) -> bool {
+    let io = cause.downcast_ref::<std::io::Error>();
+    let errno = match cause.downcast_ref::<kvm_ioctls::Error>() {
+        Some(cause) => Some(cause.errno()),
+        None => io.and_then(std::io::Error::raw_os_error),
+    };
+    errno == Some(libc::EMFILE) || cause.source().is_some_and(is_file_limit)
 }
 
 /// Says why KVM's device cannot be opened, and what to do.
@@ -98,10 +114,7 @@ fn no_kvm(path: &str, errno: i32) -> String {
             "this user may not run virtual machines",
             "join the group that owns the device (`sudo usermod -aG kvm $USER`, then log in again)",
         ),
-        libc::EMFILE => (
-            "this process may open too few files",
-            "allow more with `ulimit -n 256`",
-        ),
+        libc::EMFILE => ("this process may open too few files", MORE_FILES),
         _ => (
             "no virtual machines here",
             "load the module kvm_intel or kvm_amd, or enable virtualization in the firmware or \

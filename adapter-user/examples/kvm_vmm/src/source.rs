@@ -83,9 +83,8 @@ pub(crate) fn migrate(args: &Args, destination: &[&str]) -> Result<ExitCode> {
     send_state(&mut pipe, &mut state(&machine, &cpu)?)?;
     drop(pipe);
     println!(
-        "sent: {} pages in {} rounds, then {last} in {:.1} ms with the guest stopped; {} steps of \
-         the guest, {maps} mappings of other devices",
-        sent,
+        "sent {sent} pages in {} rounds while the guest ran, then {last} in {:.1} ms\n\
+         the guest made {} steps, and other devices made {maps} mappings",
         rounds + 1,
         paused.elapsed().as_secs_f64() * 1e3,
         machine.steps.load(Ordering::Relaxed),
