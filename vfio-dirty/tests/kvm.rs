@@ -19,7 +19,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
 
-/// Whether there are virtual machines here. Without them the program says so.
+/// Whether this machine runs virtual machines. If not, the program must say so.
 fn kvm() -> bool {
     let there = std::fs::File::options()
         .read(true)
@@ -66,7 +66,7 @@ fn without_any_one_source_the_guest_finds_stale_pages() {
     if !kvm() {
         return;
     }
-    // Where each source's pages are, and how many.
+    // The first page of each source, and the number of its pages.
     for (source, first, n) in [
         ("cpu", 0x200, 1024),
         ("vmm", 0x800, 64),
@@ -97,7 +97,7 @@ fn without_kvm_it_says_so() {
     );
 }
 
-/// Root may open any file, unless it has lost that capability for good.
+/// Root may open any file, unless CAP_DAC_OVERRIDE is out of its bounding set.
 #[test]
 fn without_permission_it_says_so() {
     let device = tempfile::NamedTempFile::new().unwrap();
@@ -108,7 +108,7 @@ fn without_permission_it_says_so() {
     // SAFETY: the closure only makes system calls, for the child alone.
     unsafe {
         command.pre_exec(|| {
-            // Fails for users other than root, who do not have it.
+            // Fails for other users, who do not have the capability anyway.
             let _ = caps::drop(None, CapSet::Bounding, Capability::CAP_DAC_OVERRIDE);
             Ok(())
         })

@@ -17,8 +17,8 @@ fn run(args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs the program with a small guest and little to do: enough to lose pages, and quick in a
-/// debug build. Where the kernel cannot track the CPUs' writes, only devices write.
+/// Runs the program with a small guest that writes little, so that a debug build is quick. If the
+/// kernel cannot track the writes of CPUs, only devices write.
 fn migrate(args: &[&str]) -> Output {
     let mut all = vec!["--memory", "16M"];
     for (option, value) in [("--rate", "500"), ("--max-rounds", "4")] {
@@ -82,8 +82,8 @@ fn a_guest_that_writes_too_much_is_stopped_after_the_last_round() {
     assert!(stdout(&output).contains("guest was stopped anyway"));
 }
 
-/// A guest that is busy for some rounds: whatever a tracker does not report is
-/// then missing at the end.
+/// A guest that is busy for some rounds, so that pages differ at the end if a
+/// tracker does not report them.
 const BUSY: [&str; 8] = [
     "--memory",
     "64M",
@@ -95,7 +95,8 @@ const BUSY: [&str; 8] = [
     "20000",
 ];
 
-/// Loses a tracker; devices alone write where the kernel tracks no CPU.
+/// Loses a tracker. If the kernel cannot track the writes of CPUs, only devices
+/// write.
 fn lose(tracker: &str, args: &[&str]) -> Output {
     let args = [&BUSY[..], &["--lose", tracker], args].concat();
     let output = run(&args);
@@ -111,7 +112,7 @@ fn assert_lost(tracker: &str, writer: &str) {
     assert_code(&output, 1);
     let text = stdout(&output);
     if tracker == "cpu" && !text.contains("DIFFERENT in ") {
-        // The one other way to fail: a kernel without the tracker, said aloud.
+        // A kernel without this tracker must say so.
         assert!(stderr(&output).contains("run with --no-cpu"), "{text}");
         return;
     }
@@ -227,7 +228,7 @@ fn an_unwritable_plot_fails_before_the_migration() {
     assert!(output.stdout.is_empty(), "{}", stdout(&output));
     assert!(stderr(&output).contains("cannot be written"));
 
-    // A run that fails for another reason leaves no file, and no other contents.
+    // A run that fails for another reason does not create or change the file.
     let path = folder.path().join("rounds.svg");
     let plot = ["--plot", path.to_str().unwrap()];
     let few_files = |limit| with_files(limit, &[&SMALL[..], &plot].concat());
@@ -256,7 +257,7 @@ fn a_full_device_is_an_error() {
     }
 }
 
-/// As little as there is to do.
+/// The smallest migration.
 const SMALL: [&str; 6] = ["--memory", "16MiB", "--rate", "500", "--max-rounds", "1"];
 
 fn with_files(limit: u32, args: &[&str]) -> Output {
@@ -320,7 +321,8 @@ fn a_stopped_destination_is_noticed_and_waited_for() {
     kill(process, Signal::SIGSTOP).unwrap();
     line.clear();
     stderr.read_line(&mut line).unwrap();
-    let notice = format!("the destination process {process} does not answer; it has 60 s");
+    let notice =
+        format!("the destination process {process} does not answer; waiting for at most 60 s");
     assert!(line.contains(&notice), "{line}");
     kill(process, Signal::SIGCONT).unwrap();
     let mut rest = String::new();

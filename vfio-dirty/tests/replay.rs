@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The program against what the running Linux driver answered.
+//! Compares the program with what the running Linux driver answered.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ fn replay() -> Command {
     command
 }
 
-/// The core on the simulated host, which fuzzing and property tests use.
+/// Runs scripts on the simulated host, which fuzzing and property tests use.
 fn simulate() -> Command {
     let mut command = replay();
     command.arg("--simulate");
@@ -53,7 +53,7 @@ fn run_on(mut command: Command, script: &str) -> Output {
     child.wait_with_output().expect("wait")
 }
 
-/// All five random traces, 229,500 lines, in one command: no difference.
+/// All five random traces, 229,500 lines, have no difference.
 #[test]
 fn random_traces_equal_an_ideal_driver() {
     equal_traces(replay());
@@ -83,7 +83,7 @@ fn equal_traces(mut command: Command) {
     assert!(output.status.success());
 }
 
-/// Lines of each case.
+/// The lines of each case.
 fn cases(transcript: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut cases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut name = "";
@@ -99,8 +99,9 @@ fn cases(transcript: &str) -> BTreeMap<&str, Vec<&str>> {
     cases
 }
 
-/// Linux was recorded as root. One case keeps the right to lock any memory;
-/// whoever never had it gets what Linux answers without.
+/// The transcript as this user gets it. Linux was recorded as root, and one case
+/// keeps the capability to lock any memory. A user without it gets what Linux
+/// answers without it.
 fn as_recorded_for_this_user(linux: String) -> String {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     let status = fs::read_to_string("/proc/self/status").expect("status");
@@ -115,7 +116,7 @@ fn as_recorded_for_this_user(linux: String) -> String {
     linux.replace(kept, never)
 }
 
-/// Case by case equal to Linux, but for the lines in `differences.txt`, which
+/// Every case is equal to Linux, except the lines in `differences.txt`, which
 /// differ exactly as it says.
 #[test]
 fn tables_equal_linux_but_for_the_listed_differences() {
@@ -164,7 +165,7 @@ fn equal_tables(mut command: Command, linux: &str) {
     assert_eq!(found, by_case(&listed));
 }
 
-/// The list with each pair under its case, ordered by case.
+/// The listed pairs of lines, ordered by case.
 fn by_case(listed: &str) -> String {
     let mut pairs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut name = "";
@@ -183,7 +184,7 @@ fn by_case(listed: &str) -> String {
     out
 }
 
-/// D8: where Linux crashes, UNMAP fails and changes nothing.
+/// Where Linux crashes, UNMAP_DMA fails and changes nothing (D8).
 #[test]
 fn a_device_that_will_not_unpin_makes_unmap_busy() {
     let script = fs::read_to_string(data("scripts/t9b-nounpin.vt")).expect("script");

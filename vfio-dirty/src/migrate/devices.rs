@@ -120,7 +120,7 @@ impl Work for ShortPins {
     }
 }
 
-/// Writes by `dma_rw` at odd offsets and lengths. Every fourth write goes to memory directly and is
+/// Writes by `dma_rw` at odd offsets and lengths. One write in four goes to memory directly and is
 /// marked after.
 pub(super) struct Messages {
     guest: Arc<Guest>,

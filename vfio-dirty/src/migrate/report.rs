@@ -108,7 +108,8 @@ impl Reporter {
                 // If nobody can read this, the migration goes on all the same.
                 let _ = writeln!(
                     io::stderr(),
-                    "vfio-dirty: the destination process {process} does not answer; it has {} s",
+                    "vfio-dirty: the destination process {process} does not answer; waiting for at \
+                     most {} s",
                     limit.as_secs()
                 );
             });

@@ -204,18 +204,18 @@ impl Process {
         if let Some(reason) = reason {
             return Failure::Runtime(format!("the destination process gave up: {reason}"));
         }
-        let status = match cause.is_timeout() {
-            true => None,
-            false => self.end_soon(),
-        };
-        Failure::Runtime(match status {
+        let process = self.0.id();
+        if cause.is_timeout() {
+            return Failure::Runtime(format!(
+                "the destination process {process} was silent for too long and was ended; run the \
+                 command again when the machine is less busy, or the process is not stopped"
+            ));
+        }
+        Failure::Runtime(match self.end_soon() {
             Some(status) => {
                 format!("the destination process ended too early ({status}); run the command again")
             }
-            None => format!(
-                "the destination process {} does not answer, and was ended: {cause}",
-                self.0.id()
-            ),
+            None => format!("the destination process {process} failed and was ended: {cause}"),
         })
     }
 

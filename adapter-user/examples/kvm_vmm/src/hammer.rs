@@ -123,8 +123,9 @@ impl Hammer {
                 Kind::Ranges(log, live) => {
                     allow_off(log.mark(iova, PAGE))?;
                     let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
-                    // A log that is off forgets a removed range at once. It may
-                    // be switched on right after, so ask before the removal.
+                    // A log that is off forgets a removed range at once, and
+                    // may be switched on right after. So whether it keeps the
+                    // range is asked before the removal.
                     let keeps = log.is_on();
                     log.remove_range(iova, PAGE)?;
                     live.retain(|at| *at != iova);
