@@ -11,7 +11,7 @@
 //! | device 0 | it marks through its mapping of the virtual IOMMU | `dma` |
 //! | device 1 | it has a log by IOVA, which the VMM harvests | `dma` |
 //!
-//! Start reading at `source::migrate`. The guest's program counts its steps and
+//! `vfio-dirty migrate --guest kvm` runs it. Start reading at `source::migrate`. The guest's program counts its steps and
 //! verifies its memory when it arrives, so a page that arrived stale is found.
 //!
 //! [`Tracker`]: adapter_user::guest::Tracker
@@ -50,15 +50,15 @@ pub struct Args {
 }
 
 /// The sources of dirty pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lose {
-    /// KVM's log of what the CPU writes
+    /// KVM's log of what the CPU writes.
     Kvm,
-    /// What the VMM writes through vm-memory
+    /// What the VMM writes through vm-memory.
     Vmm,
-    /// What device 0 marks through its mappings
+    /// What device 0 marks through its mappings.
     Device,
-    /// What device 1 logs by IOVA
+    /// What device 1 logs by IOVA.
     Log,
 }
 
