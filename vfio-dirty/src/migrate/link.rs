@@ -3,12 +3,11 @@
 //! through.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
     getsockname, recv, recvmsg, send, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags,
     UnixAddr,
@@ -18,9 +17,9 @@ use super::wire::{encode, receive, Batch, Frame, WireError};
 
 /// How long the other process may be silent while this one waits for it.
 pub(super) struct Patience {
-    /// After this time `tell` is called, once for each silence.
+    /// After this time `tell` is called, once for each silence. Not zero.
     pub(super) notice: Duration,
-    /// After this time the transfer fails.
+    /// After this time the transfer fails; counted in steps of `notice`.
     pub(super) limit: Duration,
     pub(super) tell: Box<dyn Fn() + Send>,
 }
@@ -35,8 +34,12 @@ impl Link {
     /// A link over `socket`. Without `patience` it waits for as long as the other process lives.
     pub(super) fn new(socket: OwnedFd, patience: Option<Patience>) -> io::Result<Self> {
         getsockname::<UnixAddr>(socket.as_raw_fd())?; // fails if it is no such socket
+        let socket = UnixStream::from(socket);
+        let timeout = patience.as_ref().map(|patience| patience.notice);
+        socket.set_read_timeout(timeout)?;
+        socket.set_write_timeout(timeout)?;
         Ok(Self {
-            socket: UnixStream::from(socket),
+            socket,
             patience,
             buffer: Vec::new(),
         })
@@ -70,11 +73,8 @@ impl Link {
 
     /// Why the other process gave up, if it has said so and nobody has read it yet.
     pub(super) fn last_word(&mut self) -> Option<String> {
-        while self
-            .stream()
-            .ready(PollFlags::POLLIN, PollTimeout::ZERO)
-            .ok()?
-        {
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        while recv(self.socket.as_raw_fd(), &mut [0], peek).is_ok_and(|bytes| bytes > 0) {
             match self.receive() {
                 Ok(Frame::Refused { reason }) => return Some(reason.to_owned()),
                 Ok(_) => {}
@@ -98,8 +98,11 @@ impl Link {
     }
 
     pub(super) fn receive_file(&self) -> io::Result<OwnedFd> {
-        self.stream().wait(PollFlags::POLLIN)?;
         let mut byte = [0];
+        self.stream().transfer(&mut || {
+            let fd = self.socket.as_raw_fd();
+            recv(fd, &mut byte, MsgFlags::MSG_PEEK) // waits for the message
+        })?;
         let mut bytes = [IoSliceMut::new(&mut byte)];
         let mut space = nix::cmsg_space!(RawFd);
         let message = recvmsg::<()>(
@@ -141,66 +144,39 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// Waits until one of `events` comes.
-    fn wait(&self, events: PollFlags) -> io::Result<()> {
-        let Some(patience) = self.patience else {
-            self.ready(events, PollTimeout::NONE)?;
-            return Ok(());
-        };
-        if self.ready(events, milliseconds(patience.notice))? {
-            return Ok(());
-        }
-        (patience.tell)();
-        let rest = patience.limit.saturating_sub(patience.notice);
-        match self.ready(events, milliseconds(rest))? {
-            true => Ok(()),
-            false => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-
-    fn ready(&self, events: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.socket.as_fd(), events)];
-        match poll(&mut fds, timeout) {
-            Err(Errno::EINTR) => Ok(true), // the caller tries again
-            other => Ok(other? > 0),
-        }
-    }
-
-    /// Repeats `transfer` until it does not have to wait.
-    fn until_done(
-        &self,
-        events: PollFlags,
-        mut transfer: impl FnMut() -> nix::Result<usize>,
-    ) -> io::Result<usize> {
+    /// Runs a system call that moves bytes, until it has moved some or patience is at its end. The
+    /// socket's timeout, which is `notice`, interrupts the call.
+    fn transfer(&self, call: &mut dyn FnMut() -> nix::Result<usize>) -> io::Result<usize> {
+        let mut silence = Duration::ZERO;
         loop {
-            match transfer() {
-                Err(Errno::EAGAIN) => self.wait(events)?,
-                Err(Errno::EINTR) => {}
-                other => return Ok(other?),
+            match (call(), self.patience) {
+                (Err(Errno::EINTR), _) => {}
+                (Err(Errno::EAGAIN), Some(patience)) => {
+                    if silence.is_zero() {
+                        (patience.tell)();
+                    }
+                    silence += patience.notice;
+                    if silence >= patience.limit {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                (result, _) => return Ok(result?),
             }
         }
     }
 }
 
-fn milliseconds(time: Duration) -> PollTimeout {
-    PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)
-}
-
 impl Read for Stream<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let fd = self.socket.as_raw_fd();
-        self.until_done(PollFlags::POLLIN, || {
-            recv(fd, bytes, MsgFlags::MSG_DONTWAIT)
-        })
+        self.transfer(&mut || recv(fd, bytes, MsgFlags::empty()))
     }
 }
 
 impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let fd = self.socket.as_raw_fd();
-        self.until_done(PollFlags::POLLOUT, || {
-            send(fd, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
-        })
+        self.transfer(&mut || send(fd, bytes, MsgFlags::MSG_NOSIGNAL))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -11,8 +11,9 @@
 //! | device 0 | it marks through its mapping of the virtual IOMMU | `dma` |
 //! | device 1 | it has a log by IOVA, which the VMM harvests | `dma` |
 //!
-//! `vfio-dirty migrate --guest kvm` runs it. Start reading at `source::migrate`. The guest's program counts its steps and
-//! verifies its memory when it arrives, so a page that arrived stale is found.
+//! `vfio-dirty migrate --guest kvm` runs it. Start reading at `source::migrate`.
+//! The guest's program counts its steps and verifies its memory when it arrives, so
+//! that a stale page is found.
 //!
 //! [`Tracker`]: adapter_user::guest::Tracker
 //! [`Tracker::take`]: adapter_user::guest::Tracker::take
