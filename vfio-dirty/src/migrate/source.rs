@@ -207,8 +207,8 @@ impl Process {
         let process = self.0.id();
         if cause.is_timeout() {
             return Failure::Runtime(format!(
-                "the destination process {process} was silent for too long and was ended; run the \
-                 command again when the machine is less busy, or the process is not stopped"
+                "the destination process {process} was silent for too long and was ended: it was \
+                 stopped, or the machine is too busy; run the command again"
             ));
         }
         Failure::Runtime(match self.end_soon() {
