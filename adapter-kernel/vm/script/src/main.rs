@@ -2,7 +2,7 @@
 //! The VM's program. Inside the VM it runs scripts on the real `/dev/vfio/vfio`; outside
 //! it makes them and compares their transcripts.
 
-#[path = "../../../../adapter-user/src/bin/vfio-dirty/replay/arena.rs"]
+#[path = "../../../../vfio-dirty/src/replay/arena.rs"]
 mod arena;
 mod ask;
 mod compare;
@@ -11,7 +11,7 @@ mod failnth;
 mod faults;
 mod generate;
 mod linux;
-#[path = "../../../../adapter-user/src/bin/vfio-dirty/replay/process.rs"]
+#[path = "../../../../vfio-dirty/src/replay/process.rs"]
 mod process;
 mod real;
 mod speed;
