@@ -65,7 +65,8 @@ impl<M: Memory> Container<M> {
         self.backend.as_ref().ok_or(Error::NoIommu)
     }
 
-    /// The backend, for every other call.
+    /// The backend, for every other call. Groups come and go by the container,
+    /// not here: the container would not know.
     ///
     /// # Errors
     ///
@@ -176,9 +177,10 @@ impl<M: Memory> Container<M> {
         self.groups.remove(at);
         if let Some(backend) = &mut self.backend {
             backend.detach_group(host, group);
-        }
-        if self.groups.is_empty() {
-            self.backend = None;
+            if self.groups.is_empty() {
+                backend.close(host);
+                self.backend = None;
+            }
         }
         Ok(())
     }

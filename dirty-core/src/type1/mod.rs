@@ -42,8 +42,8 @@ pub struct Options {
     /// The most bytes for bitmaps: START and MAP_DMA fail with `BitmapBudget`
     /// beyond it (D5). `None`, the default, sets no limit.
     pub bitmap_budget: Option<u64>,
-    /// Leaves mappings without WRITE out of reports, although devices behind an
-    /// IOMMU are attached (D10). False by default, as in Linux.
+    /// Devices behind an IOMMU do not make a mapping without WRITE dirty (D10).
+    /// False by default, as in Linux: they make every mapping dirty.
     pub skip_read_only: bool,
 }
 
@@ -96,7 +96,8 @@ pub struct Type1<M: Memory> {
     options: Options,
     v2: bool,
     dmas: Dmas<M>,
-    /// INVARIANT: with the number of mappings, `options.dma_entry_limit`.
+    /// How many more mappings may be made. INVARIANT: with the number of mappings
+    /// it is `options.dma_entry_limit`.
     dma_avail: u32,
     /// The number of mappings whose vaddr is invalid.
     vaddr_invalid: u32,
