@@ -95,6 +95,20 @@ fn a_type_goes_with_the_last_group_and_takes_everything_along() {
     assert_eq!(rig.try_start(), Err(Error::NoIommu));
 }
 
+/// A group that was attached to the backend behind the container's back.
+#[test]
+fn a_group_that_the_container_does_not_know_leaves_nothing() {
+    let mut rig = Rig::emulated();
+    rig.host.specs.insert(7, Spec::pages(PAGE));
+    let backend = rig.container.backend_mut().expect("type1");
+    let attached = backend.attach_group(&mut rig.host, GroupId(7), false);
+    attached.expect("attach");
+    rig.map(BASE, 10 * PAGE).expect("map");
+    assert_eq!(rig.host.books.pinned(), 10);
+    rig.detach(0);
+    assert_eq!(rig.host.books, Default::default());
+}
+
 #[test]
 fn a10_who_pays_for_which_page() {
     let locked = |rig: &Rig| rig.host.books.locked(0);
