@@ -28,6 +28,15 @@ impl DeviceLog {
     /// Answers an ioctl as the kernel would. `nr` is the ioctl's number, and `arg` is
     /// the address of its structure in this process.
     ///
+    /// The ioctls are VFIO_DEVICE_FEATURE of a device's file (the features
+    /// DMA_LOGGING_START, DMA_LOGGING_STOP and DMA_LOGGING_REPORT), and
+    /// IOMMU_HWPT_SET_DIRTY_TRACKING and IOMMU_HWPT_GET_DIRTY_BITMAP of an iommufd.
+    /// The number of the page table, `hwpt_id`, is ignored: the caller knows which
+    /// log it stands for.
+    ///
+    /// A report ORs its bits into the bitmap, which may start at any byte, and
+    /// changes no byte after the one that holds the last bit.
+    ///
     /// # Safety
     ///
     /// The call reads and writes this process's memory as the ioctl says: the
@@ -40,15 +49,6 @@ impl DeviceLog {
     /// - have no memory. The call then fails with [`Error::BadAddress`].
     ///
     /// A bitmap has `length / page_size` bits, rounded up to whole bytes.
-    ///
-    /// The ioctls are VFIO_DEVICE_FEATURE of a device's file (the features
-    /// DMA_LOGGING_START, DMA_LOGGING_STOP and DMA_LOGGING_REPORT), and
-    /// IOMMU_HWPT_SET_DIRTY_TRACKING and IOMMU_HWPT_GET_DIRTY_BITMAP of an iommufd.
-    /// The number of the page table, `hwpt_id`, is ignored: the caller knows which
-    /// log it stands for.
-    ///
-    /// A report ORs its bits into the bitmap, which may start at any byte, and
-    /// changes no byte after the one that holds the last bit.
     ///
     /// # Errors
     ///

@@ -39,12 +39,12 @@ pub(super) struct On {
 
 /// The items of a map of disjoint ranges from `first` to `last`, ascending. `end`
 /// says where an item ends.
-fn between<'a, T>(
-    map: &'a BTreeMap<u64, T>,
+fn between<T>(
+    map: &BTreeMap<u64, T>,
     first: u64,
     last: u64,
     end: impl Fn(&T) -> u64,
-) -> impl Iterator<Item = (u64, &'a T)> {
+) -> impl Iterator<Item = (u64, &T)> {
     let below = map.range(..first).next_back();
     let below = below.filter(|(_, item)| end(item) >= first);
     let all = below.into_iter().chain(map.range(first..=last));

@@ -53,6 +53,11 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
     a.start.max(b.start)..a.end.min(b.end)
 }
 
+/// A filter that leaves nothing out.
+pub(super) fn everything() -> Vec<Range<u64>> {
+    std::iter::once(0..1 << 52).collect()
+}
+
 /// The big pages that have some of the pages.
 fn big(pages: &Range<u64>, shift: u32) -> Range<u64> {
     match pages.is_empty() {

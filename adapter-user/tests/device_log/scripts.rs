@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::model::{Ask, Model};
+use super::model::{everything, Ask, Model};
 use super::*;
 
 /// A call. Pages are counted from the first page of the world.
@@ -140,7 +140,7 @@ impl Run {
                         self.model.reset();
                         prop_assert!(done);
                     }
-                    None => prop_assert_eq!(done, self.model.start(0, vec![0..1 << 52])),
+                    None => prop_assert_eq!(done, self.model.start(0, everything())),
                 }
             }
             Op::SetTracking(false) => {
@@ -206,7 +206,7 @@ impl Run {
         let filter: Vec<Range<u64>> = ranges.iter().map(round).collect();
         let bytes: Vec<(u64, u64)> = filter.iter().map(Self::bytes).collect();
         let (done, filter) = match filter.is_empty() {
-            true => (self.log.start_all(1024 << hint), vec![0..1 << 52]),
+            true => (self.log.start_all(1024 << hint), everything()),
             false => (self.log.start(&bytes, 1024 << hint), filter),
         };
         let works = self.model.start(shift, filter);
