@@ -45,7 +45,8 @@ fn removed_ranges_that_nobody_asks_for_stay_within_the_cap() {
     });
     log.set_tracking(true).unwrap();
     let before = heap();
-    let written = |n: u64| n * 0x9e37_79b9_7f4a_7c15 >> 13 << 12; // all over the IOVA space
+    // All over the IOVA space.
+    let written = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) & !(PAGE - 1);
     for n in 0..100_000 {
         log.add_range(written(n), PAGE).unwrap();
         log.mark(written(n), 1).unwrap();

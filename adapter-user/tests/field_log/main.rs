@@ -65,7 +65,8 @@ fn heap() -> i64 {
 /// The memory of this process, in MiB.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * PAGE >> 20
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    (pages * PAGE) >> 20
 }
 
 fn on() -> DeviceLog {
