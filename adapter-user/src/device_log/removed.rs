@@ -115,11 +115,13 @@ impl Removed {
         } else if *words != [!0; WORDS] && self.room(ENTRY_BYTES) {
             self.words.insert(entry, *words);
         } else {
+            // All from the first dirty page to the last: at most one span an entry.
             let start = entry * PAGES;
-            for run in runs(words) {
+            let first = runs(words).map(|run| run.start).next();
+            let last = runs(words).map(|run| run.end - 1).last();
+            if let (Some(first), Some(last)) = (first, last) {
                 let room = self.room(SPAN_BYTES);
-                let (from, to) = (start + run.start, start + run.end - 1);
-                self.runs.insert(from, to, room);
+                self.runs.insert(start + first, start + last, room);
             }
         }
     }
