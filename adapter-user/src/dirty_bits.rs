@@ -70,14 +70,20 @@ impl DirtyBits {
         let mut words = Vec::new();
         words.try_reserve_exact(count).map_err(|_| no_memory)?;
         words.resize_with(count, || AtomicU64::new(0));
-        Ok(DirtyBits {
+        Ok(Self::from_words(words.into_boxed_slice(), len, pgsize))
+    }
+
+    /// Creates bits whose words the caller allocated: exactly as many as `len`
+    /// bytes need, and all zero.
+    pub(crate) fn from_words(words: Box<[AtomicU64]>, len: u64, pgsize: PageSize) -> Self {
+        DirtyBits {
             inner: Arc::new(Inner {
-                words: words.into_boxed_slice(),
+                words,
                 len,
                 pgsize,
                 closed: AtomicBool::new(false),
             }),
-        })
+        }
     }
 
     /// Returns how many bytes the bits for `len` bytes of memory take: whole words

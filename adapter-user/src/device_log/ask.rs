@@ -9,6 +9,14 @@ use crate::error::TrackError;
 /// How many words of a report are made at a time.
 const WINDOW: usize = 4096;
 
+/// Returns the last IOVA of a range that starts at `iova` and has `size` bytes. It
+/// must not be above `limit`.
+pub(super) fn last_iova(iova: u64, size: u64, limit: u64) -> Result<u64, Error> {
+    let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
+    let last = iova.checked_add(more).filter(|last| *last <= limit);
+    last.ok_or(Error::Wraps)
+}
+
 /// A report that somebody asks for: a range of IOVAs and a page size.
 #[derive(Clone, Copy)]
 pub(super) struct Ask {
@@ -18,12 +26,16 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// Checks the arguments of DMA_LOGGING_REPORT.
-    pub(super) fn logging(iova: u64, size: u64, pgsize: u64) -> Result<Ask, TrackError> {
+    /// Checks the arguments of DMA_LOGGING_REPORT. No IOVA may be above `limit`.
+    pub(super) fn logging(
+        limit: u64,
+        iova: u64,
+        size: u64,
+        pgsize: u64,
+    ) -> Result<Ask, TrackError> {
         let pgsize = PageSize::new(pgsize).filter(|size| *size >= BASE_PAGE);
         let pgsize = pgsize.ok_or(TrackError::PageSize)?;
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
+        let last = last_iova(iova, size, limit)?;
         if !pgsize.aligns(iova) {
             return Err(Error::Misaligned.into());
         }
@@ -32,8 +44,7 @@ impl Ask {
 
     /// Checks the arguments of IOMMU_HWPT_GET_DIRTY_BITMAP.
     pub(super) fn iommufd(iova: u64, size: u64, pgsize: u64) -> Result<Ask, TrackError> {
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
+        let last = last_iova(iova, size, u64::MAX)?;
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
         if !pgsize.aligns(iova | size) || !BASE_PAGE.aligns(iova | size) {
             return Err(Error::Misaligned.into());
@@ -44,6 +55,22 @@ impl Ask {
     /// The number of pages, of which the end of the range may cut the last short.
     pub(super) fn npages(self) -> u64 {
         self.pgsize.pages(self.last - self.iova).saturating_add(1)
+    }
+
+    /// The pages and their bits. The first page has bit 0.
+    pub(super) fn extent(self) -> Extent {
+        Extent {
+            bit: 0,
+            iova: self.iova,
+            npages: self.npages(),
+            pgsize: self.pgsize,
+        }
+    }
+
+    /// The last IOVA of a window of the report.
+    pub(super) fn end_of(self, window: Extent) -> u64 {
+        let end = window.iova + ((window.npages - 1) << self.pgsize.shift());
+        (end | (self.pgsize.bytes() - 1)).min(self.last)
     }
 
     /// Checks that `bitmap` has a bit for every page.

@@ -20,6 +20,10 @@ use super::uapi::{
 use crate::error::TrackError;
 use crate::process_memory::{read_process, write_process};
 
+/// The highest last IOVA that VFIO's ioctls take: Linux refuses a range whose end,
+/// the IOVA after it, does not fit 64 bits.
+const LIMIT: u64 = u64::MAX - 1;
+
 impl DeviceLog {
     /// Answers an ioctl as the kernel would. `nr` is the ioctl's number, and `arg` is
     /// the address of its structure in this process.
@@ -32,6 +36,19 @@ impl DeviceLog {
     ///
     /// A report ORs its bits into the bitmap, which may start at any byte, and
     /// changes no byte after the one that holds the last bit.
+    ///
+    /// # Safety
+    ///
+    /// The call reads and writes this process's memory as the ioctl says: the
+    /// structure at `arg`, and the ranges and the bitmap that the structure points
+    /// to. For as long as the call takes, each of these addresses must
+    ///
+    /// - have memory that the caller may read and, for a bitmap and for the structure
+    ///   of a START, write; that nobody else uses; and to which there is no
+    ///   reference, or only the one that the address was made from, or
+    /// - have no memory. The call then fails with [`Error::BadAddress`].
+    ///
+    /// A bitmap has `length / page_size` bits, rounded up to whole bytes.
     ///
     /// # Errors
     ///
@@ -53,9 +70,14 @@ impl DeviceLog {
     ///   answer cannot be written. The log is then off again after a START, and a
     ///   report has cleared nothing.
     ///
+    /// As in Linux, DMA_LOGGING_START and DMA_LOGGING_REPORT answer [`Error::Wraps`]
+    /// also for a range that ends at 2^64. The typed calls accept it, and so does
+    /// iommufd's.
+    ///
     /// Linux ignores an error inside the report of an iommufd (a hole, a bad
-    /// address); this call returns it.
-    pub fn ioctl(&self, nr: u32, arg: u64) -> Result<(), TrackError> {
+    /// address); this call returns it. [`LogOptions::holes`](super::LogOptions::holes)
+    /// says what it answers for a hole.
+    pub unsafe fn ioctl(&self, nr: u32, arg: u64) -> Result<(), TrackError> {
         match nr {
             VFIO_DEVICE_FEATURE => self.feature(arg),
             IOMMU_HWPT_SET_DIRTY_TRACKING => self.hwpt_set(arg),
@@ -134,13 +156,13 @@ impl DeviceLog {
             let range = vfio_device_feature_dma_logging_range::from_bytes(&range);
             ranges.push((range.iova, range.length));
         }
-        control.page_size = self.start(&ranges, control.page_size)?.bytes();
+        control.page_size = self.start_below(LIMIT, &ranges, control.page_size)?.bytes();
         put(arg, &control.page_size.to_ne_bytes()).inspect_err(|_| self.stop())
     }
 
     fn logging_report(&self, arg: u64) -> Result<(), TrackError> {
         let report = vfio_device_feature_dma_logging_report::from_bytes(&get(arg)?);
-        let ask = Ask::logging(report.iova, report.length, report.page_size)?;
+        let ask = Ask::logging(LIMIT, report.iova, report.length, report.page_size)?;
         self.report_to_user(ask, true, report.bitmap)
     }
 

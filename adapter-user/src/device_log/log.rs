@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The log: whether it is on, its ranges, and marks.
+//! The log: what is mapped, whether it is on, and marks.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dirty_core::{Error, PageSize};
 
-use super::range::{LogRange, Logged};
-use crate::dirty_bits::{check_budget, DirtyBits, BASE_PAGE};
+use super::ask::last_iova;
+use super::options::LogOptions;
+use super::range::LogRange;
+use super::spans::Spans;
+use super::state::State;
+use crate::dirty_bits::BASE_PAGE;
 use crate::error::TrackError;
 
 /// How many ranges one START may have: Linux takes one page of their structures.
@@ -16,23 +19,41 @@ pub(super) const MAX_RANGES: usize = 256;
 
 /// The log of what a device wrote, by IOVA.
 ///
-/// There are two ways to switch it on. [`start`](DeviceLog::start) takes the ranges
-/// to log, as VFIO_DEVICE_FEATURE_DMA_LOGGING_START does.
-/// [`set_tracking`](DeviceLog::set_tracking) logs the ranges that were added before,
-/// as IOMMU_HWPT_SET_DIRTY_TRACKING logs what is mapped. The log is clean after
-/// either, so copy all memory after it. Ranges may come and go while the log is on.
+/// The log follows the device's map: [`add_range`](DeviceLog::add_range) for each
+/// mapping that the device gets, [`remove_range`](DeviceLog::remove_range) for each
+/// that goes, whether the log is on or off. Only mapped IOVAs have bits.
+///
+/// There are three ways to switch it on:
+///
+/// | call | logs what is mapped and | as |
+/// |---|---|---|
+/// | [`start`](DeviceLog::start) | in the ranges that it names | VFIO_DEVICE_FEATURE_DMA_LOGGING_START |
+/// | [`start_all`](DeviceLog::start_all) | anywhere | a START without ranges of vfio-user |
+/// | [`set_tracking`](DeviceLog::set_tracking) | anywhere | IOMMU_HWPT_SET_DIRTY_TRACKING |
+///
+/// The log is clean after each of them, so copy all memory after it. A range that is
+/// added while the log is on is clean too: add it before the device can write there,
+/// and copy what it held before if the receiver does not have it. The dirty pages of
+/// a range that is removed stay until a report has had them.
+///
+/// A device that does not know its map adds once all that it may ever write, for
+/// instance 2^48 bytes from IOVA 0 on. Bits then exist for the ranges that `start`
+/// names.
 ///
 /// **If a report fails, every page that it asked for counts as dirty.**
 ///
 /// A clone is another handle to the same log, and any thread may call it. Marks
 /// share the log's lock with each other, and wait while a report or another call
-/// has it; marks through a [`LogRange`] take no lock.
+/// has it; marks through a [`LogRange`] take no lock. To add or to remove a range
+/// takes time in the logarithm of the number of ranges, and to remove one also takes
+/// a look at its bits.
 ///
 /// ```
 /// use adapter_user::device_log::DeviceLog;
 ///
 /// let log = DeviceLog::new(None);
-/// log.start(&[(0x10_0000, 0x10_0000)], 4096)?; // first IOVA and bytes
+/// log.add_range(0x10_0000, 0x10_0000)?; // the device's map: first IOVA and bytes
+/// log.start(&[(0, 1 << 40)], 4096)?; // what is to be logged of it
 /// let dma = log.range(0x10_0000).unwrap(); // for a thread of the device
 /// dma.mark(0x10_1000, 1)?;
 ///
@@ -50,74 +71,25 @@ pub(super) const MAX_RANGES: usize = 256;
 #[derive(Clone)]
 pub struct DeviceLog {
     state: Arc<RwLock<State>>,
-    budget: Option<u64>,
-}
-
-#[derive(Default)]
-pub(super) struct State {
-    /// The page size of the bits; `None` while the log is off.
-    pub(super) on: Option<PageSize>,
-    /// The logged ranges by first IOVA; no two overlap. Each has bits while the log
-    /// is on.
-    pub(super) ranges: BTreeMap<u64, Logged>,
-    /// The ranges that were removed while the log was on. Each stays until one
-    /// report has taken all of it.
-    pub(super) gone: Vec<Logged>,
-}
-
-impl State {
-    /// How many bytes all bitmaps take.
-    fn used(&self) -> u64 {
-        let all = self.ranges.values().chain(&self.gone);
-        all.filter_map(|range| range.bits.as_ref())
-            .map(|bits| bits.words() as u64 * 8)
-            .sum()
-    }
-
-    fn overlapping(&self, first: u64, last: u64) -> Option<&Logged> {
-        let below = self.ranges.range(..=last).next_back();
-        below
-            .map(|(_, range)| range)
-            .filter(|range| range.overlaps(first, last))
-    }
-
-    fn stop(&mut self) {
-        self.on = None;
-        self.forget_gone();
-        for range in self.ranges.values_mut() {
-            range.close();
-            range.bits = None;
-        }
-    }
-
-    fn forget_gone(&mut self) {
-        let gone = std::mem::take(&mut self.gone);
-        gone.iter().for_each(Logged::close);
-    }
-
-    /// Gives every range clean bits. On an error nothing changes.
-    fn start(&mut self, pgsize: PageSize, budget: Option<u64>) -> Result<(), TrackError> {
-        let mut wanted = 0u64;
-        for range in self.ranges.values() {
-            wanted = wanted.saturating_add(range.bytes(pgsize)?);
-        }
-        check_budget(budget, 0, wanted)?;
-        let ranges = self.ranges.iter();
-        let ranges = ranges.map(|(first, range)| Ok((*first, range.clone().with_bits(pgsize)?)));
-        self.ranges = ranges.collect::<Result<_, TrackError>>()?;
-        self.on = Some(pgsize);
-        Ok(())
-    }
 }
 
 impl DeviceLog {
-    /// Creates a log that is off and has no ranges. Its bitmaps may take `budget`
-    /// bytes in all, or any amount if there is none.
+    /// Creates a log that is off and has no ranges. The bitmaps of mapped ranges may
+    /// take `budget` bytes in all, or any amount if there is none. The other options
+    /// are the default.
     #[must_use]
     pub fn new(budget: Option<u64>) -> Self {
-        DeviceLog {
-            state: Arc::default(),
+        Self::with_options(LogOptions {
             budget,
+            ..LogOptions::default()
+        })
+    }
+
+    /// Creates a log that is off and has no ranges.
+    #[must_use]
+    pub fn with_options(options: LogOptions) -> Self {
+        DeviceLog {
+            state: Arc::new(RwLock::new(State::new(options))),
         }
     }
 
@@ -129,12 +101,16 @@ impl DeviceLog {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Switches the log on for `ranges` of IOVAs, each by its first IOVA and its
-    /// length in bytes, and returns the page size of the log. This is
-    /// DMA_LOGGING_START.
+    /// Switches the log on for what is mapped in `ranges` of IOVAs, each by its first
+    /// IOVA and its length in bytes, and returns the page size of the log. This is
+    /// DMA_LOGGING_START. What is mapped later in the ranges is logged too.
     ///
     /// `pgsize` is a hint, in bytes; the log's pages have this size, or 4 KiB if it
-    /// is smaller. Every page is clean. Ranges that were added before are replaced.
+    /// is smaller. Every page is clean.
+    ///
+    /// A second start is refused, as Linux's drivers refuse it. An interface that
+    /// lets a second start with the same page size succeed, as libvfio-user does,
+    /// compares [`pgsize`](DeviceLog::pgsize) when it gets [`TrackError::Started`].
     ///
     /// # Errors
     ///
@@ -149,6 +125,16 @@ impl DeviceLog {
     /// - [`TrackError::Started`] if the log is on.
     /// - [`TrackError::Budget`], [`TrackError::NoMemory`].
     pub fn start(&self, ranges: &[(u64, u64)], pgsize: u64) -> Result<PageSize, TrackError> {
+        self.start_below(u64::MAX, ranges, pgsize)
+    }
+
+    /// As `start`, but no IOVA may be above `limit`.
+    pub(super) fn start_below(
+        &self,
+        limit: u64,
+        ranges: &[(u64, u64)],
+        pgsize: u64,
+    ) -> Result<PageSize, TrackError> {
         if ranges.is_empty() {
             return Err(TrackError::NoRanges);
         }
@@ -156,40 +142,59 @@ impl DeviceLog {
             return Err(TrackError::TooManyRanges);
         }
         let hint = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
-        let mut fresh = State::default();
+        let mut seen = Spans::default();
+        let mut filter = Vec::new();
         for (iova, size) in ranges {
             if !hint.aligns(iova | size) {
                 return Err(Error::Misaligned.into());
             }
-            let range = Logged::new(*iova, *size)?;
-            if fresh.overlapping(range.first, range.last).is_some() {
+            let last = last_iova(*iova, *size, limit)?;
+            if seen.touches(*iova, last) {
                 return Err(TrackError::RangesOverlap);
             }
-            fresh.ranges.insert(range.first, range);
+            seen.insert(*iova, last, true);
+            filter.push((*iova, last));
         }
+        filter.sort_unstable();
+        self.start_for(hint, filter)
+    }
+
+    /// As [`start`](DeviceLog::start), for all that is mapped or will be. A START
+    /// without ranges means this in vfio-user; Linux refuses it.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - [`TrackError::PageSize`] unless `pgsize` is a power of two.
+    /// - [`TrackError::Started`] if the log is on.
+    /// - [`TrackError::Budget`], [`TrackError::NoMemory`].
+    pub fn start_all(&self, pgsize: u64) -> Result<PageSize, TrackError> {
+        let hint = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
+        self.start_for(hint, vec![(0, u64::MAX)])
+    }
+
+    fn start_for(&self, hint: PageSize, filter: Vec<(u64, u64)>) -> Result<PageSize, TrackError> {
         let mut state = self.write();
         if state.on.is_some() {
             return Err(TrackError::Started);
         }
         let chosen = hint.max(BASE_PAGE);
-        fresh.start(chosen, self.budget)?;
-        *state = fresh;
+        state.start(chosen, filter)?;
         Ok(chosen)
     }
 
-    /// Switches the log off, and forgets its ranges and what was dirty. This is
-    /// DMA_LOGGING_STOP. If the log is off already, it only forgets the ranges.
+    /// Switches the log off, and forgets what was dirty. The ranges stay. This is
+    /// DMA_LOGGING_STOP, and `set_tracking(false)`.
     pub fn stop(&self) {
-        let mut state = self.write();
-        state.stop();
-        state.ranges.clear();
+        self.write().stop();
     }
 
-    /// Switches the log on or off and keeps its ranges. This is
-    /// IOMMU_HWPT_SET_DIRTY_TRACKING.
+    /// Switches the log on or off. This is IOMMU_HWPT_SET_DIRTY_TRACKING.
     ///
     /// `true` makes every page clean, also if the log is on already. A log that was
-    /// off gets pages of 4 KiB. `false` forgets what was dirty.
+    /// off gets pages of 4 KiB, and logs all that is mapped or will be. `false`
+    /// forgets what was dirty.
     ///
     /// # Errors
     ///
@@ -197,17 +202,10 @@ impl DeviceLog {
     /// [`TrackError::NoMemory`]. Nothing changes then.
     pub fn set_tracking(&self, on: bool) -> Result<(), TrackError> {
         let mut state = self.write();
-        if !on {
-            state.stop();
-        } else if state.on.is_some() {
-            let bits = state
-                .ranges
-                .values()
-                .filter_map(|range| range.bits.as_ref());
-            bits.for_each(DirtyBits::reset);
-            state.forget_gone();
-        } else {
-            state.start(BASE_PAGE, self.budget)?;
+        match (on, &mut state.on) {
+            (false, _) => state.stop(),
+            (true, Some(on)) => on.reset(),
+            (true, None) => state.start(BASE_PAGE, vec![(0, u64::MAX)])?,
         }
         Ok(())
     }
@@ -218,9 +216,19 @@ impl DeviceLog {
         self.read().on.is_some()
     }
 
+    /// Returns the page size of the log, which [`start`](DeviceLog::start) chose. It
+    /// is `None` if the log is off.
+    #[must_use]
+    pub fn pgsize(&self) -> Option<PageSize> {
+        self.read().on.as_ref().map(|on| on.pgsize)
+    }
+
     /// Adds the `size` bytes of IOVAs from `iova` on. Call it before the device can
     /// reach them. If the log is on, the range is logged from now on, and it is
     /// clean.
+    ///
+    /// The log does not limit the number of ranges: whoever lets a client map limits
+    /// how much it maps.
     ///
     /// # Errors
     ///
@@ -235,24 +243,16 @@ impl DeviceLog {
         if !BASE_PAGE.aligns(iova | size) {
             return Err(Error::Misaligned.into());
         }
-        let mut range = Logged::new(iova, size)?;
-        let mut state = self.write();
-        if state.overlapping(range.first, range.last).is_some() {
-            return Err(Error::Overlap.into());
-        }
-        if let Some(pgsize) = state.on {
-            check_budget(self.budget, state.used(), range.bytes(pgsize)?)?;
-            range = range.with_bits(pgsize)?;
-        }
-        state.ranges.insert(iova, range);
-        Ok(())
+        let last = last_iova(iova, size, u64::MAX)?;
+        self.write().add(iova, last)
     }
 
     /// Removes the range that starts at `iova` and has `size` bytes. Call it after
     /// the device can no longer reach them.
     ///
-    /// If the log is on, the range's dirty pages stay until one report has taken all
-    /// of the range.
+    /// If the log is on, the range's dirty pages stay until a report has had them,
+    /// also in parts, or until [`take_removed`](DeviceLog::take_removed). A thread
+    /// that wrote before the removal may mark through its [`LogRange`] until then.
     ///
     /// # Errors
     ///
@@ -262,28 +262,25 @@ impl DeviceLog {
     /// - [`Error::Wraps`].
     /// - [`Error::NoMapping`] if there is no range with exactly these bounds.
     pub fn remove_range(&self, iova: u64, size: u64) -> Result<(), TrackError> {
-        let same = Logged::new(iova, size)?;
-        let mut state = self.write();
-        match state.ranges.get(&iova) {
-            Some(range) if range.last == same.last => {}
-            _ => return Err(Error::NoMapping.into()),
-        }
-        if let Some(range) = state.ranges.remove(&iova).filter(|r| r.bits.is_some()) {
-            state.gone.push(range);
-        }
-        Ok(())
+        let last = last_iova(iova, size, u64::MAX)?;
+        Ok(self.write().remove(iova, last)?)
     }
 
-    /// Returns the range that holds `iova`, to mark through it. It is `None` if no
-    /// range holds `iova`, or if the log is off.
+    /// Returns the logged range that holds `iova`, to mark through it. It is the part
+    /// of a mapped range that the log was started for. It is `None` if the log is
+    /// off, or if `iova` is not mapped or not to be logged.
     #[must_use]
     pub fn range(&self, iova: u64) -> Option<LogRange> {
         let state = self.read();
-        state.overlapping(iova, iova)?.handle()
+        let on = state.on.as_ref()?;
+        let piece = on.live(iova, iova).next()?;
+        let log = Arc::downgrade(&self.state);
+        Some(LogRange::new(piece.clone(), on.start, log))
     }
 
     /// Marks as dirty every page that the `len` bytes at IOVA `iova` touch; they may
-    /// span ranges. No bytes mark nothing. This is for devices that keep no
+    /// span ranges. No bytes mark nothing, and neither do bytes that are mapped but
+    /// that the log was not started for. This is for devices that keep no
     /// [`LogRange`].
     ///
     /// Call it *after* the write, and before you tell anybody that the write is
@@ -298,32 +295,9 @@ impl DeviceLog {
     /// - [`TrackError::Unmapped`] if some of the bytes are in no range; the others
     ///   are marked all the same.
     pub fn mark(&self, iova: u64, len: u64) -> Result<(), TrackError> {
-        let Some(more) = len.checked_sub(1) else {
-            return Ok(());
-        };
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
-        let state = self.read();
-        if state.on.is_none() {
-            return Err(Error::NotTracking.into());
-        }
-        let mut result = Ok(());
-        let mut next = Some(iova); // the first byte that no range had so far
-        let below = state.ranges.range(..iova).next_back();
-        let below = below.filter(|(_, range)| range.last >= iova);
-        let inside = state.ranges.range(iova..=last);
-        for (_, range) in below.into_iter().chain(inside) {
-            let (from, to) = (range.first.max(iova), range.last.min(last));
-            if let Some(addr) = next.filter(|addr| *addr != from) {
-                result = result.and(Err(TrackError::Unmapped { addr }));
-            }
-            if let Some(range) = range.handle() {
-                result = result.and(range.mark(from, to - from + 1));
-            }
-            next = to.checked_add(1);
-        }
-        match next {
-            Some(addr) if addr <= last => result.and(Err(TrackError::Unmapped { addr })),
-            _ => result,
+        match len {
+            0 => Ok(()),
+            _ => self.read().mark(iova, last_iova(iova, len, u64::MAX)?),
         }
     }
 }
@@ -333,7 +307,7 @@ impl fmt::Debug for DeviceLog {
         let state = self.read();
         f.debug_struct("DeviceLog")
             .field("on", &state.on.is_some())
-            .field("ranges", &state.ranges.len())
+            .field("ranges", &state.ranges())
             .finish_non_exhaustive()
     }
 }

@@ -19,7 +19,8 @@
 //! let iommu = tracker.iova_view();
 //! iommu.map(0xf000_0000, 0x20_0000, 0x10_0000)?; // IOVA, guest address, bytes
 //! let log = DeviceLog::new(None);
-//! log.start(&[(0xf000_0000, 0x10_0000)], 4096)?;
+//! log.add_range(0xf000_0000, 0x10_0000)?;
+//! log.start(&[(0, 1 << 40)], 4096)?;
 //!
 //! let device = log.clone();
 //! tracker.add_source("device", move |_report| {
@@ -39,12 +40,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod ask;
-mod ioctl;
-mod log;
-mod range;
-mod report;
+// Each file uses only files below it.
+mod ioctl; // a device's log by ioctls
+
+mod report; // reports, and what is cleared
+
+mod log; // the log: what is mapped, whether it is on, marks
+
+mod range; // the handles that threads mark through
+
+mod state; // what the lock protects
+
+mod removed; // what is left to report of removed ranges
+
+mod ask; // what a report is asked for
+mod options;
+mod piece; // a range with its bits
+mod spans; // sets of numbers
 pub mod uapi;
+mod words; // bits in words
+mod zeroed; // words that take no memory before they are used
 
 pub use self::log::DeviceLog;
+pub use self::options::{Holes, LogOptions};
 pub use self::range::LogRange;

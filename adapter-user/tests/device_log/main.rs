@@ -4,6 +4,7 @@
 
 mod ioctl;
 mod model;
+mod scripts;
 mod typed;
 
 use adapter_user::device_log::DeviceLog;
@@ -20,9 +21,19 @@ fn unmapped(addr: u64) -> Result<(), TrackError> {
     Err(TrackError::Unmapped { addr })
 }
 
+/// A log whose device may write any IOVA.
+fn unlimited(budget: Option<u64>) -> DeviceLog {
+    let log = DeviceLog::new(budget);
+    log.add_range(0, END).unwrap();
+    log.add_range(END, PAGE).unwrap();
+    log
+}
+
 /// A log of pages 0 to 99 and 200 to 299.
 fn started() -> DeviceLog {
     let log = DeviceLog::new(None);
+    log.add_range(0, 100 * PAGE).unwrap();
+    log.add_range(200 * PAGE, 100 * PAGE).unwrap();
     log.start(&[(0, 100 * PAGE), (200 * PAGE, 100 * PAGE)], PAGE)
         .unwrap();
     log

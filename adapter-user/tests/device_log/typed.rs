@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn start_checks_its_ranges_in_order() {
-    let log = DeviceLog::new(Some(16));
+    let log = unlimited(Some(16));
     let start = |ranges: &[(u64, u64)], pgsize| log.start(ranges, pgsize).map(drop);
     assert_eq!(start(&[], 0), Err(TrackError::NoRanges));
     let many: Vec<_> = (0..257).map(|n| (n * PAGE, PAGE)).collect();
@@ -143,7 +143,7 @@ fn iommufd_checks_its_arguments() {
 /// A report of a part of a large page must not lose the rest of the page.
 #[test]
 fn a_page_reported_in_part_stays_dirty() {
-    let log = DeviceLog::new(None);
+    let log = unlimited(None);
     log.start(&[(0, 1 << 20)], 64 << 10).unwrap();
     log.mark(17 * PAGE, 1).unwrap();
     assert_eq!(report(&log, 16, 8), Ok((16..24).collect()));
@@ -195,7 +195,12 @@ fn ranges_come_and_go_while_the_log_is_on() {
     log.mark(9 * PAGE, 1).unwrap();
     assert_eq!(report(&log, 0, 10), Ok(vec![2, 3, 9]));
     going.mark(60 * PAGE, 1).unwrap(); // a report has only taken a part of the range
-    going.mark(4 * PAGE, 1).unwrap();
+    assert_eq!(
+        going.mark(4 * PAGE, 1),
+        cause(Error::NotTracking),
+        "a report has taken this part of the range"
+    );
+    log.mark(4 * PAGE, 1).unwrap();
     assert_eq!(report(&log, 0, 100), Ok(vec![4, 60]));
     assert_eq!(
         going.mark(5 * PAGE, 1),

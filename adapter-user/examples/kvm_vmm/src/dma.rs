@@ -41,7 +41,12 @@ impl Dma {
         lose: Option<Lose>,
     ) -> Dma {
         let view = tracker.iova_view();
-        let log = (index == 1).then(|| DeviceLog::new(None));
+        let log = (index == 1).then(|| {
+            let (iova, size) = APERTURE;
+            let log = DeviceLog::new(None);
+            log.add_range(iova, size).expect("whole pages");
+            log
+        });
         let done = Arc::new(AtomicU64::new(0));
         let (queue, jobs) = channel::<(Mapping, u32)>();
         let device = Device {
