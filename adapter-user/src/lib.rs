@@ -118,12 +118,13 @@ pub mod guest;
 mod process_memory;
 mod ranges;
 
+pub use container::charge::charged_pages;
 pub use container::device::{Device, OnUnmap};
+pub use container::group::{Group, IommuType};
 pub use container::heap::Heap;
 pub use container::iommu::IommuSpec;
-pub use container::locked::charged_pages;
 pub use container::memory::{GuestMemory, OutOfBounds};
-pub use container::{Container, Group, IommuType, WeakContainer};
+pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};

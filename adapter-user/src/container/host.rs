@@ -11,6 +11,7 @@ use dirty_core::host::{
 };
 use dirty_core::Errno;
 
+use super::charge;
 use super::iommu::Iommus;
 use super::locked;
 use super::memory::GuestMemory;
@@ -138,15 +139,15 @@ impl Accounting for Call<'_> {
     }
 
     fn lock_cap(&self) -> bool {
-        locked::has_lock_cap()
+        charge::has_lock_cap()
     }
 
     fn charge(&mut self, _mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
-        locked::charge(npages, lock_cap)
+        charge::charge(npages, lock_cap)
     }
 
     fn uncharge(&mut self, _mm: Mm, npages: u64) {
-        locked::uncharge(npages);
+        charge::uncharge(npages);
     }
 }
 

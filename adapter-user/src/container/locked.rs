@@ -2,8 +2,7 @@
 //! Pinned pages: they are resident and locked in this process.
 //!
 //! `mlock` does not nest: one `munlock` undoes any number of locks. So this file
-//! counts the pins of each page, for the whole process. It also counts what all
-//! containers charge against RLIMIT_MEMLOCK.
+//! counts the pins of each page, for the whole process.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -13,7 +12,6 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use dirty_core::host::Prot;
 use dirty_core::Errno;
 use nix::sys::mman::{madvise, mlock, munlock, MmapAdvise};
-use nix::sys::resource::{getrlimit, Resource};
 
 /// log2 of the size of a page, in which everything here counts.
 pub(super) const PAGE_SHIFT: u32 = 12;
@@ -21,40 +19,9 @@ const PAGE: u64 = 1 << PAGE_SHIFT;
 
 /// How many pins each page has, by page number.
 static PINS: LazyLock<Mutex<HashMap<u64, u32>>> = LazyLock::new(Mutex::default);
-/// How many pages all containers are charged with.
-static CHARGED: Mutex<u64> = Mutex::new(0);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns how many pages of 4 KiB the containers of this process are charged with,
-/// against RLIMIT_MEMLOCK.
-#[must_use]
-pub fn charged_pages() -> u64 {
-    *lock(&CHARGED)
-}
-
-/// Whether this process may lock memory beyond its limit.
-pub(super) fn has_lock_cap() -> bool {
-    let cap = caps::Capability::CAP_IPC_LOCK;
-    caps::has_cap(None, caps::CapSet::Effective, cap).unwrap_or(false)
-}
-
-pub(super) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
-    let mut charged = lock(&CHARGED);
-    let total = charged.checked_add(npages).ok_or(Errno::ENOMEM)?;
-    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft >> PAGE_SHIFT);
-    if total > limit && !lock_cap {
-        return Err(Errno::ENOMEM);
-    }
-    *charged = total;
-    Ok(())
-}
-
-pub(super) fn uncharge(npages: u64) {
-    let mut charged = lock(&CHARGED);
-    *charged = charged.saturating_sub(npages);
 }
 
 fn pointer(page: u64) -> Result<NonNull<c_void>, Errno> {

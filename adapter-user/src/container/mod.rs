@@ -6,7 +6,9 @@
 //! mappings keep alive (`memory`), pages that are resident and locked while they
 //! are pinned (`locked`), and a simulated IOMMU (`iommu`).
 
+pub(crate) mod charge;
 pub(crate) mod device;
+pub(crate) mod group;
 pub(crate) mod heap;
 mod host;
 pub(crate) mod iommu;
@@ -22,47 +24,10 @@ use dirty_core::uapi;
 use dirty_core::{Dest, Error, Extent, Map, Options, Outcome, PageSize, Target, Unmap};
 
 use self::device::{Device, OnUnmap};
+use self::group::{Group, IommuType};
 use self::host::{Call, Caller};
-use self::iommu::IommuSpec;
 use self::memory::GuestMemory;
 use self::shared::Shared;
-
-/// A group of devices, to add to a container.
-#[derive(Clone, Debug)]
-pub struct Group {
-    id: GroupId,
-    iommu: Option<IommuSpec>,
-}
-
-impl Group {
-    /// Creates a group of emulated devices. There is no IOMMU behind it: its devices
-    /// pin pages, or read and write through the container.
-    #[must_use]
-    pub fn emulated(id: GroupId) -> Self {
-        Group { id, iommu: None }
-    }
-
-    /// Creates a group behind a simulated IOMMU, as of a real device. The container
-    /// pins all of every mapping, and every page is dirty in every report (without
-    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
-    #[must_use]
-    pub fn iommu(id: GroupId, spec: IommuSpec) -> Self {
-        Group {
-            id,
-            iommu: Some(spec),
-        }
-    }
-}
-
-/// The types of IOMMU that a container can be set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuType {
-    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
-    /// start or end inside a mapping.
-    Type1,
-    /// Version 2 of type1.
-    Type1v2,
-}
 
 /// A VFIO container with type1 semantics, in this process.
 ///
