@@ -419,3 +419,17 @@ impl fmt::Debug for WeakContainer {
         f.debug_struct("WeakContainer").finish_non_exhaustive()
     }
 }
+
+/// No safe call can write memory that it does not own.
+///
+/// ```compile_fail,E0133
+/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// container.map_process(0, 0x1000, 0x1000, adapter_user::Prot::READ_WRITE);
+/// ```
+///
+/// ```compile_fail,E0133
+/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// container.ioctl(adapter_user::uapi::VFIO_IOMMU_GET_INFO, 0x1000);
+/// ```
+#[cfg(doctest)]
+struct AddressesAreUnsafe;

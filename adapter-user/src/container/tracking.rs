@@ -91,7 +91,7 @@ impl Container {
     /// nothing while tracking is off.
     ///
     /// Call it *after* the write, and before you tell anybody that the write is done:
-    /// see [`Device::mark`].
+    /// see [`Device::mark`](crate::Device::mark).
     ///
     /// # Errors
     ///
