@@ -22,6 +22,13 @@ pub(super) struct Pins {
     pub(super) count: u64,
 }
 
+impl Pins {
+    /// Where the page after the last one starts, if there is one.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.iova.checked_add(self.npages << PAGE_SHIFT)
+    }
+}
+
 /// A count for each IOVA that pins start at.
 ///
 /// INVARIANT: each map has the pins that start at one offset in a page. Its keys are
@@ -132,13 +139,15 @@ impl Counts {
             }
             split(runs, start);
             split(runs, end);
-            let mut tail = runs.split_off(&start);
-            runs.append(&mut tail.split_off(&end));
-            taken.extend(tail.into_iter().map(|(page, run)| Pins {
+            let first = taken.len();
+            taken.extend(runs.range(start..end).map(|(page, run)| Pins {
                 iova: (page << PAGE_SHIFT) + offset,
                 npages: run.npages,
                 count: run.count,
             }));
+            for pins in &taken[first..] {
+                runs.remove(&(pins.iova >> PAGE_SHIFT));
+            }
             !runs.is_empty()
         });
         taken

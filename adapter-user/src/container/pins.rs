@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use dirty_core::host::{DeviceId, Prot};
 use dirty_core::Error;
 
-use super::counts::Counts;
+use super::counts::{Counts, Pins};
 use super::host::{Call, Caller};
 use super::pinned::Pages;
 use super::resident::{PAGE, PAGE_SHIFT};
@@ -36,7 +36,8 @@ impl Book {
         let before = self.longest.saturating_mul(PAGE);
         let from = (first.saturating_sub(before), 0);
         let candidates = self.guards.range(from..=(last, u64::MAX));
-        let hit = candidates.filter(|(_, pages)| pages.last() | (PAGE - 1) >= first);
+        let hit =
+            candidates.filter(|(key, pages)| key.0 >= first || pages.last() | (PAGE - 1) >= first);
         let keys: Vec<_> = hit.map(|(key, _)| *key).collect();
         keys.iter().filter_map(|k| self.remove_guard(*k)).collect()
     }
@@ -94,6 +95,16 @@ impl DevicePins {
     fn unpin_in_core(&self, core: &mut Core, iova: u64, npages: u64) -> u64 {
         let unpinned = core.unpin_pages(&mut self.call(), self.id, iova, npages);
         unpinned.unwrap_or(0) // unreachable: the device is open
+    }
+
+    /// Drops one pin of each page that is still mapped. A page with a pin is, unless
+    /// another device has unpinned it.
+    fn unpin_run(&self, core: &mut Core, iova: u64, npages: u64) {
+        let mut done = 0;
+        while done < npages {
+            let at = iova + (done << PAGE_SHIFT);
+            done += self.unpin_in_core(core, at, npages - done) + 1;
+        }
     }
 
     pub(super) fn pin_pages(&self, iova: u64, prot: Prot, pfns: &mut [u64]) -> Result<(), Error> {
@@ -159,7 +170,7 @@ impl DevicePins {
     pub(super) fn release(&self, key: (u64, u64)) {
         let mut book = self.book();
         if let Some(pages) = book.remove_guard(key) {
-            self.unpin_in_core(&mut self.shared.write(), pages.first(), pages.npages());
+            self.unpin_run(&mut self.shared.write(), pages.first(), pages.npages());
         }
     }
 
@@ -173,16 +184,26 @@ impl DevicePins {
     }
 
     fn drop_pins(&self, book: &mut Book, first: u64, last: u64) {
-        let guards = book.take_guards(first, last);
-        guards.iter().for_each(|pages| pages.revoke());
-        let runs = book.counts.take(first, last);
-        let mut core = self.shared.write();
-        for pages in guards {
-            self.unpin_in_core(&mut core, pages.first(), pages.npages());
+        let mut runs: Vec<Pins> = Vec::new();
+        for pages in book.take_guards(first, last) {
+            pages.revoke();
+            // Guards whose pages follow each other are unpinned in one go.
+            match runs.last_mut() {
+                Some(run) if run.end() == Some(pages.first()) => {
+                    run.npages += pages.npages();
+                }
+                _ => runs.push(Pins {
+                    iova: pages.first(),
+                    npages: pages.npages(),
+                    count: 1,
+                }),
+            }
         }
+        runs.append(&mut book.counts.take(first, last));
+        let mut core = self.shared.write();
         for run in runs {
             for _ in 0..run.count {
-                self.unpin_in_core(&mut core, run.iova, run.npages);
+                self.unpin_run(&mut core, run.iova, run.npages);
             }
         }
     }
