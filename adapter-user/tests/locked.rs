@@ -48,6 +48,26 @@ fn pinned_pages_are_counted_and_locked_if_asked() {
     owners_lock(Container::new, &memory);
     owners_lock(Container::with_locked_pins, &memory);
     scattered_blocks();
+    a_file_that_shrank();
+}
+
+/// A page that cannot be made resident leaves its block unlocked.
+fn a_file_that_shrank() {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(1 << 20).expect("room");
+    let memory = GuestMemory::from_fd(file.try_clone().expect("a file").into());
+    let memory = Arc::new(memory.expect("memory"));
+    let emulated = container(Container::with_locked_pins, Group::emulated(GroupId(1)));
+    emulated
+        .map(0, &memory, 0, 1 << 20, Prot::READ_WRITE)
+        .expect("map");
+    let device = device(&emulated);
+    file.set_len(0x2000).expect("less room");
+    for iova in [0x1000, 0x2000] {
+        let pinned = device.pin(iova, 0x2000, Prot::READ_WRITE);
+        assert_eq!(pinned.map(drop).map_err(|e| e.errno().0), Err(libc::EFAULT));
+        assert_eq!((locked_kib(), charged_pages(), device.pinned()), (0, 0, 0));
+    }
 }
 
 /// `block` is what locked memory grows by while there are pins.

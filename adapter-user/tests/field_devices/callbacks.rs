@@ -3,8 +3,9 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use adapter_user::{Container, Device, Error};
 
@@ -122,6 +123,44 @@ fn a_device_closes_though_a_thread_holds_it() {
     assert_eq!(container.unmap(0, PAGE * 4), Ok(PAGE * 4));
     assert_eq!(container.remove_group(GROUP), Ok(()));
     assert_eq!(held.mark(PAGE, 1), Err(Error::NoIommu));
+}
+
+/// The same, with a device that closes slowly: a write through a guard is under way.
+#[test]
+fn an_unmap_waits_for_a_device_that_is_being_closed() {
+    let (container, memory) = (emulated(), memory(4));
+    container.map(0, &memory, 0, 4 * PAGE, RW).expect("map");
+    let (started, start) = mpsc::channel();
+    let (finish, finished) = mpsc::channel();
+    let finished = Mutex::new(finished);
+    let on_mark = move |_, _| {
+        started.send(()).expect("the test waits");
+        finished.lock().expect("no panic").recv().expect("it ends");
+        Ok(())
+    };
+    let unpin = Box::new(Device::unpin_range);
+    let device = container.open_logged_device(GROUP, Some(unpin), Box::new(on_mark));
+    let device = device.expect("device");
+    let guard = device.pin(0, PAGE, RW).expect("pin");
+    let weak = Arc::downgrade(&device);
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| guard.write(0, &[1]).expect("write"));
+        start.recv().expect("the write has started");
+        scope.spawn(|| drop(device));
+        while weak.strong_count() != 0 {
+            thread::yield_now();
+        }
+        let unmaps = scope.spawn(|| {
+            let unmapped = container.unmap(0, 4 * PAGE);
+            (unmapped, ended.load(SeqCst))
+        });
+        thread::sleep(Duration::from_millis(20)); // or it would not find the device
+        ended.store(true, SeqCst);
+        finish.send(()).expect("the write waits");
+        assert_eq!(unmaps.join().expect("no panic"), (Ok(4 * PAGE), true));
+    });
+    assert_eq!(guard.write(0, &[1]), Err(Error::Unmapped));
 }
 
 /// UNMAP was EBUSY now and then.
