@@ -167,6 +167,9 @@ const REVOKED: u64 = 1 << 63;
 impl Access {
     /// Lets a thread in, until what this returns is dropped.
     fn enter(&self) -> Option<Inside<'_>> {
+        if self.0.load(Ordering::Relaxed) & REVOKED != 0 {
+            return None; // those who come too late do not keep `revoke` waiting
+        }
         let inside = Inside(self);
         // Either this comes before `revoke` sets the bit, and `revoke` waits, or it
         // sees the bit. Acquire: the pages are not touched before.

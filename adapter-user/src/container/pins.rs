@@ -135,17 +135,20 @@ impl DevicePins {
         let mut pages = Pages::new(iova, size, prot);
         let (first, npages) = (pages.first(), pages.npages());
         let mut book = self.book();
-        let mut core = self.shared.write();
         let mut pfns = [0; AT_ONCE];
         let mut done = 0;
         while done < npages {
             let n = (npages - done).min(AT_ONCE as u64);
             let pfns = &mut pfns[..n as usize];
+            // Reports and marks go on in between. An unmap of pages that are pinned
+            // already waits for the book.
+            let mut core = self.shared.write();
             let pinned = self.pin_in_core(&mut core, first + (done << PAGE_SHIFT), prot, pfns);
             if let Err(e) = pinned {
                 self.unpin_in_core(&mut core, first, done);
                 return Err(e);
             }
+            drop(core);
             self.add_parts(&mut pages, pfns);
             done += n;
         }

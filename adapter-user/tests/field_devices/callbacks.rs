@@ -166,7 +166,7 @@ fn an_unmap_waits_for_a_device_that_is_being_closed() {
 /// UNMAP was EBUSY now and then.
 #[test]
 fn unmap_beside_a_device_that_is_being_closed() {
-    beside(|device| drop(device));
+    beside(drop);
     beside(|device| device.close());
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arguments that are hostile, and a process that forks.
 
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 
@@ -62,16 +61,13 @@ fn arguments_anywhere() {
         }
     }
     // The bitmap is the argument.
-    let mut arg = [GET, 0, 64 * PAGE, PAGE, 8, 0];
-    let at = &raw mut arg;
+    let arg = [GET, 0, 64 * PAGE, PAGE, 8, 0].map(AtomicU64::new);
+    let at = arg.as_ptr() as u64;
+    arg[5].store(at, Relaxed);
     container.mark(0, 3 * PAGE).expect("mark");
-    // SAFETY: `arg` is a structure of 48 bytes, and nobody else uses it.
-    let (done, first) = unsafe {
-        (*at)[5] = at as u64;
-        let done = container.ioctl(VFIO_IOMMU_DIRTY_PAGES, at as u64);
-        (done, ptr::read_volatile(at.cast::<u64>()))
-    };
-    assert_eq!((done, first), (Ok(0), 7));
+    // SAFETY: `arg` is a structure of 48 bytes, of atomics.
+    let done = unsafe { container.ioctl(VFIO_IOMMU_DIRTY_PAGES, at) };
+    assert_eq!((done, arg[0].load(Relaxed)), (Ok(0), 7));
     // argsz of 4 GiB.
     let mut bitmap = [0u64; 1];
     let data = bitmap.as_mut_ptr() as u64;

@@ -2,7 +2,8 @@
 //! Random calls of devices (pins, unpins over holes, unmaps, closes, callbacks that
 //! misbehave) against naive books: a count for each page.
 
-use std::collections::BTreeMap;
+mod books;
+
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +12,8 @@ use adapter_user::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+use books::{Books, Guard};
 
 const GROUP: GroupId = GroupId(1);
 const PAGE: u64 = 4096;
@@ -60,190 +63,6 @@ type Shared = Arc<Mutex<Driver>>;
 
 fn lock(driver: &Shared) -> MutexGuard<'_, Driver> {
     driver.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A guard in the naive books: where its first page is, how many there are, and whether
-/// they are pinned.
-#[derive(Clone, Copy)]
-struct Guard {
-    id: u64,
-    device: usize,
-    iova: u64,
-    size: u64,
-    live: bool,
-}
-
-impl Guard {
-    fn pages(&self) -> impl Iterator<Item = u64> {
-        (self.iova / PAGE..=(self.iova + self.size - 1) / PAGE).map(|page| page * PAGE)
-    }
-}
-
-/// The naive books.
-#[derive(Default)]
-struct Books {
-    mapped: [bool; MAPPINGS as usize],
-    /// How often the core has pinned what is at an IOVA.
-    core: BTreeMap<u64, u64>,
-    /// How often each device has, by `pin_pages`.
-    raw: [BTreeMap<u64, u64>; DEVICES],
-    guards: Vec<Guard>,
-    /// The open devices, in the order in which they were opened and are told.
-    open: Vec<usize>,
-    modes: [Option<Mode>; DEVICES],
-    /// What is dirty besides what is pinned.
-    dirty: Vec<u64>,
-}
-
-fn less(counts: &mut BTreeMap<u64, u64>, iova: u64) -> bool {
-    let Some(count) = counts.get_mut(&iova) else {
-        return false;
-    };
-    *count -= 1;
-    if *count == 0 {
-        counts.remove(&iova);
-    }
-    true
-}
-
-impl Books {
-    fn mapping_at(&self, iova: u64) -> Option<u64> {
-        (0..MAPPINGS).find(|m| {
-            let (start, size) = mapping(*m);
-            self.mapped[*m as usize] && (start..start + size).contains(&iova)
-        })
-    }
-
-    fn mark(&mut self, iova: u64) {
-        self.dirty.push(iova / PAGE);
-    }
-
-    /// Pins in the core: all of them, or none.
-    fn pin(&mut self, iovas: &[u64]) -> bool {
-        for (k, iova) in iovas.iter().enumerate() {
-            if self.mapping_at(*iova).is_none() {
-                iovas[..k].iter().for_each(|iova| self.core_unpin(*iova));
-                return false;
-            }
-            *self.core.entry(*iova).or_default() += 1;
-            self.mark(*iova);
-        }
-        true
-    }
-
-    fn core_unpin(&mut self, iova: u64) {
-        if less(&mut self.core, iova) {
-            self.mark(iova);
-        }
-    }
-
-    fn unpin_pages(&mut self, device: usize, iova: u64, npages: u64) {
-        for iova in (0..npages).map(|k| iova + k * PAGE) {
-            let touches = |at| self.mapping_at(at).is_some();
-            if !touches(iova) && !touches(iova + PAGE - 1) {
-                break;
-            }
-            self.core_unpin(iova);
-            less(&mut self.raw[device], iova);
-        }
-    }
-
-    fn drop_guard(&mut self, k: usize) {
-        if std::mem::take(&mut self.guards[k].live) {
-            let guard = self.guards[k];
-            guard.pages().for_each(|iova| self.core_unpin(iova));
-        }
-    }
-
-    fn unpin_range(&mut self, device: usize, first: u64, last: u64) {
-        for k in 0..self.guards.len() {
-            let guard = self.guards[k];
-            let within = |iova: u64| iova <= last && iova + PAGE - 1 >= first;
-            if guard.device == device && guard.pages().any(within) {
-                self.drop_guard(k);
-            }
-        }
-        for (iova, count) in self.raw[device].clone() {
-            if (first..=last).contains(&iova) {
-                self.raw[device].remove(&iova);
-                (0..count).for_each(|_| self.core_unpin(iova));
-            }
-        }
-    }
-
-    fn close(&mut self, device: usize) {
-        self.unpin_range(device, 0, u64::MAX);
-        self.open.retain(|d| *d != device);
-    }
-
-    fn pinned(&self, device: usize) -> u64 {
-        let raw = self.raw[device].values().sum::<u64>();
-        let guards = self.guards.iter().filter(|g| g.device == device && g.live);
-        raw + guards
-            .map(|guard| guard.pages().count() as u64)
-            .sum::<u64>()
-    }
-
-    fn is_pinned(&self, m: u64) -> bool {
-        let (start, size) = mapping(m);
-        self.core.range(start..start + size).next().is_some()
-    }
-
-    fn remove(&mut self, m: u64) {
-        self.mapped[m as usize] = false;
-        let (start, size) = mapping(m);
-        let gone = start / PAGE..(start + size) / PAGE;
-        self.dirty.retain(|page| !gone.contains(page));
-    }
-
-    /// An unmap of mappings: how many bytes, an error, or `None` for a panic.
-    fn unmap(&mut self, range: std::ops::Range<u64>) -> Option<Result<u64, Error>> {
-        let (mut asked, mut tries) = (None, 0);
-        loop {
-            let mapped: Vec<u64> = range.clone().filter(|m| self.mapped[*m as usize]).collect();
-            let Some(m) = mapped.iter().copied().find(|m| self.is_pinned(*m)) else {
-                let size = mapped.iter().map(|m| mapping(*m).1).sum();
-                mapped.iter().for_each(|m| self.remove(*m));
-                return Some(Ok(size));
-            };
-            if asked.is_some_and(|asked| m <= asked) {
-                tries += 1;
-            } else {
-                (asked, tries) = (Some(m), 0);
-            }
-            if tries == 11 {
-                return Some(Err(Error::StillPinned));
-            }
-            for device in self.open.clone() {
-                self.callback(device, m)?;
-            }
-        }
-    }
-
-    fn callback(&mut self, device: usize, m: u64) -> Option<()> {
-        let (start, size) = mapping(m);
-        match self.modes[device]? {
-            Mode::Panic => return None,
-            Mode::Nothing => return Some(()),
-            Mode::Close => {
-                self.close(device);
-                return Some(());
-            }
-            Mode::UnmapFirst => {
-                if !self.is_pinned(m) {
-                    self.remove(m);
-                }
-            }
-            Mode::PinFirst => {
-                if self.pin(&[start]) {
-                    *self.raw[device].entry(start).or_default() += 1;
-                }
-            }
-            Mode::Unpin | Mode::DropGuards => {}
-        }
-        self.unpin_range(device, start, start + size - 1);
-        Some(())
-    }
 }
 
 fn on_unmap(container: &Container, driver: &Shared, device: &Device, iova: u64, size: u64) {
