@@ -6,9 +6,10 @@
 //! host (`host`): memory that mappings keep alive (`memory`), pages that are made
 //! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
 //! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
-//! guards (`pinned`), and the others by how many each page has (`counts`).
+//! guards (`pinned`, `access`), and the others by how many each page has (`counts`).
 //! `tracking` has the calls that report and mark dirty pages.
 
+mod access;
 pub(crate) mod charge;
 mod counts;
 pub(crate) mod device;

@@ -2,13 +2,13 @@
 //! Pinned pages and their memory, which threads reach without a lock.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use dirty_core::host::{Mm, Prot};
 use dirty_core::Error;
 
+use super::access::Access;
 use super::place::{own_mm, Place};
 use super::resident::{PAGE, PAGE_SHIFT};
 use crate::process_memory::{read_process, write_process};
@@ -49,7 +49,7 @@ impl Pages {
             prot,
             parts: Vec::new(),
             process: own_mm(),
-            access: Access(AtomicU64::new(0)),
+            access: Access::new(),
         }
     }
 
@@ -76,7 +76,16 @@ impl Pages {
 
     /// Lets nobody access the pages from now on, and waits until nobody does.
     pub(super) fn revoke(&self) {
-        self.access.revoke();
+        self.access.close();
+        let mut tries = 0u32;
+        while !self.access.is_empty() {
+            tries += 1;
+            if tries < 100 {
+                thread::yield_now();
+            } else {
+                thread::sleep(Duration::from_micros(50)); // it may be preempted
+            }
+        }
     }
 
     /// Fills `data` from byte `offset` of the pin on.
@@ -155,48 +164,5 @@ impl Pages {
             (at, done, k) = (at + n, done + n as usize, k + 1);
         }
         Ok(())
-    }
-}
-
-/// Who accesses the pages now: how many threads, and whether new ones may come.
-struct Access(AtomicU64);
-
-/// Set when nobody may come any more.
-const REVOKED: u64 = 1 << 63;
-
-impl Access {
-    /// Lets a thread in, until what this returns is dropped.
-    fn enter(&self) -> Option<Inside<'_>> {
-        if self.0.load(Ordering::Relaxed) & REVOKED != 0 {
-            return None; // those who come too late do not keep `revoke` waiting
-        }
-        let inside = Inside(self);
-        // Either this comes before `revoke` sets the bit, and `revoke` waits, or it
-        // sees the bit. Acquire: the pages are not touched before.
-        let before = self.0.fetch_add(1, Ordering::Acquire);
-        (before & REVOKED == 0).then_some(inside)
-    }
-
-    fn revoke(&self) {
-        self.0.fetch_or(REVOKED, Ordering::Relaxed);
-        let mut tries = 0u32;
-        // Acquire, with the Release of `Inside::drop`: what they wrote is seen.
-        while self.0.load(Ordering::Acquire) != REVOKED {
-            tries += 1;
-            if tries < 100 {
-                thread::yield_now();
-            } else {
-                thread::sleep(Duration::from_micros(50)); // it may be preempted
-            }
-        }
-    }
-}
-
-/// A thread that accesses the pages.
-struct Inside<'a>(&'a Access);
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0 .0.fetch_sub(1, Ordering::Release);
     }
 }
