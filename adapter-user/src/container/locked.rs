@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::Prot;
 use dirty_core::Errno;
+use nix::libc;
 use nix::sys::mman::munlock;
 use std::ptr::NonNull;
 
