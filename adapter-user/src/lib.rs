@@ -44,7 +44,8 @@
 //! container.set_iommu(IommuType::Type1v2)?;
 //! for slot in tracker.slots() {
 //!     let host = slot.host.expect("add_memory knows it");
-//!     container.map_process(slot.gpa, host, slot.bits.len(), Prot::READ_WRITE)?;
+//!     // SAFETY: it is guest memory, which lives as long as `memory`.
+//!     unsafe { container.map_process(slot.gpa, host, slot.bits.len(), Prot::READ_WRITE)? };
 //! }
 //! let device = container.open_device(GroupId(1), None)?;
 //!
@@ -73,8 +74,8 @@
 //! # Threads
 //!
 //! Every handle ([`Tracker`], [`IovaView`], [`Mapping`], `DirtyBits`, `DeviceLog`,
-//! [`LogRange`], `Container`, [`Device`]) may be used by any number of threads at
-//! once. Marks through `DirtyBits`, `Mapping` and `LogRange` take no lock. A [`Report`]
+//! [`LogRange`], `Container`, [`Device`], [`PinGuard`]) may be used by any number of
+//! threads at once. Marks through `DirtyBits`, `Mapping` and `LogRange` take no lock. A [`Report`]
 //! belongs to one thread.
 //!
 //! No write is lost if everybody keeps this order:
@@ -118,12 +119,14 @@ pub mod guest;
 mod process_memory;
 mod ranges;
 
+pub use container::charge::charged_pages;
 pub use container::device::{Device, OnUnmap};
-pub use container::heap::Heap;
+pub use container::group::{Group, IommuType};
+pub use container::guard::PinGuard;
 pub use container::iommu::IommuSpec;
-pub use container::locked::charged_pages;
 pub use container::memory::{GuestMemory, OutOfBounds};
-pub use container::{Container, Group, IommuType, WeakContainer};
+pub use container::pinned::OnMark;
+pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};

@@ -84,12 +84,12 @@ fn a_mapping_must_lie_in_its_memory() {
 fn bad_addresses_are_efault_and_no_signal() {
     let container = emulated();
     let device = device(&container);
-    container
-        .map_process(0, 0, PAGE, Prot::READ_WRITE)
+    // SAFETY: there is no memory at address 0.
+    unsafe { container.map_process(0, 0, PAGE, Prot::READ_WRITE) }
         .expect("MAP does not look at the address");
     assert_eq!(device.write(0, &[1]), Err(Error::BadAddress));
     assert_eq!(device.read(0, &mut [1]), Err(Error::BadAddress));
-    let pinned = device.pin(0, Prot::READ, &mut [0]);
+    let pinned = device.pin_pages(0, Prot::READ, &mut [0]);
     assert_eq!(pinned.map_err(|e| e.errno().0), Err(14));
     for nr in [
         VFIO_IOMMU_GET_INFO,
@@ -98,7 +98,9 @@ fn bad_addresses_are_efault_and_no_signal() {
         VFIO_IOMMU_DIRTY_PAGES,
     ] {
         for arg in [0, 8, 0x1000, u64::MAX, u64::MAX - 7] {
-            assert_eq!(container.ioctl(nr, arg), Err(Error::BadAddress), "{nr:#x}");
+            // SAFETY: there is no memory at these addresses.
+            let answer = unsafe { container.ioctl(nr, arg) };
+            assert_eq!(answer, Err(Error::BadAddress), "{nr:#x}");
         }
     }
 }
@@ -115,13 +117,15 @@ fn the_raw_interface_takes_c_structures() {
         size: 2 * PAGE,
     };
     let map_arg = &raw mut map as u64;
-    assert_eq!(container.ioctl(VFIO_IOMMU_MAP_DMA, map_arg), Ok(0));
+    // SAFETY: `memory` is only looked at when the devices are done.
+    let ioctl = |nr, arg| unsafe { container.ioctl(nr, arg) };
+    assert_eq!(ioctl(VFIO_IOMMU_MAP_DMA, map_arg), Ok(0));
     let mut start = vfio_iommu_type1_dirty_bitmap {
         argsz: 8,
         flags: VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
     };
     let start_arg = &raw mut start as u64;
-    assert_eq!(container.ioctl(VFIO_IOMMU_DIRTY_PAGES, start_arg), Ok(0));
+    assert_eq!(ioctl(VFIO_IOMMU_DIRTY_PAGES, start_arg), Ok(0));
     device(&container).write(0x11000, b"x").expect("write");
     let mut bitmap = [!0u64; 2];
     let mut get = (
@@ -140,7 +144,7 @@ fn the_raw_interface_takes_c_structures() {
         },
     );
     let get_arg = &raw mut get as u64;
-    assert_eq!(container.ioctl(VFIO_IOMMU_DIRTY_PAGES, get_arg), Ok(0));
+    assert_eq!(ioctl(VFIO_IOMMU_DIRTY_PAGES, get_arg), Ok(0));
     assert_eq!(bitmap, [2, !0]);
     assert_eq!(memory.iter().filter(|b| **b == b'x').count(), 1);
 }
@@ -163,7 +167,9 @@ fn a_dma_unmap_callback_may_call_the_container() {
     };
     let device = container.open_device(GROUP, Some(Box::new(on_unmap)));
     let device = device.expect("device");
-    device.pin(PAGE, Prot::READ, &mut [0; 2]).expect("pin");
+    device
+        .pin_pages(PAGE, Prot::READ, &mut [0; 2])
+        .expect("pin");
     let mut dirty = [0];
     let freed = container.unmap_dirty(0, 8 * PAGE, PAGE, &mut dirty);
     assert_eq!((freed, dirty), (Ok(8 * PAGE), [6]));
@@ -176,7 +182,9 @@ fn unpinning_no_bytes_unpins_nothing() {
         .map(0, &memory, 0, 8 * PAGE, Prot::READ_WRITE)
         .expect("map");
     let device = device(&container);
-    device.pin(PAGE, Prot::READ, &mut [0; 2]).expect("pin");
+    device
+        .pin_pages(PAGE, Prot::READ, &mut [0; 2])
+        .expect("pin");
     device.unpin_range(0, 0);
     assert_eq!(device.pinned(), 2);
     device.unpin_range(0, 8 * PAGE);
@@ -197,7 +205,7 @@ fn tracking_that_stops_in_a_callback_fails_the_unmap() {
     };
     let device = container.open_device(GROUP, Some(Box::new(on_unmap)));
     let device = device.expect("device");
-    device.pin(0, Prot::READ, &mut [0]).expect("pin");
+    device.pin_pages(0, Prot::READ, &mut [0]).expect("pin");
     let freed = container.unmap_dirty(0, 8 * PAGE, PAGE, &mut [0]);
     assert_eq!(freed, Err(Error::NotTracking));
     assert_eq!(

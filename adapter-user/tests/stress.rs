@@ -196,7 +196,10 @@ impl Stress {
             let mut pinned = lock(&self.pinned);
             let first = rng.random_range(0..PAGES - 4);
             let mut pfns = vec![0; rng.random_range(1..=4)];
-            match self.pinner.pin(first * PAGE, Prot::READ_WRITE, &mut pfns) {
+            match self
+                .pinner
+                .pin_pages(first * PAGE, Prot::READ_WRITE, &mut pfns)
+            {
                 Ok(()) => pinned.extend(first..first + pfns.len() as u64),
                 Err(Error::Unmapped) => {}
                 Err(e) => panic!("pin: {e}"),
@@ -204,7 +207,7 @@ impl Stress {
             pinned.iter().for_each(|page| self.put(*page, word, count));
             while pinned.len() > 16 || rng.random_bool(0.3) && !pinned.is_empty() {
                 let k = rng.random_range(0..pinned.len());
-                self.pinner.unpin(pinned.swap_remove(k) * PAGE, 1);
+                self.pinner.unpin_pages(pinned.swap_remove(k) * PAGE, 1);
             }
         }
     }
@@ -271,9 +274,9 @@ impl Stress {
                 },
             },
         );
-        let done = self
-            .container
-            .ioctl(VFIO_IOMMU_DIRTY_PAGES, &raw mut arg as u64);
+        let (nr, arg) = (VFIO_IOMMU_DIRTY_PAGES, &raw mut arg as u64);
+        // SAFETY: it reads `arg` and writes to `report`, which has `size` bits.
+        let done = unsafe { self.container.ioctl(nr, arg) };
         done.map(|_| ())
     }
 

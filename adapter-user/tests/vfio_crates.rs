@@ -167,8 +167,8 @@ pub unsafe extern "C" fn ioctl(fd: c_int, nr: c_ulong, arg: *mut u32) -> c_int {
     let answer = match file {
         // SAFETY: the caller's arguments.
         None => return unsafe { libc::syscall(libc::SYS_ioctl, fd, nr, arg) } as c_int,
-        Some(File::Container(container)) => container
-            .ioctl(nr32, arg as u64)
+        // SAFETY: the caller's argument fits the number.
+        Some(File::Container(container)) => unsafe { container.ioctl(nr32, arg as u64) }
             .map(|value| value as c_int)
             .map_err(|e| e.errno().0),
         Some(File::Device(log)) if nr32 == log::VFIO_DEVICE_FEATURE => {

@@ -258,7 +258,8 @@ impl<M: Memory> Container<M> {
     }
 
     /// unpin_pages: drops one pin of the page at `iova` and of each of the
-    /// `npages - 1` pages that follow. See [`Type1::unpin_pages`].
+    /// `npages - 1` pages that follow, and returns how many pages it went over. See
+    /// [`Type1::unpin_pages`].
     ///
     /// # Errors
     ///
@@ -269,10 +270,9 @@ impl<M: Memory> Container<M> {
         device: DeviceId,
         iova: u64,
         npages: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         self.device(device)?;
-        self.backend_mut()?.unpin_pages(host, iova, npages);
-        Ok(())
+        Ok(self.backend_mut()?.unpin_pages(host, iova, npages))
     }
 
     /// dma_rw: writes `data` to guest memory at `iova`, as the device would.

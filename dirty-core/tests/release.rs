@@ -4,7 +4,7 @@
 
 mod support;
 
-use dirty_core::host::{GroupId, PageKind, Prot};
+use dirty_core::host::{DeviceId, GroupId, PageKind, Prot};
 use dirty_core::{Errno, Error, Map, Target};
 use support::rig::{errno, vaddr, Via};
 use support::{Rig, Spec, PAGE};
@@ -215,4 +215,24 @@ fn pins_are_small() {
         let bytes = rig.mem.bytes() - before;
         assert!(bytes <= 28 * 10_000, "{bytes} at each {step}th page");
     }
+}
+
+/// A caller that counts its own pins learns where an unpin stopped.
+#[test]
+fn unpin_tells_how_many_pages_it_went_over() {
+    let mut rig = Rig::emulated();
+    rig.map(BASE, 2 * PAGE).expect("map");
+    rig.map(BASE + 3 * PAGE, PAGE).expect("map");
+    let mut unpin = |iova, n| {
+        let device = DeviceId(0);
+        rig.container.unpin_pages(&mut rig.host, device, iova, n)
+    };
+    assert_eq!(unpin(BASE, 2), Ok(2), "mapped, though not pinned");
+    assert_eq!(unpin(BASE, 4), Ok(2), "up to the hole");
+    assert_eq!(unpin(BASE + 2 * PAGE, 2), Ok(0), "from the hole on");
+    assert_eq!(unpin(BASE + 3 * PAGE, u64::MAX), Ok(1));
+    assert_eq!(unpin(BASE, 0), Ok(0));
+    // A page that starts outside the mapping and ends inside it does not stop it.
+    assert_eq!(unpin(BASE + 2 * PAGE + 0x10, 1), Ok(1));
+    assert_eq!(unpin(0u64.wrapping_sub(PAGE), 2), Ok(0));
 }

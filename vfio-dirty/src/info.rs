@@ -62,7 +62,8 @@ fn ask(group: Group) -> Result<Offer, Error> {
     container.set_iommu(IommuType::Type1v2)?;
     let mut arg = vec![0; 4096];
     arg[..4].copy_from_slice(&4096u32.to_ne_bytes());
-    container.ioctl(VFIO_IOMMU_GET_INFO, arg.as_mut_ptr() as u64)?;
+    // SAFETY: the answer goes to `arg`, whose length is its first word.
+    unsafe { container.ioctl(VFIO_IOMMU_GET_INFO, arg.as_mut_ptr() as u64)? };
     let mut offer = Offer {
         iova_pgsizes: u64_at(&arg, 8),
         dirty_pgsizes: 0,
@@ -90,7 +91,8 @@ fn ask(group: Group) -> Result<Offer, Error> {
         at = u32_at(&arg, at + 4) as usize;
     }
     for (extension, _) in EXTENSIONS {
-        if container.ioctl(VFIO_CHECK_EXTENSION, extension)? != 0 {
+        // SAFETY: this ioctl takes a value and no address.
+        if unsafe { container.ioctl(VFIO_CHECK_EXTENSION, extension)? } != 0 {
             offer.extensions.push(extension);
         }
     }

@@ -1,38 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An open device, which pins, reads, writes and marks.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::Error;
 
+use super::guard::PinGuard;
 use super::host::{Call, Caller};
-use super::locked::PAGE_SHIFT;
+use super::pinned::OnMark;
+use super::pins::DevicePins;
 use super::shared::Shared;
 
 /// A device's dma_unmap callback. It gets the device, and the first IOVA and the
 /// length in bytes of a mapping whose pages the device must unpin.
+///
+/// It may call the container and the device, and even unmap. But such an unmap tells no
+/// device: it fails with [`Error::StillPinned`] if there are pins in its range.
 pub type OnUnmap = Box<dyn Fn(&Device, u64, u64) + Send + Sync>;
 
 /// An open device of a container.
 ///
-/// Any thread may call it. When its last handle is dropped, it unpins what it has
-/// pinned and closes. It keeps its container open.
+/// Any thread may call it. It closes by [`close`](Device::close), or when its last
+/// handle is dropped: then its pins go. It keeps its container open.
 pub struct Device {
-    shared: Arc<Shared>,
-    id: DeviceId,
+    pins: Arc<DevicePins>,
     on_unmap: Option<OnUnmap>,
-    /// What it has pinned: how often, by IOVA.
-    pins: Mutex<BTreeMap<u64, u32>>,
+    on_mark: Option<Arc<OnMark>>,
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
-            .field("id", &self.id)
+            .field("id", &self.pins.id)
             .finish_non_exhaustive()
     }
 }
@@ -42,27 +44,31 @@ impl Device {
         shared: &Arc<Shared>,
         group: GroupId,
         on_unmap: Option<OnUnmap>,
+        on_mark: Option<OnMark>,
     ) -> Result<Arc<Device>, Error> {
         let id = DeviceId(shared.next_device.fetch_add(1, Ordering::Relaxed));
-        shared.write().open_device(id, group, on_unmap.is_some())?;
+        let can_unpin = on_unmap.is_some();
+        shared.write().open_device(id, group, can_unpin)?;
+        let pins = Arc::new(DevicePins::new(shared, id));
         let device = Arc::new(Device {
-            shared: Arc::clone(shared),
-            id,
+            pins: Arc::clone(&pins),
             on_unmap,
-            pins: Mutex::default(),
+            on_mark: on_mark.map(Arc::new),
         });
-        let weak = Arc::downgrade(&device);
-        let notify = move |iova, size| {
-            if let Some(device) = weak.upgrade() {
-                device.dma_unmap(iova, size);
-            }
-        };
-        shared.callbacks().insert(id.0, Arc::new(notify));
+        if can_unpin {
+            let weak = Arc::downgrade(&device);
+            let notify = move |iova, size| match weak.upgrade() {
+                Some(device) => device.dma_unmap(iova, size),
+                // Its last handle is being dropped, and it takes its pins along.
+                None => pins.wait_closed(),
+            };
+            shared.callbacks().insert(id.0, Arc::new(notify));
+        }
         Ok(device)
     }
 
-    fn pins(&self) -> MutexGuard<'_, BTreeMap<u64, u32>> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shared(&self) -> &Shared {
+        &self.pins.shared
     }
 
     fn dma_unmap(&self, iova: u64, size: u64) {
@@ -71,90 +77,91 @@ impl Device {
         }
     }
 
-    /// Pins the page of 4 KiB at `iova` and the pages after it, as many as `pfns` has
-    /// entries, and stores their pfns. `prot` says what the device will do.
+    /// Closes the device: drops its pins, and lets its group be removed. Every later
+    /// call but [`mark`](Device::mark) fails with [`Error::UnknownDevice`], also
+    /// through other handles, and [`PinGuard`]s reach no memory any more. A second
+    /// `close` does nothing.
     ///
-    /// A pinned page is dirty in every report, up to and including the first one after
-    /// it is unpinned.
+    /// It waits for reads and writes that are under way. An unmap waits for it.
+    pub fn close(&self) {
+        self.pins.close();
+    }
+
+    /// Pins every page that the `size` bytes at `iova` touch. `prot` says what the
+    /// device will do.
+    ///
+    /// The guard reaches the bytes, and unpins the pages when it is dropped. Until then
+    /// they are dirty in every report.
     ///
     /// # Errors
     ///
     /// In this order. Nothing stays pinned then, but pages that were pinned for a
     /// moment are dirty:
     ///
-    /// - [`Error::NoPages`] if `pfns` is empty.
+    /// - [`Error::ZeroSize`], [`Error::Wraps`].
+    /// - [`Error::UnknownDevice`] if the device has closed.
     /// - [`Error::NoDmaUnmap`] if the device has no callback.
-    /// - [`Error::TooManyPins`] for more than 512 pages.
     /// - [`Error::NotV2`] if the IOMMU type is version 1.
-    /// - [`Error::Wraps`].
     /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
     /// - For the first page that fails: [`Error::Unmapped`]; [`Error::Denied`] if the
     ///   mapping does not allow `prot`; [`Error::PinCount`]; [`Error::Pin`] if the
     ///   page cannot be faulted in or locked; [`Error::Charge`] beyond
     ///   RLIMIT_MEMLOCK; [`Error::NoMemory`].
-    pub fn pin(&self, iova: u64, prot: Prot, pfns: &mut [u64]) -> Result<(), Error> {
-        let mut call = Call::new(&self.shared.state, Caller::Process);
-        let mut pins = self.pins();
-        let mut core = self.shared.write();
-        core.pin_pages(&mut call, self.id, iova, prot, pfns)?;
-        for page in 0..pfns.len() as u64 {
-            *pins.entry(iova + (page << PAGE_SHIFT)).or_insert(0) += 1;
-        }
-        Ok(())
+    pub fn pin(&self, iova: u64, size: u64, prot: Prot) -> Result<PinGuard, Error> {
+        let (key, pages) = self.pins.pin(iova, size, prot)?;
+        Ok(PinGuard::new(&self.pins, key, pages, self.on_mark.clone()))
     }
 
-    /// Drops one pin of the page at `iova` and of each page after it, `npages` in all.
-    /// It stops at the first page that is not mapped, and passes over pages that are
-    /// not pinned.
+    /// Pins as the kernel's `vfio_pin_pages` does: the page of 4 KiB at `iova` and the
+    /// pages after it, as many as `pfns` has entries. Stores their pfns, which are the
+    /// numbers of the pages in this process: `pfn << 12` is an address.
+    ///
+    /// A pinned page is dirty in every report, up to and including the first one after
+    /// it is unpinned. A device with an [`OnMark`] tells it of its writes to these pages
+    /// by [`mark`](Device::mark).
+    ///
+    /// # Errors
+    ///
+    /// In this order. Nothing stays pinned then, but pages that were pinned for a
+    /// moment are dirty:
+    ///
+    /// - [`Error::UnknownDevice`] if the device has closed.
+    /// - [`Error::NoPages`] if `pfns` is empty.
+    /// - [`Error::NoDmaUnmap`] if the device has no callback.
+    /// - [`Error::TooManyPins`] for more than 512 pages.
+    /// - [`Error::NotV2`], [`Error::Wraps`], [`Error::VaddrInvalid`], and those of the
+    ///   first page that fails, as [`pin`](Device::pin).
+    pub fn pin_pages(&self, iova: u64, prot: Prot, pfns: &mut [u64]) -> Result<(), Error> {
+        self.pins.pin_pages(iova, prot, pfns)
+    }
+
+    /// Unpins as the kernel's `vfio_unpin_pages` does: drops one pin of the page at
+    /// `iova` and of each page after it, `npages` in all. It stops at the first page
+    /// that is not mapped, and passes over pages that are not pinned.
     ///
     /// Call it after the last write to the pages: it leaves them dirty for one more
-    /// report. As in the kernel, nothing checks that this device pinned them.
-    pub fn unpin(&self, iova: u64, npages: u64) {
-        if npages == 0 {
-            return;
-        }
-        let mut call = Call::new(&self.shared.state, Caller::Process);
-        let mut pins = self.pins();
-        let last = iova.saturating_add(npages.saturating_mul(1 << PAGE_SHIFT).saturating_sub(1));
-        let aligned = |at: &u64| (at - iova) % (1 << PAGE_SHIFT) == 0;
-        let range = pins.range(iova..=last).map(|(at, _)| *at);
-        let hits: Vec<u64> = range.filter(aligned).collect();
-        for at in hits {
-            if let Some(count) = pins.get_mut(&at) {
-                *count -= 1;
-                if *count == 0 {
-                    pins.remove(&at);
-                }
-            }
-        }
-        let mut core = self.shared.write();
-        // This cannot fail: the device is open.
-        let _ = core.unpin_pages(&mut call, self.id, iova, npages);
+    /// report. As in the kernel, nothing checks that this device pinned them: unpin
+    /// only what [`pin_pages`](Device::pin_pages) pinned, or the page of a [`PinGuard`]
+    /// is no longer dirty in every report.
+    pub fn unpin_pages(&self, iova: u64, npages: u64) {
+        self.pins.unpin_pages(iova, npages);
     }
 
     /// Drops every pin that this device has in the `size` bytes of IOVAs from `iova`
     /// on. A dma_unmap callback calls it with its arguments.
+    ///
+    /// A [`PinGuard`] that has a page there goes as a whole, when the reads and writes
+    /// through it have ended.
     pub fn unpin_range(&self, iova: u64, size: u64) {
-        let Some(more) = size.checked_sub(1) else {
-            return;
-        };
-        let last = iova.saturating_add(more);
-        let mut call = Call::new(&self.shared.state, Caller::Process);
-        let mut pins = self.pins();
-        let inside: Vec<(u64, u32)> = pins.range(iova..=last).map(|(i, n)| (*i, *n)).collect();
-        let mut core = self.shared.write();
-        for (iova, count) in inside {
-            for _ in 0..count {
-                let _ = core.unpin_pages(&mut call, self.id, iova, 1);
-            }
-            pins.remove(&iova);
+        if let Some(more) = size.checked_sub(1) {
+            self.pins.unpin_range(iova, iova.saturating_add(more));
         }
     }
 
     /// Returns how many pins this device has. A page that it pinned twice counts twice.
     #[must_use]
     pub fn pinned(&self) -> u64 {
-        self.pins().values().map(|n| u64::from(*n)).sum()
+        self.pins.pinned()
     }
 
     /// Writes `data` at `iova` as the device would, and marks the pages.
@@ -164,16 +171,18 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// In this order. The bytes before the error are written and marked:
+    /// In this order. The bytes before the error are written and marked; the device's
+    /// [`OnMark`] gets all of them:
     ///
+    /// - [`Error::UnknownDevice`] if the device has closed.
     /// - [`Error::ZeroSize`].
     /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
     /// - For the first mapping that fails: [`Error::Unmapped`]; [`Error::Denied`]
     ///   unless it allows READ and WRITE (Linux wants both); [`Error::OtherMm`] if
     ///   another process mapped it, as after a fork; [`Error::BadAddress`].
+    /// - The error of the device's [`OnMark`].
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
-        let mut call = Call::new(&self.shared.state, Caller::Process);
-        self.shared.read().write(&mut call, self.id, iova, data)
+        self.write_by(Caller::Process, iova, data)
     }
 
     /// Reads as many bytes at `iova` as `data` has, as the device would.
@@ -182,8 +191,10 @@ impl Device {
     ///
     /// As [`write`](Device::write), but a mapping need only allow READ.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
-        let mut call = Call::new(&self.shared.state, Caller::Process);
-        self.shared.read().read(&mut call, self.id, iova, data)
+        let mut call = Call::new(&self.shared().state, Caller::Process);
+        self.shared()
+            .read()
+            .read(&mut call, self.pins.id, iova, data)
     }
 
     /// As [`write`](Device::write), but as a kernel thread that adopts the address
@@ -194,13 +205,25 @@ impl Device {
     /// As [`write`](Device::write), but [`Error::MmGone`] in place of
     /// [`Error::OtherMm`].
     pub fn write_as_kernel_thread(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
-        let mut call = Call::new(&self.shared.state, Caller::KernelThread);
-        self.shared.read().write(&mut call, self.id, iova, data)
+        self.write_by(Caller::KernelThread, iova, data)
+    }
+
+    fn write_by(&self, caller: Caller, iova: u64, data: &[u8]) -> Result<(), Error> {
+        let mut call = Call::new(&self.shared().state, caller);
+        let core = self.shared().read();
+        let written = core.write(&mut call, self.pins.id, iova, data);
+        match written {
+            Err(Error::UnknownDevice | Error::NoIommu | Error::ZeroSize | Error::VaddrInvalid) => {
+                written // nothing was written
+            }
+            _ => written.and(self.tell(iova, data.len() as u64)),
+        }
     }
 
     /// Marks as dirty every page that the `size` bytes at `iova` touch, which the
-    /// device has written by itself, through a mapping of its own. It does nothing
-    /// while tracking is off.
+    /// device has written by itself, through a mapping of its own. It marks them in the
+    /// container, unless tracking is off there, and tells the device's [`OnMark`]. It
+    /// may still be called when the device has closed.
     ///
     /// Call it *after* the write, and before you tell anybody that the write is done:
     /// by a completion, by an interrupt, or by saying that the device has stopped.
@@ -212,18 +235,31 @@ impl Device {
     ///
     /// In this order:
     ///
-    /// - [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked then.
+    /// - [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked then, and nobody told.
+    /// - [`Error::NoIommu`] if the container has no group any more.
     /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
     ///   has them; the others are marked all the same.
+    /// - The error of the device's [`OnMark`].
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.shared.read().backend()?.mark(iova, size)
+        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
+        iova.checked_add(more).ok_or(Error::Wraps)?;
+        let core = self.shared().read();
+        let marked = core.backend().and_then(|type1| type1.mark(iova, size));
+        marked.and(self.tell(iova, size))
+    }
+
+    /// Tells the device's own log, while the caller has the container's lock: an unmap
+    /// comes when both know.
+    fn tell(&self, iova: u64, size: u64) -> Result<(), Error> {
+        match &self.on_mark {
+            Some(on_mark) => on_mark(iova, size),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.unpin_range(0, u64::MAX);
-        self.shared.callbacks().remove(&self.id.0);
-        self.shared.write().close_device(self.id);
+        self.pins.close();
     }
 }

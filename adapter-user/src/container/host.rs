@@ -2,8 +2,8 @@
 //! This process as the host of the core.
 
 use std::collections::HashMap;
-use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dirty_core::host::{
     Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
@@ -11,37 +11,83 @@ use dirty_core::host::{
 };
 use dirty_core::Errno;
 
+use super::charge;
 use super::iommu::Iommus;
-use super::locked;
+use super::locked::LockedView;
 use super::memory::GuestMemory;
+use super::place::{own_mm, Place};
+use super::resident::{self, PAGE, PAGE_SHIFT};
 use crate::process_memory::{read_process, write_process};
 
 /// The first address that is not a user address with five-level page tables, which
 /// the machine had where Linux was recorded. With four levels the limit is lower,
 /// and an access to an address in between is EFAULT.
-const USER_END: u64 = (1 << 56) - (1 << locked::PAGE_SHIFT);
+const USER_END: u64 = (1 << 56) - PAGE;
 
 /// The bit that tells the `Mm` of a [`GuestMemory`] from a process id.
 const OWNED: u64 = 1 << 63;
 
-/// The memory that mappings keep alive, and how many mappings each has, by `Mm`.
-type Owned = HashMap<u64, (Arc<GuestMemory>, usize)>;
+/// Memory that mappings keep alive.
+struct Owned {
+    memory: Arc<GuestMemory>,
+    /// Where its pins are locked, if they are.
+    locked: Option<Arc<LockedView>>,
+    mappings: usize,
+}
 
 /// What the host of a container remembers between calls.
 #[derive(Default)]
 pub(super) struct State {
     iommus: Mutex<Iommus>,
-    owned: RwLock<Owned>,
+    /// By `Mm`, which is the address of the memory and `OWNED`.
+    owned: RwLock<HashMap<u64, Owned>>,
+    /// Whether pins lock guest memory.
+    lock_pins: bool,
 }
 
 impl State {
+    pub(super) fn new(lock_pins: bool) -> Self {
+        State {
+            lock_pins,
+            ..State::default()
+        }
+    }
+
     pub(super) fn iommus(&self) -> MutexGuard<'_, Iommus> {
         self.iommus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn all_owned(&self) -> RwLockReadGuard<'_, HashMap<u64, Owned>> {
+        self.owned.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_owned_mut(&self) -> RwLockWriteGuard<'_, HashMap<u64, Owned>> {
+        self.owned.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn owned(&self, mm: Mm) -> Option<Arc<GuestMemory>> {
-        let owned = self.owned.read().unwrap_or_else(PoisonError::into_inner);
-        owned.get(&mm.0).map(|(memory, _)| Arc::clone(memory))
+        let owned = self.all_owned();
+        owned.get(&mm.0).map(|o| Arc::clone(&o.memory))
+    }
+
+    fn locked(&self, mm: Mm) -> Option<Arc<LockedView>> {
+        let owned = self.all_owned();
+        owned.get(&mm.0).and_then(|o| o.locked.clone())
+    }
+
+    /// Where the memory of a pinned page is.
+    pub(super) fn place(&self, pfn: u64) -> Place {
+        let vaddr = pfn << PAGE_SHIFT;
+        let holds = |memory: &Arc<GuestMemory>| {
+            let offset = vaddr.checked_sub(memory.addr())?;
+            (offset < memory.len()).then(|| Place::Memory(Arc::clone(memory), offset))
+        };
+        let owned = self.all_owned();
+        let hit = owned.values().find_map(|owned| {
+            let view = owned.locked.as_ref().and_then(|l| holds(l.memory()));
+            view.or_else(|| holds(&owned.memory))
+        });
+        hit.unwrap_or(Place::Process(vaddr))
     }
 }
 
@@ -55,12 +101,19 @@ pub(super) enum Caller {
 }
 
 /// The host during one call.
+///
+/// What is given back page by page is given back in one go: when this is dropped, or
+/// before the host does something that depends on it.
 pub(super) struct Call<'a> {
     state: &'a State,
     caller: Caller,
     /// The memory that a mapping made by this call points into; `None` is the
     /// process.
     backing: Option<&'a Arc<GuestMemory>>,
+    /// Pages that are still to be unpinned: the first pfn, and how many.
+    unpinned: (u64, u64),
+    /// Pages that are still to be uncharged.
+    uncharged: u64,
 }
 
 impl<'a> Call<'a> {
@@ -69,20 +122,37 @@ impl<'a> Call<'a> {
             state,
             caller,
             backing: None,
+            unpinned: (0, 0),
+            uncharged: 0,
         }
     }
 
     pub(super) fn with_backing(state: &'a State, memory: &'a Arc<GuestMemory>) -> Self {
         Call {
-            state,
-            caller: Caller::Process,
             backing: Some(memory),
+            ..Call::new(state, Caller::Process)
         }
+    }
+
+    fn give_back(&mut self) {
+        let (pfn, npages) = mem::take(&mut self.unpinned);
+        if npages != 0 {
+            for owned in self.state.all_owned().values() {
+                if let Some(view) = &owned.locked {
+                    view.unpin(pfn, npages); // only one of the views has the pages
+                }
+            }
+        }
+        charge::uncharge(mem::take(&mut self.uncharged));
     }
 }
 
-fn own_mm() -> Mm {
-    Mm(u64::from(process::id()))
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.unpinned.1 != 0 || self.uncharged != 0 {
+            self.give_back();
+        }
+    }
 }
 
 impl Pinning for Call<'_> {
@@ -90,11 +160,24 @@ impl Pinning for Call<'_> {
         if mm.0 & OWNED == 0 && mm != own_mm() {
             return Err(Errno::ENODEV); // this is a fork of the process that mapped it
         }
-        locked::pin(vaddr, prot, pfns)
+        let locked = self.state.lock_pins.then(|| self.state.locked(mm));
+        match locked.flatten() {
+            Some(view) => view.pin(vaddr - (mm.0 & !OWNED), prot, pfns),
+            None => resident::pin(vaddr, prot, pfns),
+        }
     }
 
     fn unpin(&mut self, pfn: u64, npages: u64, _prot: Prot) {
-        locked::unpin(pfn, npages);
+        if !self.state.lock_pins {
+            return; // pages that are only resident hold nothing
+        }
+        let (first, n) = self.unpinned;
+        if n != 0 && first + n == pfn {
+            self.unpinned = (first, n + npages);
+        } else {
+            self.give_back();
+            self.unpinned = (pfn, npages);
+        }
     }
 
     fn page_kind(&self, _pfn: u64) -> PageKind {
@@ -107,22 +190,29 @@ impl Accounting for Call<'_> {
         let Some(memory) = self.backing else {
             return Ok(own_mm());
         };
-        let mm = Mm(OWNED | Arc::as_ptr(memory) as u64);
-        let mut owned = self.state.owned.write();
-        let owned = owned.as_mut().map_err(|_| Errno::EIO)?;
-        owned.entry(mm.0).or_insert((Arc::clone(memory), 0)).1 += 1;
+        let mm = Mm(OWNED | memory.addr());
+        let mut owned = self.state.all_owned_mut();
+        if let Some(owned) = owned.get_mut(&mm.0) {
+            owned.mappings += 1;
+        } else {
+            let locked = self.state.lock_pins.then(|| LockedView::new(memory));
+            let locked = locked.transpose().map_err(|_| Errno::ENOMEM)?;
+            let new = Owned {
+                memory: Arc::clone(memory),
+                locked: locked.map(Arc::new),
+                mappings: 1,
+            };
+            owned.insert(mm.0, new);
+        }
         Ok(mm)
     }
 
     fn release(&mut self, mm: Mm) {
-        let mut owned = self.state.owned.write();
-        let owned = match &mut owned {
-            Ok(owned) => owned,
-            Err(poisoned) => poisoned.get_mut(),
-        };
-        if let Some((_, mappings)) = owned.get_mut(&mm.0) {
-            *mappings -= 1;
-            if *mappings == 0 {
+        self.give_back();
+        let mut owned = self.state.all_owned_mut();
+        if let Some(hit) = owned.get_mut(&mm.0) {
+            hit.mappings -= 1;
+            if hit.mappings == 0 {
                 owned.remove(&mm.0);
             }
         }
@@ -138,15 +228,16 @@ impl Accounting for Call<'_> {
     }
 
     fn lock_cap(&self) -> bool {
-        locked::has_lock_cap()
+        charge::has_lock_cap()
     }
 
     fn charge(&mut self, _mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
-        locked::charge(npages, lock_cap)
+        self.give_back();
+        charge::charge(npages, lock_cap)
     }
 
     fn uncharge(&mut self, _mm: Mm, npages: u64) {
-        locked::uncharge(npages);
+        self.uncharged += npages;
     }
 }
 

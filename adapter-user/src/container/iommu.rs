@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use dirty_core::host::{DomainId, DomainInfo, GroupId};
 use dirty_core::Errno;
 
-use super::locked::PAGE_SHIFT;
+use super::resident::PAGE_SHIFT;
 
 /// What the simulated IOMMU behind a group can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,10 +169,15 @@ impl Iommus {
         let Some(domain) = self.domains.get_mut(&domain.0) else {
             return;
         };
-        let end = iova.saturating_add(npages << PAGE_SHIFT);
+        let Some(more) = (npages << PAGE_SHIFT).checked_sub(1) else {
+            return;
+        };
+        let last = iova.saturating_add(more);
         domain.split(iova);
-        domain.split(end);
-        while let Some((&start, _)) = domain.table.range(iova..end).next() {
+        if let Some(end) = last.checked_add(1) {
+            domain.split(end);
+        }
+        while let Some((&start, _)) = domain.table.range(iova..=last).next() {
             domain.table.remove(&start);
         }
     }
@@ -211,6 +216,23 @@ mod tests {
         }
         assert_eq!(iommus.map(domain, 0x13000, 0, 2), Err(Errno::EEXIST));
         assert_eq!(iommus.map(domain, 0x14000, 7, 4), Ok(()));
+    }
+
+    /// The IOMMU refused a second MAP after the last page of the address space.
+    #[test]
+    fn the_last_page_is_unmapped_too() {
+        let spec = IommuSpec {
+            aperture: (0, u64::MAX),
+            ..IommuSpec::default()
+        };
+        let (mut iommus, domain) = attached(spec);
+        let top = 0u64.wrapping_sub(2 << 12);
+        for _ in 0..2 {
+            assert_eq!(iommus.map(domain, top, 5, 2), Ok(()));
+            assert_eq!(iommus.translate(domain, u64::MAX), Some(6));
+            iommus.unmap(domain, top, 2);
+            assert_eq!(iommus.translate(domain, u64::MAX), None);
+        }
     }
 
     #[test]

@@ -1,136 +1,137 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pinned pages: they are resident and locked in this process.
+//! Pins that lock memory, in few large blocks.
 //!
-//! `mlock` does not nest: one `munlock` undoes any number of locks. So this file
-//! counts the pins of each page, for the whole process. It also counts what all
-//! containers charge against RLIMIT_MEMLOCK.
+//! `mlock` belongs to an address range and does not nest: whoever unlocks a range drops
+//! everybody's lock of it, and nobody can tell who else had one. A page, though, stays
+//! in memory as long as *any* mapping of it is locked. So a [`LockedView`] maps the
+//! memory once more, at addresses that nobody else has, and locks there. It can neither
+//! drop a lock that the owner of the memory has, nor lose its own to the owner.
 
-use std::collections::HashMap;
 use std::ffi::c_void;
-use std::ptr::NonNull;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::Prot;
 use dirty_core::Errno;
-use nix::sys::mman::{madvise, mlock, munlock, MmapAdvise};
-use nix::sys::resource::{getrlimit, Resource};
+use nix::libc;
+use nix::sys::mman::munlock;
+use std::ptr::NonNull;
 
-/// log2 of the size of a page, in which everything here counts.
-pub(super) const PAGE_SHIFT: u32 = 12;
-const PAGE: u64 = 1 << PAGE_SHIFT;
+use super::memory::GuestMemory;
+use super::resident::{self, PAGE, PAGE_SHIFT};
 
-/// How many pins each page has, by page number.
-static PINS: LazyLock<Mutex<HashMap<u64, u32>>> = LazyLock::new(Mutex::default);
-/// How many pages all containers are charged with.
-static CHARGED: Mutex<u64> = Mutex::new(0);
+/// The most blocks of a view. Blocks that are locked and blocks that are not lie in
+/// different VMAs, so a view has at most so many of them.
+const BLOCKS: u64 = 64;
+/// Blocks are multiples of this, the size of a huge page.
+const LEAST: u64 = 2 << 20;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A mapping of a guest's memory in which the blocks that have pins are locked.
+pub(super) struct LockedView {
+    view: Arc<GuestMemory>,
+    /// The bytes of a block.
+    block: u64,
+    /// How many pins each block has. INVARIANT: the blocks that have pins are locked.
+    pins: Mutex<Vec<u64>>,
 }
 
-/// Returns how many pages of 4 KiB the containers of this process are charged with,
-/// against RLIMIT_MEMLOCK.
-#[must_use]
-pub fn charged_pages() -> u64 {
-    *lock(&CHARGED)
-}
-
-/// Whether this process may lock memory beyond its limit.
-pub(super) fn has_lock_cap() -> bool {
-    let cap = caps::Capability::CAP_IPC_LOCK;
-    caps::has_cap(None, caps::CapSet::Effective, cap).unwrap_or(false)
-}
-
-pub(super) fn charge(npages: u64, lock_cap: bool) -> Result<(), Errno> {
-    let mut charged = lock(&CHARGED);
-    let total = charged.checked_add(npages).ok_or(Errno::ENOMEM)?;
-    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft >> PAGE_SHIFT);
-    if total > limit && !lock_cap {
-        return Err(Errno::ENOMEM);
+impl LockedView {
+    pub(super) fn new(memory: &GuestMemory) -> io::Result<Self> {
+        let view = Arc::new(memory.second_view()?);
+        let block = view.len().div_ceil(BLOCKS).next_multiple_of(LEAST);
+        let blocks = view.len().div_ceil(block);
+        Ok(LockedView {
+            view,
+            block,
+            pins: Mutex::new(vec![0; blocks as usize]),
+        })
     }
-    *charged = total;
-    Ok(())
-}
 
-pub(super) fn uncharge(npages: u64) {
-    let mut charged = lock(&CHARGED);
-    *charged = charged.saturating_sub(npages);
-}
-
-fn pointer(page: u64) -> Result<NonNull<c_void>, Errno> {
-    NonNull::new((page << PAGE_SHIFT) as *mut c_void).ok_or(Errno::EFAULT)
-}
-
-/// Makes pages resident for the access in `prot`, and locks them unless they are
-/// pinned already. A run of several pages fails with EAGAIN if one of them is: the
-/// caller then goes on page by page.
-fn lock_run(pins: &HashMap<u64, u32>, first: u64, npages: u64, prot: Prot) -> Result<(), Errno> {
-    let advice = if prot.contains(Prot::WRITE) {
-        MmapAdvise::MADV_POPULATE_WRITE
-    } else {
-        MmapAdvise::MADV_POPULATE_READ
-    };
-    let start = pointer(first)?;
-    let len = (npages << PAGE_SHIFT) as usize;
-    // SAFETY: populating changes no byte of memory, and a bad address is an error.
-    unsafe { madvise(start, len, advice) }.map_err(|_| Errno::EFAULT)?;
-    if (first..first + npages).any(|page| pins.contains_key(&page)) && npages != 1 {
-        return Err(Errno::EAGAIN);
+    /// The memory, at the addresses of the view.
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.view
     }
-    if npages == 1 && pins.contains_key(&first) {
-        return Ok(());
-    }
-    // SAFETY: locking changes no byte of memory, and a bad address is an error.
-    unsafe { mlock(start, len) }.map_err(|_| Errno::ENOMEM)
-}
 
-/// Pins up to `pfns.len()` pages from the one at `vaddr` on, and returns how many: at
-/// least one, or the errno of the first. The pfn of a page is its number in the
-/// address space of this process.
-pub(super) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
-    let first = vaddr >> PAGE_SHIFT;
-    let in_space = (u64::MAX >> PAGE_SHIFT)
-        .saturating_sub(first)
-        .saturating_add(1);
-    let want = (pfns.len() as u64).min(in_space);
-    let mut pins = lock(&PINS);
-    let got = match lock_run(&pins, first, want, prot) {
-        Ok(()) => want,
-        Err(e) if want == 1 => return Err(e),
-        Err(_) => {
-            let mut got = 0;
-            while got < want {
-                match lock_run(&pins, first + got, 1, prot) {
-                    Ok(()) => got += 1,
-                    Err(e) if got == 0 => return Err(e),
-                    Err(_) => break,
+    fn pins(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses of block `k`.
+    fn addresses(&self, k: u64) -> Range<u64> {
+        let (start, len) = (self.view.addr(), self.view.len().next_multiple_of(PAGE));
+        start + k * self.block..start + len.min((k + 1) * self.block)
+    }
+
+    /// The number of the block that holds byte `offset`.
+    fn block_of(&self, offset: u64) -> u64 {
+        offset / self.block
+    }
+
+    /// Locks up to `pfns.len()` pages from the one at byte `offset` on, and makes them
+    /// resident. It stops at the end of a block. Stores the pages' numbers in the
+    /// address space of this process, and returns how many pages it locked: at least
+    /// one, or the errno of the first.
+    pub(super) fn pin(&self, offset: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+        let k = self.block_of(offset);
+        let block = self.addresses(k);
+        let vaddr = self.view.addr() + offset;
+        let here = (block.end - vaddr) >> PAGE_SHIFT;
+        let want = usize::try_from(here).map_or(pfns.len(), |here| here.min(pfns.len()));
+        let mut pins = self.pins();
+        let count = pins.get_mut(k as usize).ok_or(Errno::EFAULT)?;
+        if *count == 0 {
+            lock(&block)?;
+        }
+        let pinned = resident::pin(vaddr, prot, &mut pfns[..want]);
+        *count += *pinned.as_ref().unwrap_or(&0) as u64;
+        if *count == 0 {
+            unlock(&block);
+        }
+        pinned
+    }
+
+    /// Drops one pin of each of the `npages` pages from page number `pfn` on, as far as
+    /// they are pages of this view.
+    pub(super) fn unpin(&self, pfn: u64, npages: u64) {
+        let start = self.view.addr();
+        let end = start + self.view.len().next_multiple_of(PAGE);
+        let mut at = (pfn << PAGE_SHIFT).max(start);
+        let last = ((pfn + npages) << PAGE_SHIFT).min(end);
+        let mut pins = self.pins();
+        while at < last {
+            let k = self.block_of(at - start);
+            let block = self.addresses(k);
+            let upto = last.min(block.end);
+            if let Some(count) = pins.get_mut(k as usize) {
+                let before = *count;
+                *count = before.saturating_sub((upto - at) >> PAGE_SHIFT);
+                if *count == 0 && before != 0 {
+                    unlock(&block);
                 }
             }
-            got
+            at = upto;
         }
-    };
-    for (page, pfn) in (first..first + got).zip(pfns) {
-        *pins.entry(page).or_insert(0) += 1;
-        *pfn = page;
     }
-    Ok(got as usize)
 }
 
-/// Drops one pin of each page.
-pub(super) fn unpin(pfn: u64, npages: u64) {
-    let mut pins = lock(&PINS);
-    for page in pfn..pfn.saturating_add(npages) {
-        let Some(count) = pins.get_mut(&page) else {
-            continue;
-        };
-        *count -= 1;
-        if *count == 0 {
-            pins.remove(&page);
-            if let Ok(start) = pointer(page) {
-                // SAFETY: unlocking changes no byte of memory. It fails if the owner
-                // of the page has unmapped it, and then the page is unlocked too.
-                let _ = unsafe { munlock(start, PAGE as usize) };
-            }
-        }
+/// Locks what is resident in a range, and what becomes resident there.
+fn lock(range: &Range<u64>) -> Result<(), Errno> {
+    let (start, len) = (range.start as *const c_void, range.end - range.start);
+    // SAFETY: locking changes no byte of memory, and a bad address is an error.
+    let done = unsafe { libc::mlock2(start, len as usize, libc::MLOCK_ONFAULT as libc::c_uint) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Errno::ENOMEM) // RLIMIT_MEMLOCK, or no room for another VMA
+    }
+}
+
+fn unlock(range: &Range<u64>) {
+    if let Some(start) = NonNull::new(range.start as *mut c_void) {
+        // SAFETY: unlocking changes no byte of memory. The range is of a view, so no
+        // lock of anybody else is dropped. It cannot fail: the range is mapped, and the
+        // VMAs that are split by it are few.
+        let _ = unsafe { munlock(start, (range.end - range.start) as usize) };
     }
 }

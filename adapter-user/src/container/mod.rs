@@ -1,68 +1,45 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A VFIO container with type1 semantics, in this process.
 //!
-//! [`Container`] and [`Device`] are what a VMM holds. They share the core behind a
-//! lock (`shared`) and call it with this process as its host (`host`): memory that
-//! mappings keep alive (`memory`), pages that are resident and locked while they
-//! are pinned (`locked`), and a simulated IOMMU (`iommu`).
+//! [`Container`], [`Device`] and [`PinGuard`](guard::PinGuard) are what a VMM holds.
+//! They share the core behind a lock (`shared`) and call it with this process as its
+//! host (`host`): memory that mappings keep alive (`memory`), pages that are made
+//! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
+//! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
+//! guards (`pinned`, `access`), and the others by how many each page has (`counts`).
+//! `tracking` has the calls that report and mark dirty pages.
 
+mod access;
+pub(crate) mod charge;
+mod counts;
 pub(crate) mod device;
-pub(crate) mod heap;
+pub(crate) mod group;
+pub(crate) mod guard;
+mod heap;
 mod host;
 pub(crate) mod iommu;
-pub(crate) mod locked;
+mod locked;
 pub(crate) mod memory;
+pub(crate) mod pinned;
+mod pins;
+mod place;
+mod resident;
 mod shared;
+mod tracking;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi;
-use dirty_core::{Dest, Error, Extent, Map, Options, Outcome, PageSize, Target, Unmap};
+use dirty_core::{Dest, Error, Map, Options, PageSize, Target, Unmap};
 
 use self::device::{Device, OnUnmap};
+use self::group::{Group, IommuType};
 use self::host::{Call, Caller};
-use self::iommu::IommuSpec;
 use self::memory::GuestMemory;
+use self::pinned::OnMark;
 use self::shared::Shared;
-
-/// A group of devices, to add to a container.
-#[derive(Clone, Debug)]
-pub struct Group {
-    id: GroupId,
-    iommu: Option<IommuSpec>,
-}
-
-impl Group {
-    /// Creates a group of emulated devices. There is no IOMMU behind it: its devices
-    /// pin pages, or read and write through the container.
-    #[must_use]
-    pub fn emulated(id: GroupId) -> Self {
-        Group { id, iommu: None }
-    }
-
-    /// Creates a group behind a simulated IOMMU, as of a real device. The container
-    /// pins all of every mapping, and every page is dirty in every report (without
-    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
-    #[must_use]
-    pub fn iommu(id: GroupId, spec: IommuSpec) -> Self {
-        Group {
-            id,
-            iommu: Some(spec),
-        }
-    }
-}
-
-/// The types of IOMMU that a container can be set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuType {
-    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
-    /// start or end inside a mapping.
-    Type1,
-    /// Version 2 of type1.
-    Type1v2,
-}
 
 /// A VFIO container with type1 semantics, in this process.
 ///
@@ -94,10 +71,38 @@ impl fmt::Debug for Container {
 
 impl Container {
     /// Creates a container without groups and without an IOMMU type.
+    ///
+    /// A pin makes its page resident: the page is in memory when the pin succeeds. It
+    /// is not locked, so the system may swap it out or move it, and a later access may
+    /// have to wait until it is back. What is read and written is right all the same.
+    /// Pins take no VMA, and they never touch a lock that the owner of the memory has;
+    /// who wants no waiting locks the memory, or see
+    /// [`with_locked_pins`](Container::with_locked_pins).
     #[must_use]
     pub fn new(options: Options) -> Self {
         Container {
-            shared: Arc::new(Shared::new(options)),
+            shared: Arc::new(Shared::new(options, false)),
+        }
+    }
+
+    /// As [`new`](Container::new), but a pin of a page of a [`GuestMemory`] locks it.
+    ///
+    /// It locks the whole block of memory that the page is in: 2 MiB, or 1/64 of the
+    /// memory if that is more, so that pins split a memory's mapping into at most 64
+    /// VMAs wherever they lie. Pages of the block become resident when they are pinned or
+    /// touched, and then stay so until the block has no pin left. The kernel counts
+    /// whole blocks against RLIMIT_MEMLOCK; a pin beyond it fails with [`Error::Pin`].
+    /// Locking and unlocking take the kernel time: an unmap of 1 GiB of pins takes 50 to
+    /// 200 ms, and 5 ms without locks.
+    ///
+    /// The locks are those of a second mapping of the memory, so they drop no lock that
+    /// its owner has. There is no such mapping of memory that was mapped by its address
+    /// ([`map_process`](Container::map_process), or by an ioctl): its pins make
+    /// resident and do not lock.
+    #[must_use]
+    pub fn with_locked_pins(options: Options) -> Self {
+        Container {
+            shared: Arc::new(Shared::new(options, true)),
         }
     }
 
@@ -115,18 +120,20 @@ impl Container {
     /// Each ioctl checks its argument in the order in which Linux does (rules A2 to
     /// A6 in docs/rules.md), and [`Error::errno`] gives Linux's errno. A bad address
     /// is [`Error::BadAddress`] and no signal. Nothing is cleared or unmapped then.
-    pub fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
-        let mut outcome = self.shared.write().ioctl(&mut self.call(), nr, arg)?;
-        loop {
-            match outcome {
-                Outcome::Done(value) => return Ok(value),
-                Outcome::Notify(pending) => {
-                    self.shared.notify(pending.iova, pending.size);
-                    let mut core = self.shared.write();
-                    outcome = core.backend_mut()?.resume(&mut self.call(), pending)?;
-                }
-            }
-        }
+    /// VFIO_SET_IOMMU fails with [`Error::WrongPageSize`] as
+    /// [`set_iommu`](Container::set_iommu).
+    ///
+    /// # Safety
+    ///
+    /// It reads and writes memory of this process as the system call would:
+    ///
+    /// - An ioctl that answers in its structure or in a bitmap writes to the addresses
+    ///   that `arg` and the structure name. Nobody else may use those bytes during the
+    ///   call. The structure need not keep its value, and the addresses may be bad.
+    /// - VFIO_IOMMU_MAP_DMA lets devices use the memory at its vaddr from now on: see
+    ///   [`map_process`](Container::map_process).
+    pub unsafe fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
+        self.shared.ioctl(nr, arg)
     }
 
     /// Adds a group. If an IOMMU type is set already, the group joins its mappings;
@@ -180,6 +187,8 @@ impl Container {
     ///
     /// In this order; nothing changes then:
     ///
+    /// - [`Error::WrongPageSize`] unless [`Options::page_size`] is 4 KiB and the page
+    ///   size of this host.
     /// - [`Error::IommuAlreadySet`].
     /// - [`Error::NoGroup`].
     /// - The error of the first group that cannot join, as
@@ -189,6 +198,7 @@ impl Container {
             IommuType::Type1 => uapi::VFIO_TYPE1_IOMMU,
             IommuType::Type1v2 => uapi::VFIO_TYPE1v2_IOMMU,
         };
+        self.shared.check_page()?;
         self.shared.write().set_iommu(&mut self.call(), kind)
     }
 
@@ -232,6 +242,15 @@ impl Container {
     /// vm-memory. Nothing keeps that memory alive: unmap it before it goes. An access
     /// to memory that is gone fails with [`Error::BadAddress`] and raises no signal.
     ///
+    /// # Safety
+    ///
+    /// Until the bytes are unmapped, devices read them and, if `prot` has WRITE, write
+    /// them, from any thread and at any time. So if they are memory of this process
+    /// then, they are memory for that use: guest memory, which everybody else accesses
+    /// by volatile or atomic accesses through raw pointers, and to which there is no
+    /// Rust reference. Memory that has gone must not be used for anything else, as by
+    /// an allocator, while its address is mapped here.
+    ///
     /// # Errors
     ///
     /// In this order; nothing is mapped then:
@@ -251,7 +270,13 @@ impl Container {
     /// - Behind an IOMMU: [`Error::Pin`], [`Error::Charge`], [`Error::Iommu`].
     /// - While tracking is on: [`Error::TooManyPages`] for more than 2^31 - 1 pages,
     ///   [`Error::BitmapBudget`], [`Error::NoMemory`].
-    pub fn map_process(&self, iova: u64, vaddr: u64, size: u64, prot: Prot) -> Result<(), Error> {
+    pub unsafe fn map_process(
+        &self,
+        iova: u64,
+        vaddr: u64,
+        size: u64,
+        prot: Prot,
+    ) -> Result<(), Error> {
         let map = Map {
             iova,
             vaddr,
@@ -312,103 +337,6 @@ impl Container {
             .unmap(|type1, call| type1.unmap_dirty(call, &mut unmap, pgsize, Dest::Words(bitmap)))
     }
 
-    /// Starts dirty-page tracking; it has no effect if tracking is on. Copy all memory
-    /// after this call: reports have what is written from now on. Pages that are
-    /// pinned now are dirty.
-    ///
-    /// # Errors
-    ///
-    /// In this order; tracking stays off then:
-    ///
-    /// - [`Error::NoIommu`].
-    /// - [`Error::NotV2`] if the IOMMU type is version 1.
-    /// - For the first mapping that fails: [`Error::BitmapBudget`] beyond
-    ///   [`Options::bitmap_budget`], [`Error::TooManyPages`] for more than 2^31 - 1
-    ///   pages, [`Error::NoMemory`].
-    pub fn start(&self) -> Result<(), Error> {
-        self.shared.write().backend_mut()?.start()
-    }
-
-    /// Stops dirty-page tracking and forgets what was dirty. It has no effect if
-    /// tracking is off.
-    ///
-    /// # Errors
-    ///
-    /// In this order: [`Error::NoIommu`], [`Error::NotV2`].
-    pub fn stop(&self) -> Result<(), Error> {
-        self.shared.write().backend_mut()?.stop()
-    }
-
-    /// Reports the dirty pages of the `size` bytes of IOVAs from `iova` on, and makes
-    /// them clean; pinned pages stay dirty. Copy the pages *after* this call.
-    ///
-    /// Bit k % 64 of `bitmap[k / 64]` is the page of `pgsize` bytes at
-    /// `iova + k * pgsize`; `pgsize` may be any power of two. A word that overlaps a
-    /// mapping is overwritten, and the other words are left alone.
-    ///
-    /// # Errors
-    ///
-    /// In this order; nothing is cleared then:
-    ///
-    /// - [`Error::WrongPageSize`] unless `pgsize` is a power of two.
-    /// - [`Error::NoIommu`], [`Error::NotV2`].
-    /// - [`Error::ZeroSize`], [`Error::Wraps`].
-    /// - [`Error::BitmapSize`] if `bitmap` is too short, or longer than 2^28 bytes, or
-    ///   `size` is less than one page.
-    /// - [`Error::Misaligned`] unless `iova` and `size` are multiples of `pgsize` and
-    ///   of the page size that tracking has.
-    /// - [`Error::NotTracking`].
-    /// - [`Error::Bisects`] if the range starts or ends inside a mapping.
-    pub fn dirty_bitmap(
-        &self,
-        iova: u64,
-        size: u64,
-        pgsize: u64,
-        bitmap: &mut [u64],
-    ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Dest::Words(bitmap))
-    }
-
-    /// As [`dirty_bitmap`](Container::dirty_bitmap), for a `bitmap` that is all zero.
-    /// It writes only the words that have dirty pages, which is faster when few have.
-    ///
-    /// # Errors
-    ///
-    /// As [`dirty_bitmap`](Container::dirty_bitmap).
-    pub fn dirty_bitmap_zeroed(
-        &self,
-        iova: u64,
-        size: u64,
-        pgsize: u64,
-        bitmap: &mut [u64],
-    ) -> Result<(), Error> {
-        self.report(iova, size, pgsize, Dest::Zeroed(bitmap))
-    }
-
-    fn report(&self, iova: u64, size: u64, pgsize: u64, to: Dest<'_>) -> Result<(), Error> {
-        let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
-        let mut core = self.shared.write();
-        core.backend_mut()?.get_bitmap(iova, size, pgsize, to)
-    }
-
-    /// Marks as dirty every page that the `size` bytes at IOVA `iova` touch. It does
-    /// nothing while tracking is off.
-    ///
-    /// Call it *after* the write, and before you tell anybody that the write is done:
-    /// see [`Device::mark`].
-    ///
-    /// # Errors
-    ///
-    /// In this order:
-    ///
-    /// - [`Error::NoIommu`], [`Error::ZeroSize`], [`Error::Wraps`]; nothing is marked
-    ///   then.
-    /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
-    ///   has them; the others are marked all the same.
-    pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.shared.read().backend()?.mark(iova, size)
-    }
-
     /// Returns a handle that does not keep the container open: a callback that the
     /// container owns should hold this one.
     #[must_use]
@@ -418,29 +346,13 @@ impl Container {
         }
     }
 
-    /// Marks the pages that another tracker reports: bit `extent.bit + k` of `words`
-    /// is the page at `extent.iova + k * extent.pgsize`. Any page size will do. Call
-    /// it after the writes, as [`mark`](Container::mark).
-    ///
-    /// # Errors
-    ///
-    /// In this order:
-    ///
-    /// - [`Error::NoIommu`].
-    /// - [`Error::Misaligned`], [`Error::BitmapSize`] and [`Error::Wraps`] if `extent`
-    ///   does not describe `words`; nothing is marked then.
-    /// - [`Error::Unmapped`] if a dirty page is in no mapping; the others are marked
-    ///   all the same.
-    pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
-        self.shared.read().backend()?.mark_bitmap(words, extent)
-    }
-
-    /// Opens a device of a group. It closes when its last handle is dropped.
+    /// Opens a device of a group. It closes by [`Device::close`], or when its last
+    /// handle is dropped.
     ///
     /// `on_unmap` is the device's dma_unmap callback. An unmap calls it for each
     /// mapping that has pins, with no lock held: it must end the device's writes to
-    /// what the device pinned there, and then unpin it. A device without a callback
-    /// can read, write and mark, but not pin.
+    /// what the device pinned there, and then unpin it, as [`Device::unpin_range`] does.
+    /// A device without a callback can read, write and mark, but not pin.
     ///
     /// # Errors
     ///
@@ -451,7 +363,42 @@ impl Container {
         group: GroupId,
         on_unmap: Option<OnUnmap>,
     ) -> Result<Arc<Device>, Error> {
-        Device::open(&self.shared, group, on_unmap)
+        Device::open(&self.shared, group, on_unmap, None)
+    }
+
+    /// As [`open_device`](Container::open_device), for a device that has a log of its
+    /// own: `on_mark` gets what the device writes through [`Device::write`] or through
+    /// a [`PinGuard`](crate::PinGuard), and what it marks.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use adapter_user::device_log::DeviceLog;
+    /// use adapter_user::{Container, Error, Group, GroupId, IommuType, Options, TrackError};
+    ///
+    /// # let container = Container::new(Options::default());
+    /// # container.add_group(Group::emulated(GroupId(1)))?;
+    /// # container.set_iommu(IommuType::Type1v2)?;
+    /// let log = Arc::new(DeviceLog::new(None));
+    /// let own = Arc::clone(&log);
+    /// let on_mark = move |iova, size| match own.mark(iova, size) {
+    ///     Ok(()) | Err(TrackError::Cause(Error::NotTracking)) => Ok(()),
+    ///     Err(TrackError::Cause(cause)) => Err(cause),
+    ///     Err(_) => Err(Error::Unmapped),
+    /// };
+    /// let device = container.open_logged_device(GroupId(1), None, Box::new(on_mark))?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`open_device`](Container::open_device).
+    pub fn open_logged_device(
+        &self,
+        group: GroupId,
+        on_unmap: Option<OnUnmap>,
+        on_mark: OnMark,
+    ) -> Result<Arc<Device>, Error> {
+        Device::open(&self.shared, group, on_unmap, Some(on_mark))
     }
 }
 
@@ -475,3 +422,17 @@ impl fmt::Debug for WeakContainer {
         f.debug_struct("WeakContainer").finish_non_exhaustive()
     }
 }
+
+/// No safe call can write memory that it does not own.
+///
+/// ```compile_fail,E0133
+/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// container.map_process(0, 0x1000, 0x1000, adapter_user::Prot::READ_WRITE);
+/// ```
+///
+/// ```compile_fail,E0133
+/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// container.ioctl(adapter_user::uapi::VFIO_IOMMU_GET_INFO, 0x1000);
+/// ```
+#[cfg(doctest)]
+struct AddressesAreUnsafe;

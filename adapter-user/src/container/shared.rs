@@ -2,19 +2,23 @@
 //! What the handles to a container and its devices share: the core and its lock,
 //! the host's state, and the devices' callbacks.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ptr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use dirty_core::{Error, Options, Progress, Type1};
+use dirty_core::uapi::VFIO_SET_IOMMU;
+use dirty_core::{Error, Options, Outcome, Progress, Type1};
 
 use super::heap::Heap;
 use super::host::{Call, Caller, State};
+use super::resident;
 
 pub(super) type Core = dirty_core::Container<Heap>;
 
-/// Tells a device to unpin a range: first IOVA and bytes. It does nothing if the
-/// device has closed.
+/// Tells a device to unpin a range: first IOVA and bytes. If the device is about to
+/// close, it waits for that.
 pub(super) type Notify = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 pub(super) struct Shared {
@@ -23,15 +27,18 @@ pub(super) struct Shared {
     /// The open devices that have a callback, by their number.
     notify: Mutex<BTreeMap<u64, Notify>>,
     pub(super) next_device: AtomicU64,
+    /// Whether the host has pages of the size that the container was created with.
+    page_fits: bool,
 }
 
 impl Shared {
-    pub(super) fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options, lock_pins: bool) -> Self {
         Shared {
             core: RwLock::new(Core::new(Heap, options)),
-            state: State::default(),
+            state: State::new(lock_pins),
             notify: Mutex::default(),
             next_device: AtomicU64::new(0),
+            page_fits: resident::is_host_page(options.page_size.bytes()),
         }
     }
 
@@ -48,13 +55,33 @@ impl Shared {
         self.notify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses an IOMMU type for pages that the host does not have.
+    pub(super) fn check_page(&self) -> Result<(), Error> {
+        if self.page_fits {
+            Ok(())
+        } else {
+            Err(Error::WrongPageSize)
+        }
+    }
+
     /// Tells every device to unpin a range. No lock is held during a callback, so a
     /// callback may call the container, and another thread may call the device.
-    pub(super) fn notify(&self, iova: u64, size: u64) {
+    ///
+    /// # Errors
+    ///
+    /// `StillPinned` in a callback of this container: callbacks that call each other
+    /// would have no end.
+    fn notify(&self, iova: u64, size: u64) -> Result<(), Error> {
+        let _telling = Telling::start(self).ok_or(Error::StillPinned)?;
         let callbacks: Vec<Notify> = self.callbacks().values().cloned().collect();
         for callback in callbacks {
             callback(iova, size);
         }
+        Ok(())
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call::new(&self.state, Caller::Process)
     }
 
     /// Repeats a step of an unmap, and tells the devices to unpin in between, until
@@ -63,14 +90,57 @@ impl Shared {
         &self,
         mut step: impl FnMut(&mut Type1<Heap>, &mut Call<'_>) -> Result<Progress, Error>,
     ) -> Result<u64, Error> {
-        let mut call = Call::new(&self.state, Caller::Process);
         loop {
-            let progress = step(self.write().backend_mut()?, &mut call)?;
+            let progress = step(self.write().backend_mut()?, &mut self.call())?;
             match progress {
                 Progress::Done(size) => return Ok(size),
-                Progress::Notify { iova, size } => self.notify(iova, size),
+                Progress::Notify { iova, size } => self.notify(iova, size)?,
             }
         }
+    }
+
+    /// Answers an ioctl, and tells the devices to unpin where it needs that.
+    pub(super) fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
+        if nr == VFIO_SET_IOMMU {
+            self.check_page()?;
+        }
+        let mut outcome = self.write().ioctl(&mut self.call(), nr, arg)?;
+        loop {
+            match outcome {
+                Outcome::Done(value) => return Ok(value),
+                Outcome::Notify(pending) => {
+                    self.notify(pending.iova, pending.size)?;
+                    let mut core = self.write();
+                    outcome = core.backend_mut()?.resume(&mut self.call(), pending)?;
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The addresses of the containers whose callbacks this thread is in.
+    static TELLING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While this lives, this thread calls the callbacks of a container.
+struct Telling;
+
+impl Telling {
+    /// `None` if this thread does so already.
+    fn start(shared: &Shared) -> Option<Telling> {
+        let address = ptr::from_ref(shared) as usize;
+        TELLING.with_borrow_mut(|telling| {
+            let new = !telling.contains(&address);
+            new.then(|| telling.push(address))
+        })?;
+        Some(Telling)
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        TELLING.with_borrow_mut(|telling| telling.pop()); // they end in reverse order
     }
 }
 

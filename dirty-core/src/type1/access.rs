@@ -93,20 +93,24 @@ impl<M: Memory> Type1<M> {
     /// `npages - 1` pages that follow. Stops at the first page that is not
     /// mapped; passes over a page that is not pinned. A page whose last pin goes
     /// is dirty once more, so call it after the last write.
-    pub fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) {
+    ///
+    /// Returns how many pages it went over: `npages`, or those before the first
+    /// that is not mapped.
+    pub fn unpin_pages(&mut self, host: &mut dyn Host, iova: u64, npages: u64) -> u64 {
         let pays = self.domains.is_empty();
         let pgsize = self.dirty_page();
         let page = self.options.page_size;
         for k in 0..npages {
             let Some(iova) = (k << page.shift()).checked_add(iova) else {
-                break;
+                return k;
             };
             if let Some(dma) = self.dmas.find_mut(iova) {
                 dma.unpin_page(host, iova, pays, pgsize);
             } else if !self.maps_any(iova, iova.saturating_add(page.mask())) {
-                break;
+                return k;
             }
         }
+        npages
     }
 
     fn maps_any(&self, first: u64, last: u64) -> bool {

@@ -27,7 +27,7 @@ pub(super) fn open(container: &Container) -> Result<Arc<Device>, Failure> {
 pub(super) fn pin(device: &Device, iova: u64, pages: u64) -> Result<(), Failure> {
     let mut pfns = [0; BLOCK as usize];
     device
-        .pin(iova, Prot::READ_WRITE, &mut pfns[..pages as usize])
+        .pin_pages(iova, Prot::READ_WRITE, &mut pfns[..pages as usize])
         .map_err(|cause| {
             Failure::Runtime(format!(
                 "a device cannot pin guest pages ({cause}): if the limit of locked memory is the \
@@ -71,7 +71,7 @@ impl Work for LongPins {
     fn step(&mut self) -> Result<Written, Failure> {
         if self.random.random_ratio(1, 500) {
             let oldest = self.blocks.remove(0);
-            self.device.unpin(oldest * PAGE, BLOCK);
+            self.device.unpin_pages(oldest * PAGE, BLOCK);
             self.pin_a_block()?;
         }
         let block = self.blocks[self.random.random_range(0..self.blocks.len())];
@@ -115,7 +115,7 @@ impl Work for ShortPins {
         self.guest
             .write_by_dma(Writer::ShortPins, iova, bytes)
             .map_err(cannot("write to a pinned page"))?;
-        self.device.unpin(iova, pages);
+        self.device.unpin_pages(iova, pages);
         Ok(Written::pages(pages))
     }
 }

@@ -99,7 +99,7 @@ fn dma_unmap(container: &Container, driver: &Mutex<Driver>, device: &Device, iov
             Action::Start => drop(container.start()),
             Action::Stop => drop(container.stop()),
             Action::Pin => {
-                if device.pin(iova, Prot::READ, &mut [0]).is_ok() {
+                if device.pin_pages(iova, Prot::READ, &mut [0]).is_ok() {
                     lock(driver).pinned(iova, 1);
                 }
             }
@@ -109,7 +109,7 @@ fn dma_unmap(container: &Container, driver: &Mutex<Driver>, device: &Device, iov
 
 fn unpin_range(driver: &Mutex<Driver>, device: &Device, iova: u64, size: u64) {
     let pins = lock(driver).take(iova, size);
-    pins.iter().for_each(|at| device.unpin(*at, 1));
+    pins.iter().for_each(|at| device.unpin_pages(*at, 1));
 }
 
 impl System for Machine {
@@ -180,7 +180,9 @@ impl System for Machine {
     }
 
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
-        self.container()?.ioctl(nr, arg).map_err(Error::errno)
+        let container = self.container()?;
+        // SAFETY: scripts name memory of the arena, which nobody else uses.
+        unsafe { container.ioctl(nr, arg) }.map_err(Error::errno)
     }
 
     fn report(&mut self, arg: &ReportArg, words: &mut [u64]) -> Answer {
@@ -202,7 +204,7 @@ impl System for Machine {
         let (device, slot) = self.device(index)?;
         // The core refuses more pages than one call may pin, and those fit.
         let mut pfns = vec![0; (n as u32).min(1 << 16) as usize];
-        let pinned = device.pin(iova, Prot(prot), &mut pfns);
+        let pinned = device.pin_pages(iova, Prot(prot), &mut pfns);
         if pinned.is_ok() {
             slot.driver().pinned(iova, n);
         }
@@ -211,7 +213,7 @@ impl System for Machine {
 
     fn unpin(&mut self, index: DeviceIndex, iova: u64, n: i32) -> Result<i32, Errno> {
         let (device, slot) = self.device(index)?;
-        device.unpin(iova, u64::try_from(n).unwrap_or(0));
+        device.unpin_pages(iova, u64::try_from(n).unwrap_or(0));
         slot.driver().unpinned(iova, n);
         Ok(0)
     }

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a container is made of: groups of devices, and its IOMMU type.
+
+use dirty_core::host::GroupId;
+
+use super::iommu::IommuSpec;
+
+/// A group of devices, to add to a container.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub(super) id: GroupId,
+    pub(super) iommu: Option<IommuSpec>,
+}
+
+impl Group {
+    /// Creates a group of emulated devices. There is no IOMMU behind it: its devices
+    /// pin pages, or read and write through the container.
+    #[must_use]
+    pub fn emulated(id: GroupId) -> Self {
+        Group { id, iommu: None }
+    }
+
+    /// Creates a group behind a simulated IOMMU, as of a real device. The container
+    /// pins all of every mapping, and every page is dirty in every report (without
+    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
+    ///
+    /// [`Options::skip_read_only`]: dirty_core::Options::skip_read_only
+    #[must_use]
+    pub fn iommu(id: GroupId, spec: IommuSpec) -> Self {
+        Group {
+            id,
+            iommu: Some(spec),
+        }
+    }
+}
+
+/// The types of IOMMU that a container can be set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IommuType {
+    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
+    /// start or end inside a mapping.
+    Type1,
+    /// Version 2 of type1.
+    Type1v2,
+}
