@@ -164,6 +164,7 @@ fn one_mark_reaches_container_and_log() {
     );
     let device = device.expect("device");
     container.start().expect("start");
+    log.add_range(0, 32 * PAGE).expect("range");
     log.start(&[(0, 32 * PAGE)], PAGE).expect("start");
     let logged = || {
         let mut words = [0];
