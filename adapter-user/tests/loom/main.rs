@@ -6,7 +6,7 @@
 //! models keep a wrong order and must end in a lost write: they show that these tests
 //! can fail.
 
-#[path = "../../src/dirty_bits.rs"]
+#[path = "../../src/dirty_bits/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod dirty_bits;
 mod error {
