@@ -6,13 +6,19 @@
 //! or AND with acquire order. So a take that finds a mark also sees the write
 //! that came before the mark, and a copy made after the take has that write. A
 //! mark that comes too late for one take is in the next one.
+//!
+//! Bits that a tracker owns are off while the tracker is: a mark costs one relaxed
+//! load then. [`start`] says why no write is lost when they go on.
+
+mod words;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dirty_core::{Error, PageSize};
 
-use crate::atomic::{fence, AtomicBool, AtomicU64, Ordering};
+use self::words::Words;
+use crate::atomic::{available, fence, heavy, light, AtomicU64, Ordering};
 use crate::error::TrackError;
 
 /// The dirty pages of a piece of memory: one bit per page.
@@ -24,6 +30,10 @@ use crate::error::TrackError;
 /// [`take`](DirtyBits::take) the bits first and copy the pages second. After
 /// [`close`](DirtyBits::close) every mark is refused, so each mark that returned
 /// `Ok` is in a take made after the close, or in an earlier one.
+///
+/// New bits are on. Once they belong to a slot of a
+/// [`Tracker`](crate::guest::Tracker), they are on while the tracker is, and off
+/// otherwise: then a mark does nothing and returns `Ok`.
 ///
 /// ```
 /// use adapter_user::{DirtyBits, PageSize};
@@ -49,13 +59,26 @@ pub struct DirtyBits {
 struct Inner {
     /// Bit k % 64 of word k / 64 stands for page k.
     ///
-    /// INVARIANT: there are exactly as many words as the pages of `len` bytes
+    /// INVARIANT: there are at least as many words as the pages of `len` bytes
     /// need, and no bit beyond the last page is set.
-    words: Box<[AtomicU64]>,
-    len: u64,
+    words: Words,
+    /// Only ever grows.
+    len: AtomicU64,
     pgsize: PageSize,
-    closed: AtomicBool,
+    /// [`ON`], [`OFF`] or [`CLOSED`].
+    state: AtomicU64,
+    /// The number of the tracker that has these bits in a slot, or 0.
+    owner: AtomicU64,
+    /// Held while the words grow.
+    growing: Mutex<()>,
 }
+
+/// Marks are taken.
+const ON: u64 = 0;
+/// Marks do nothing.
+const OFF: u64 = 1;
+/// Marks are taken, and refused: perhaps nobody asks for them any more.
+const CLOSED: u64 = 2;
 
 impl DirtyBits {
     /// Creates clean bits for `len` bytes of memory, one bit per page of `pgsize`.
@@ -64,20 +87,24 @@ impl DirtyBits {
     ///
     /// [`TrackError::NoMemory`] if the allocator has no room for the bits.
     pub fn new(len: u64, pgsize: PageSize) -> Result<Self, TrackError> {
-        let wanted = Self::bytes(len, pgsize);
-        let no_memory = TrackError::NoMemory { wanted };
-        let count = usize::try_from(wanted / 8).map_err(|_| no_memory)?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).map_err(|_| no_memory)?;
-        words.resize_with(count, || AtomicU64::new(0));
-        Ok(DirtyBits {
+        Ok(Self::with(
+            Words::new(Self::bytes(len, pgsize) / 8)?,
+            len,
+            pgsize,
+        ))
+    }
+
+    fn with(words: Words, len: u64, pgsize: PageSize) -> Self {
+        DirtyBits {
             inner: Arc::new(Inner {
-                words: words.into_boxed_slice(),
-                len,
+                words,
+                len: AtomicU64::new(len),
                 pgsize,
-                closed: AtomicBool::new(false),
+                state: AtomicU64::new(ON),
+                owner: AtomicU64::new(0),
+                growing: Mutex::default(),
             }),
-        })
+        }
     }
 
     /// Returns how many bytes the bits for `len` bytes of memory take: whole words
@@ -90,13 +117,13 @@ impl DirtyBits {
     /// Returns how many bytes of memory the bits stand for.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.inner.len
+        self.inner.len.load(Ordering::Acquire)
     }
 
     /// Returns whether the bits stand for no memory at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.inner.len == 0
+        self.len() == 0
     }
 
     /// Returns the size of the page that one bit stands for.
@@ -116,13 +143,51 @@ impl DirtyBits {
     /// buffer for [`take`](DirtyBits::take).
     #[must_use]
     pub fn words(&self) -> usize {
-        self.inner.words.len()
+        (Self::bytes(self.len(), self.pgsize()) / 8) as usize
     }
 
     /// Returns whether both are handles to the same bits.
     #[must_use]
     pub fn same(&self, other: &DirtyBits) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// What distinguishes these bits from all others that exist.
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.inner).cast::<()>() as usize
+    }
+
+    /// Lets the bits stand for `len` bytes of memory, which are not fewer than
+    /// before. The new pages are clean, and every handle has them.
+    ///
+    /// The bits of a slot grow with
+    /// [`Tracker::grow_slot`](crate::guest::Tracker::grow_slot).
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - [`TrackError::BitsInUse`] if the bits belong to a slot.
+    /// - [`TrackError::Shrinks`] if `len` is less than before.
+    /// - [`TrackError::NoMemory`].
+    pub fn grow(&self, len: u64) -> Result<(), TrackError> {
+        match self.inner.owner.load(Ordering::SeqCst) {
+            0 => self.grow_owned(len),
+            _ => Err(TrackError::BitsInUse),
+        }
+    }
+
+    /// As [`grow`](DirtyBits::grow), for the tracker that has the bits.
+    pub(crate) fn grow_owned(&self, len: u64) -> Result<(), TrackError> {
+        let growing = self.inner.growing.lock();
+        let _growing = growing.unwrap_or_else(PoisonError::into_inner);
+        if len < self.len() {
+            return Err(TrackError::Shrinks);
+        }
+        self.inner.words.grow(Self::bytes(len, self.pgsize()) / 8)?;
+        // Whoever loads this length sees the words.
+        self.inner.len.store(len, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Marks as dirty every page that the `len` bytes at `offset` touch. `offset`
@@ -133,22 +198,42 @@ impl DirtyBits {
     ///
     /// # Errors
     ///
-    /// In this order; the pages inside the memory are marked in any case:
+    /// None while the bits are off. In this order; the pages inside the memory are
+    /// marked in any case:
     ///
     /// - [`Error::NotTracking`] after [`close`](DirtyBits::close): perhaps no take
     ///   reports this mark.
     /// - [`Error::Unmapped`] if some of the bytes are beyond the end of the memory.
+    #[inline]
     pub fn mark(&self, offset: u64, len: u64) -> Result<(), Error> {
+        match self.is_off() {
+            true => Ok(()),
+            false => self.mark_on(offset, len),
+        }
+    }
+
+    /// Whether a mark of what was written before this call may be left out.
+    #[inline]
+    pub(crate) fn is_off(&self) -> bool {
+        // The write comes before the load: see `start`.
+        light();
+        self.inner.state.load(Ordering::Relaxed) == OFF
+    }
+
+    fn mark_on(&self, offset: u64, len: u64) -> Result<(), Error> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
         };
         let (end, pgsize) = (self.len(), self.pgsize());
         let last = offset.saturating_add(more);
         if offset < end {
-            self.set(pgsize.pages(offset), pgsize.pages(last.min(end - 1)));
+            let last = last.min(end - 1);
+            self.inner
+                .words
+                .set(pgsize.pages(offset), pgsize.pages(last));
         }
         // This load must come after the bits are set: see `close`.
-        if self.inner.closed.load(Ordering::SeqCst) {
+        if self.inner.state.load(Ordering::SeqCst) == CLOSED {
             return Err(Error::NotTracking);
         }
         match last < end {
@@ -157,18 +242,35 @@ impl DirtyBits {
         }
     }
 
-    fn set(&self, first: u64, last: u64) {
-        let (from, to) = (!0 << (first % 64), !0 >> (63 - last % 64));
-        match &self.inner.words[(first / 64) as usize..=(last / 64) as usize] {
-            [only] => drop(only.fetch_or(from & to, Ordering::SeqCst)),
-            [head, middle @ .., tail] => {
-                head.fetch_or(from, Ordering::SeqCst);
-                for word in middle {
-                    word.fetch_or(!0, Ordering::SeqCst);
+    /// Marks the pages whose bits are set in `words`: bit k % 64 of word k / 64 is
+    /// page k, as in [`take`](DirtyBits::take). Bits beyond the last page are
+    /// ignored.
+    ///
+    /// It takes in a log that ends between two takes, such as KVM's of a slot that
+    /// is about to be deleted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracking`] as [`mark`](DirtyBits::mark).
+    pub fn mark_bitmap(&self, words: &[u64]) -> Result<(), Error> {
+        if self.is_off() {
+            return Ok(());
+        }
+        let npages = self.npages();
+        self.inner
+            .words
+            .zip(0, (0..).zip(words), |word, (at, more)| {
+                let more = match npages.saturating_sub(at * 64) {
+                    rest @ 0..64 => more & ((1 << rest) - 1),
+                    _ => *more,
+                };
+                if more != 0 {
+                    word.fetch_or(more, Ordering::SeqCst);
                 }
-                tail.fetch_or(to, Ordering::SeqCst);
-            }
-            [] => {}
+            });
+        match self.inner.state.load(Ordering::SeqCst) {
+            CLOSED => Err(Error::NotTracking),
+            _ => Ok(()),
         }
     }
 
@@ -196,58 +298,170 @@ impl DirtyBits {
         if out.len() < self.words() {
             return Err(Error::BitmapSize);
         }
-        for (out, word) in out.iter_mut().zip(&self.inner.words) {
+        self.inner.words.zip(0, out.iter_mut(), |word, out| {
             // Most words are clean. A load leaves their cache lines shared, where
             // a swap would take them from the threads that mark.
             if word.load(Ordering::Relaxed) != 0 {
                 *out |= word.swap(0, Ordering::SeqCst);
             }
-        }
+        });
         Ok(())
+    }
+
+    /// ORs the dirty pages into `out`, and leaves them dirty here. The format is
+    /// that of [`take`](DirtyBits::take).
+    ///
+    /// It makes a round in two steps, as KVM's manual clear does: read all pages,
+    /// then [`discard`](DirtyBits::discard) a few at a time, each before its copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BitmapSize`] as [`take`](DirtyBits::take).
+    pub fn read(&self, out: &mut [u64]) -> Result<(), Error> {
+        if out.len() < self.words() {
+            return Err(Error::BitmapSize);
+        }
+        self.peek(0, out);
+        Ok(())
+    }
+
+    /// Makes clean every page that lies wholly in the `len` bytes at `offset`; the
+    /// end of the memory ends its last page. Pages of which only a part is in the
+    /// range stay as they are.
+    ///
+    /// A mark that came before this call is forgotten, one that comes after it
+    /// stays, and one at the same time does either. So:
+    ///
+    /// - A page that you copy is copied *after* this call.
+    /// - A page that the guest gave away (balloon, free-page hint, virtio-mem) is
+    ///   discarded *before* the guest is told that it may use the page again.
+    pub fn discard(&self, offset: u64, len: u64) {
+        if let Some((first, last)) = self.whole_pages(offset, len) {
+            self.inner.words.clear(first, last);
+        }
+    }
+
+    /// As [`discard`](DirtyBits::discard), for the pages whose bits are set in
+    /// `words`: bit k % 64 of word k / 64 is page k.
+    pub fn discard_bitmap(&self, words: &[u64]) {
+        self.clear(0, words);
+    }
+
+    /// The first and the last page that lie wholly in the `len` bytes at `offset`.
+    pub(crate) fn whole_pages(&self, offset: u64, len: u64) -> Option<(u64, u64)> {
+        let pgsize = self.pgsize();
+        let end = offset.saturating_add(len);
+        let first = offset.div_ceil(pgsize.bytes());
+        let end = match end >= self.len() {
+            true => self.npages(),
+            false => pgsize.pages(end),
+        };
+        let last = end.checked_sub(1)?;
+        (first <= last).then_some((first, last))
     }
 
     /// ORs the words from word `first` on into `out`, as many as `out` has, and
     /// clears nothing.
     pub(crate) fn peek(&self, first: usize, out: &mut [u64]) {
-        let words = self.inner.words.get(first..).unwrap_or_default();
-        for (out, word) in out.iter_mut().zip(words) {
+        self.inner.words.zip(first, out.iter_mut(), |word, out| {
             *out |= word.load(Ordering::SeqCst);
-        }
+        });
     }
 
     /// Clears, from word `first` on, the bits that are set in `reported`. Copy
     /// their pages after this call: it also clears a mark made since `peek`.
     pub(crate) fn clear(&self, first: usize, reported: &[u64]) {
-        let words = self.inner.words.get(first..).unwrap_or_default();
-        for (reported, word) in reported.iter().zip(words) {
-            if *reported != 0 {
-                word.fetch_and(!reported, Ordering::SeqCst);
-            }
-        }
+        self.inner
+            .words
+            .zip(first, reported.iter(), |word, reported| {
+                if *reported != 0 {
+                    word.fetch_and(!reported, Ordering::SeqCst);
+                }
+            });
     }
 
     /// Clears every bit. What was marked so far is forgotten, so copy all of the
     /// memory after this call.
     pub fn reset(&self) {
-        for word in &self.inner.words {
+        self.inner.words.zip(0, std::iter::repeat(()), |word, ()| {
             if word.load(Ordering::Relaxed) != 0 {
                 word.swap(0, Ordering::SeqCst);
             }
-        }
+        });
     }
 
     /// Ends the bits: every later mark is refused with
     /// [`Error::NotTracking`]. A take made after this call has every mark that
     /// returned `Ok` and that no earlier take had.
     pub fn close(&self) {
-        // A mark sets its bit first and loads `closed` second, and the last take
+        // A mark sets its bit first and loads the state second, and the last take
         // comes after this store. All these operations have one total order. So a
-        // mark that still loads `false` has set its bit before the last take.
-        self.inner.closed.store(true, Ordering::SeqCst);
+        // mark that still loads `ON` has set its bit before the last take.
+        self.inner.state.store(CLOSED, Ordering::SeqCst);
         // A take loads each word with relaxed order before it swaps. The fence
         // orders those loads after the store.
         fence(Ordering::SeqCst);
     }
+
+    /// Makes the bits those of a slot of tracker `owner`, a number other than 0.
+    /// Returns whether no slot had them.
+    pub(crate) fn claim(&self, owner: u64) -> bool {
+        let was = &self.inner.owner;
+        was.compare_exchange(0, owner, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    /// Ends what [`claim`](DirtyBits::claim) began.
+    pub(crate) fn disown(&self) {
+        self.inner.owner.store(0, Ordering::SeqCst);
+    }
+
+    /// The number of the tracker that has the bits in a slot, or 0.
+    pub(crate) fn owner(&self) -> u64 {
+        self.inner.owner.load(Ordering::SeqCst)
+    }
+
+    /// Lets marks do nothing. Where they could not be switched on again without
+    /// losing one, they stay on.
+    pub(crate) fn turn_off(&self) {
+        let state = if available() { OFF } else { ON };
+        self.inner.state.store(state, Ordering::SeqCst);
+    }
+}
+
+/// Lets all of `bits` take marks, and forgets what was marked so far if `forget`
+/// is set. All memory that was written before must be copied after this call.
+///
+/// No write is lost, though a mark does not even have a fence while it is off. A
+/// writer writes (W), then loads the state (L), with a light barrier between. This
+/// function stores `ON` (S), has the heavy barrier, and whoever called it copies
+/// (C). The two barriers are in one order, as two fences would be:
+///
+/// - If the writer's comes first, C sees W.
+/// - If ours comes first, L sees S, so the write is marked. `forget` may clear that
+///   mark, with a swap that acquires it, so C sees W; or the mark stays.
+///
+/// # Errors
+///
+/// [`TrackError::Barrier`]; those that were off are off then, and nothing is
+/// forgotten.
+pub(crate) fn start<'a>(
+    bits: impl Iterator<Item = &'a DirtyBits> + Clone,
+    forget: bool,
+) -> Result<(), TrackError> {
+    let mut were_off = Vec::new();
+    for bits in bits.clone() {
+        if bits.inner.state.swap(ON, Ordering::SeqCst) == OFF {
+            were_off.push(bits);
+        }
+    }
+    if !were_off.is_empty() {
+        heavy().inspect_err(|_| were_off.iter().for_each(|bits| bits.turn_off()))?;
+    }
+    if forget {
+        bits.for_each(DirtyBits::reset);
+    }
+    Ok(())
 }
 
 impl fmt::Debug for DirtyBits {
@@ -262,15 +476,8 @@ impl fmt::Debug for DirtyBits {
 impl Default for DirtyBits {
     /// Creates bits for no memory.
     fn default() -> Self {
-        let inner = Inner {
-            words: Box::default(),
-            len: 0,
-            pgsize: BASE_PAGE,
-            closed: AtomicBool::new(false),
-        };
-        DirtyBits {
-            inner: Arc::new(inner),
-        }
+        // unreachable: no words need no memory
+        DirtyBits::new(0, BASE_PAGE).unwrap_or_else(|cause| panic!("{cause}"))
     }
 }
 
