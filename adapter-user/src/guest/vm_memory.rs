@@ -38,7 +38,9 @@ impl Bitmap for DirtyBits {
     /// ignored, as vm-memory's own bitmap does.
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let _ = self.mark(offset as u64, len as u64);
+        if !self.is_off() {
+            mark_on(self, 0, offset, len);
+        }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
@@ -54,6 +56,14 @@ impl Bitmap for DirtyBits {
     }
 }
 
+/// Marks bits that are not off. It is cold so that a write which is not tracked runs
+/// straight through: that one must cost as if there was no bitmap.
+#[cold]
+#[inline(never)]
+fn mark_on(bits: &DirtyBits, start: usize, offset: usize, len: usize) {
+    let _ = bits.mark(start.saturating_add(offset) as u64, len as u64);
+}
+
 impl<'a> WithBitmapSlice<'_> for BitsSlice<'a> {
     type S = BitsSlice<'a>;
 }
@@ -63,7 +73,9 @@ impl BitmapSlice for BitsSlice<'_> {}
 impl<'a> Bitmap for BitsSlice<'a> {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        self.bits.mark_dirty(self.start.saturating_add(offset), len);
+        if !self.bits.is_off() {
+            mark_on(self.bits, self.start, offset, len);
+        }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
