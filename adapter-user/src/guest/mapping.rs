@@ -112,7 +112,7 @@ impl Mapping {
         let offset = iova.wrapping_sub(self.iova);
         if offset < self.size && more < self.size - offset {
             let first = self.skip + offset;
-            return self.behind.mark(first, first + more);
+            return self.behind.mark(first, first + more, false);
         }
         let last = iova.saturating_add(more);
         if let Some(part) = self.cut(iova, last) {
@@ -121,10 +121,12 @@ impl Mapping {
         Err(TrackError::Unmapped { addr: iova })
     }
 
-    /// Marks the bytes between two IOVAs inside the mapping. A slot that was
-    /// removed is no error here: nobody asks for its pages any more.
+    /// Marks the bytes between two IOVAs inside the mapping, which were written since
+    /// the logs were read. A slot that was removed is no error here: nobody asks for
+    /// its pages any more.
     pub(super) fn mark_inside(&self, first: u64, last: u64) {
-        let _ = self.mark(first, last - first + 1);
+        let start = self.skip + (first - self.iova);
+        let _ = self.behind.mark(start, start + (last - first), true);
     }
 
     /// Marks the whole mapping.
@@ -149,8 +151,9 @@ impl Mapping {
 }
 
 impl Behind {
-    /// Marks the bytes `first` to `last`.
-    fn mark(&self, first: u64, last: u64) -> Result<(), TrackError> {
+    /// Marks the bytes `first` to `last`. If they were written some time `since` the
+    /// logs were read, what no part has counts for each slot that was there.
+    fn mark(&self, first: u64, last: u64, since: bool) -> Result<(), TrackError> {
         let from = self.parts.partition_point(|part| part.last < first);
         let mut result = Ok(());
         let mut next = first; // the first byte that is not marked yet
@@ -160,14 +163,16 @@ impl Behind {
             }
             let (first, stop) = (part.first.max(first), part.last.min(last));
             if next < first {
-                self.slots.mark(self.gpa + next, self.gpa + (first - 1));
+                let (from, to) = (self.gpa + next, self.gpa + (first - 1));
+                self.slots.mark(from, to, since);
             }
             if let Err(cause) = part
                 .bits
                 .mark(part.at + (first - part.first), stop - first + 1)
             {
                 // The slot is gone. Another may have its address.
-                if !self.slots.mark(self.gpa + first, self.gpa + stop) {
+                let (from, to) = (self.gpa + first, self.gpa + stop);
+                if !self.slots.mark(from, to, since) {
                     result = result.and(Err(cause.into()));
                 }
             }
@@ -176,7 +181,7 @@ impl Behind {
             }
             next = stop + 1;
         }
-        self.slots.mark(self.gpa + next, self.gpa + last);
+        self.slots.mark(self.gpa + next, self.gpa + last, since);
         result
     }
 }

@@ -51,7 +51,13 @@ pub(super) struct State {
     pub(super) on: bool,
     /// How often the list has changed.
     pub(super) version: u64,
+    /// Slots as they were before they moved or went, since the logs were read. A log
+    /// may have what was written to them through a mapping of their old address.
+    departed: Vec<Slot>,
 }
+
+/// How many departed slots are remembered. All of one more is marked at once.
+const MAX_DEPARTED: usize = 1 << 12;
 
 impl State {
     /// The index of the first slot that ends at `gpa` or after it.
@@ -106,6 +112,18 @@ impl State {
         taken.count() as u32
     }
 
+    /// Takes a slot out of the list, and remembers where it was.
+    fn take_out(&mut self, at: usize) -> Slot {
+        let slot = self.list.remove(at);
+        self.version += 1;
+        if self.on && self.departed.len() < MAX_DEPARTED {
+            self.departed.push(slot.clone());
+        } else if self.on {
+            mark(&slot.bits, 0, slot.size);
+        }
+        slot
+    }
+
     fn move_to(&mut self, at: usize, gpa: u64) -> Result<(), TrackError> {
         let slot = Slot {
             gpa,
@@ -115,7 +133,7 @@ impl State {
             return Err(Error::Misaligned.into());
         }
         self.check_free(&slot, Some(at))?;
-        self.list.remove(at);
+        self.take_out(at);
         self.insert(slot);
         Ok(())
     }
@@ -250,8 +268,7 @@ impl Slots {
     pub(super) fn remove(&self, id: u32) -> Result<Slot, TrackError> {
         let mut state = self.write();
         let at = state.find(id)?;
-        let slot = state.list.remove(at);
-        state.version += 1;
+        let slot = state.take_out(at);
         slot.bits.close();
         slot.bits.disown();
         Ok(slot)
@@ -291,20 +308,44 @@ impl Slots {
     }
 
     /// Marks the pages of slots between two guest addresses, and returns whether a
-    /// slot has each of the bytes.
-    pub(super) fn mark(&self, first: u64, last: u64) -> bool {
+    /// slot has each of the bytes. If `since` is set, slots count too that have been
+    /// there since the logs were read.
+    pub(super) fn mark(&self, first: u64, last: u64, since: bool) -> bool {
         let state = self.read();
+        let mark_in = |slot: &Slot| {
+            let (from, to) = (first.max(slot.gpa), last.min(slot.last()));
+            if from <= to {
+                mark(&slot.bits, from - slot.gpa, to - from + 1);
+            }
+            (from, to)
+        };
+        if since {
+            for slot in &state.departed {
+                mark_in(slot);
+            }
+        }
         let (mut next, mut whole) = (Some(first), true);
         for slot in &state.list[state.from(first)..] {
             if slot.gpa > last {
                 break;
             }
-            let (from, to) = (first.max(slot.gpa), last.min(slot.last()));
+            let (from, to) = mark_in(slot);
             whole &= next == Some(from);
             next = to.checked_add(1);
-            mark(&slot.bits, from - slot.gpa, to - from + 1);
         }
         whole && next.is_none_or(|next| next > last)
+    }
+
+    /// How many departed slots are remembered, when a take begins.
+    pub(super) fn departed(&self) -> usize {
+        self.read().departed.len()
+    }
+
+    /// Every log was read in a take that began when `departed` slots were remembered.
+    pub(super) fn forget(&self, departed: usize) {
+        if departed > 0 {
+            self.write().departed.drain(..departed);
+        }
     }
 
     /// Switches tracking on: marks are taken from now on, and what was marked so
@@ -313,6 +354,7 @@ impl Slots {
         let mut state = self.write();
         start(state.list.iter().map(|slot| &slot.bits), true)?;
         state.on = true;
+        state.departed.clear();
         Ok(())
     }
 
@@ -320,6 +362,7 @@ impl Slots {
     pub(super) fn stop(&self) {
         let mut state = self.write();
         state.on = false;
+        state.departed.clear();
         state.list.iter().for_each(|slot| slot.bits.turn_off());
     }
 
@@ -328,6 +371,7 @@ impl Slots {
         let mut state = self.write();
         state.on = false;
         state.version += 1;
+        state.departed.clear();
         for slot in state.list.drain(..) {
             slot.bits.turn_off();
             slot.bits.disown();

@@ -124,6 +124,7 @@ impl Tracker {
         }
     }
 
+    #[cfg(feature = "vm-memory")]
     pub(super) fn slots_(&self) -> &Slots {
         &self.inner.slots
     }
@@ -439,8 +440,9 @@ impl Tracker {
         let mut sources = self.inner.sources();
         report.follow(slots.id, &slots.read());
         let on = slots.read().on;
+        let departed = slots.departed();
         let result = match on {
-            true => sources.ask(report),
+            true => sources.ask(report).inspect(|()| slots.forget(departed)),
             false => Err(TakeError {
                 source: "a tracker that is off".to_owned(),
                 cause: Error::NotTracking.into(),
