@@ -26,9 +26,11 @@ struct Source {
     kind: Kind,
 }
 
+type ByGuest = dyn FnMut(&mut Report) -> Result<(), SourceError> + Send;
+
 pub(super) enum Kind {
     /// ORs what it knows into a report.
-    ByGuest(Box<dyn FnMut(&mut Report) -> Result<(), SourceError> + Send>),
+    ByGuest(Box<ByGuest>),
     /// A log for the devices behind a view.
     ByIova {
         view: IovaView,

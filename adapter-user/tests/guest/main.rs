@@ -2,7 +2,7 @@
 //! The tracker by guest address: its rules one by one, and a comparison with a naive
 //! model that keeps a set of pages.
 
-// mod model;
+mod model;
 mod report;
 mod slots;
 mod views;
