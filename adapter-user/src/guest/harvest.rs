@@ -11,9 +11,9 @@
 //! or that was unmapped since the take before began. Those are remembered until
 //! every log of the view was read in a take that began after their unmap.
 
+use super::handles::SourceError;
 use super::index::Index;
 use super::log::{DirtyIovas, DirtyLog, IovaRange, Run};
-use super::tracker::SourceError;
 use super::view::IovaView;
 use crate::error::TrackError;
 use crate::ranges::check_covered;

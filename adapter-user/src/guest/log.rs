@@ -3,7 +3,7 @@
 
 use dirty_core::{Error, Extent};
 
-use super::tracker::SourceError;
+use super::handles::SourceError;
 use crate::error::TrackError;
 
 /// A log of dirty pages by IOVA that somebody else keeps, for the devices behind

@@ -12,6 +12,7 @@
 //! - Then it takes the marks. All of it ends in a [`Report`], which gives ranges,
 //!   and a bitmap per slot, at any page size.
 
+mod handles;
 mod harvest;
 mod index;
 mod log;
@@ -27,10 +28,11 @@ mod view;
 pub(crate) mod vm_memory;
 mod words;
 
+pub use self::handles::{Source, SourceError, TakeError, WeakTracker};
 pub use self::log::{DirtyIovas, DirtyLog, IovaRange};
 pub use self::mapping::Mapping;
 pub use self::pages::{Range, SlotInfo};
 pub use self::report::Report;
 pub use self::slots::Slot;
-pub use self::tracker::{Source, SourceError, TakeError, Tracker, WeakTracker};
+pub use self::tracker::Tracker;
 pub use self::view::IovaView;

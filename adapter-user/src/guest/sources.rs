@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
+use super::handles::{SourceError, TakeError};
 use super::harvest::harvest;
 use super::log::DirtyLog;
 use super::report::Report;
-use super::tracker::{SourceError, TakeError};
 use super::view::IovaView;
 
 /// The sources, in the order in which they were added.
