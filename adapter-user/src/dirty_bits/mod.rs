@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dirty_core::{Error, PageSize};
 
-use self::words::Words;
+use self::words::{zeroed, Words};
 use crate::atomic::{available, fence, heavy, light, AtomicU64, Ordering};
 use crate::error::TrackError;
 
@@ -87,17 +87,16 @@ impl DirtyBits {
     ///
     /// [`TrackError::NoMemory`] if the allocator has no room for the bits.
     pub fn new(len: u64, pgsize: PageSize) -> Result<Self, TrackError> {
-        Ok(Self::with(
-            Words::new(Self::bytes(len, pgsize) / 8)?,
-            len,
-            pgsize,
-        ))
+        let words = zeroed(Self::bytes(len, pgsize) / 8)?;
+        Ok(Self::from_words(words, len, pgsize))
     }
 
-    fn with(words: Words, len: u64, pgsize: PageSize) -> Self {
+    /// Creates bits whose words the caller allocated: exactly as many as `len`
+    /// bytes need, and all zero.
+    pub(crate) fn from_words(words: Box<[AtomicU64]>, len: u64, pgsize: PageSize) -> Self {
         DirtyBits {
             inner: Arc::new(Inner {
-                words,
+                words: Words::new(words),
                 len: AtomicU64::new(len),
                 pgsize,
                 state: AtomicU64::new(ON),

@@ -13,19 +13,23 @@ pub(super) struct Words {
     next: OnceLock<Box<Words>>,
 }
 
+/// Allocates `count` words that are 0.
+pub(super) fn zeroed(count: u64) -> Result<Box<[AtomicU64]>, TrackError> {
+    let wanted = count.saturating_mul(8);
+    let no_memory = TrackError::NoMemory { wanted };
+    let count = usize::try_from(count).map_err(|_| no_memory)?;
+    let mut words = Vec::new();
+    words.try_reserve_exact(count).map_err(|_| no_memory)?;
+    words.resize_with(count, || AtomicU64::new(0));
+    Ok(words.into_boxed_slice())
+}
+
 impl Words {
-    /// Allocates `count` words that are 0.
-    pub(super) fn new(count: u64) -> Result<Words, TrackError> {
-        let wanted = count.saturating_mul(8);
-        let no_memory = TrackError::NoMemory { wanted };
-        let count = usize::try_from(count).map_err(|_| no_memory)?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).map_err(|_| no_memory)?;
-        words.resize_with(count, || AtomicU64::new(0));
-        Ok(Words {
-            piece: words.into_boxed_slice(),
+    pub(super) fn new(piece: Box<[AtomicU64]>) -> Words {
+        Words {
+            piece,
             next: OnceLock::new(),
-        })
+        }
     }
 
     fn pieces(&self) -> impl Iterator<Item = &Words> {
@@ -74,7 +78,7 @@ impl Words {
             return Ok(());
         };
         // Growing by a quarter at least keeps the list short, whatever the steps.
-        let next = Words::new(more.max(have / 4))?;
+        let next = Words::new(zeroed(more.max(have / 4))?);
         let added = end.next.set(Box::new(next));
         debug_assert!(added.is_ok(), "two threads grow the same words");
         Ok(())
