@@ -68,17 +68,37 @@ impl Marks for AtomicBitmap {
 fn tracker() -> (Tracker, DirtyBits) {
     let tracker = Tracker::new(None);
     let bits = tracker.add_slot(0, 0, None, GIB_64.pages * PAGE);
+    tracker.start().expect("the kernel has membarrier(2)");
     (tracker, bits.expect("memory for a bitmap"))
 }
 
-fn bits() -> DirtyBits {
-    tracker().1
+/// Bits, with the tracker that keeps them on.
+struct Tracked<T> {
+    marks: T,
+    _tracker: Tracker,
 }
 
-fn mapping() -> Mapping {
-    let view = tracker().0.iova_view();
-    let mapping = view.map(1 << 40, 0, GIB_64.pages * PAGE);
-    mapping.expect("all of it is there")
+impl<T: Marks> Marks for Tracked<T> {
+    fn mark(&self, offset: u64, len: u64) {
+        self.marks.mark(offset, len);
+    }
+}
+
+fn bits() -> impl Marks {
+    let (tracker, marks) = tracker();
+    Tracked {
+        marks,
+        _tracker: tracker,
+    }
+}
+
+fn mapping() -> impl Marks {
+    let (tracker, _) = tracker();
+    let mapping = tracker.iova_view().map(1 << 40, 0, GIB_64.pages * PAGE);
+    Tracked {
+        marks: mapping.expect("in step"),
+        _tracker: tracker,
+    }
 }
 
 fn atomic() -> AtomicBitmap {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a call on the tracker or on a device's log failed.
 
-use std::fmt;
+use std::{fmt, io};
 
 use dirty_core::{Errno, Error};
 
@@ -43,6 +43,28 @@ pub enum TrackError {
         /// The slot's number.
         id: u32,
     },
+    /// The bits belong to a slot already, of this tracker or of another. `EBUSY`
+    BitsInUse,
+    /// The bits stand for another number of bytes than the memory has. `EINVAL`
+    BitsLength {
+        /// The bytes that the bits stand for.
+        bits: u64,
+        /// The bytes of the memory.
+        memory: u64,
+    },
+    /// The addresses that this process has the memory at overlap another slot's.
+    /// `EEXIST`
+    HostOverlap {
+        /// The number of that slot.
+        id: u32,
+    },
+    /// The view belongs to another tracker. `EINVAL`
+    OtherTracker,
+    /// Memory can grow, but not shrink. `EINVAL`
+    Shrinks,
+    /// The kernel refuses membarrier(2), which tracking cannot be switched on
+    /// without; a seccomp filter must allow it. `EPERM`
+    Barrier,
     /// A log was started without ranges. `EINVAL`
     NoRanges,
     /// A log was started with more than 256 ranges. `E2BIG`
@@ -68,12 +90,17 @@ impl TrackError {
         match self {
             TrackError::Cause(cause) => cause.errno(),
             TrackError::Budget { .. } | TrackError::NoMemory { .. } => Errno::ENOMEM,
-            TrackError::DuplicateSlot { .. } => Errno::EEXIST,
+            TrackError::DuplicateSlot { .. } | TrackError::HostOverlap { .. } => Errno::EEXIST,
+            TrackError::BitsInUse => Errno::EBUSY,
+            TrackError::Barrier => Errno::EPERM,
             TrackError::TooManyRanges => Errno::E2BIG,
             TrackError::NotSupported => Errno::EOPNOTSUPP,
             TrackError::UnknownFeature => Errno::ENOTTY,
             TrackError::Unmapped { .. }
             | TrackError::UnknownSlot { .. }
+            | TrackError::BitsLength { .. }
+            | TrackError::OtherTracker
+            | TrackError::Shrinks
             | TrackError::NoRanges
             | TrackError::RangesOverlap
             | TrackError::PageSize
@@ -100,6 +127,21 @@ impl fmt::Display for TrackError {
             }
             TrackError::UnknownSlot { id } => write!(f, "there is no slot {id}"),
             TrackError::DuplicateSlot { id } => write!(f, "slot {id} exists already"),
+            TrackError::BitsInUse => f.write_str("the dirty bits belong to a slot already"),
+            TrackError::BitsLength { bits, memory } => {
+                write!(
+                    f,
+                    "the dirty bits stand for {bits} bytes, and the memory has {memory}"
+                )
+            }
+            TrackError::HostOverlap { id } => {
+                write!(f, "the memory overlaps slot {id} in this process")
+            }
+            TrackError::OtherTracker => f.write_str("the view belongs to another tracker"),
+            TrackError::Shrinks => f.write_str("memory that is tracked cannot shrink"),
+            TrackError::Barrier => {
+                f.write_str("the kernel refuses membarrier(2); a seccomp filter must allow it")
+            }
             TrackError::NoRanges => f.write_str("the log was started without ranges"),
             TrackError::TooManyRanges => {
                 f.write_str("the log was started with more than 256 ranges")
@@ -117,17 +159,19 @@ impl fmt::Display for TrackError {
     }
 }
 
-impl std::error::Error for TrackError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            TrackError::Cause(cause) => Some(cause),
-            _ => None,
-        }
-    }
-}
+// A cause that a container has too is shown as it is, so it is no source besides.
+impl std::error::Error for TrackError {}
 
 impl From<Error> for TrackError {
     fn from(cause: Error) -> Self {
         TrackError::Cause(cause)
+    }
+}
+
+impl From<TrackError> for io::Error {
+    /// The kind is that of the errno, and the text stays that of the cause.
+    fn from(cause: TrackError) -> Self {
+        let kind = io::Error::from_raw_os_error(cause.errno().0).kind();
+        io::Error::new(kind, cause)
     }
 }

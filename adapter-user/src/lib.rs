@@ -16,13 +16,13 @@
 //! The tracker is the place where everything meets: [`Tracker::take`] returns one
 //! [`Report`] of all that was written. A writer in this process marks the tracker's
 //! bits. A log that somebody else keeps becomes a source: KVM's, the kernel's page
-//! tables', a `DeviceLog`'s, a `Container`'s. Each `take` calls the source, and the
-//! source ORs its log into the report.
+//! tables', a `DeviceLog`'s, a `Container`'s. Each `take` asks the sources, and each
+//! ORs its log into the report.
 //!
 //! A `DeviceLog` and a `Container` report IOVAs. If IOVAs are guest-physical
 //! addresses, their bitmaps go into the report as they are. Behind a virtual IOMMU an
-//! [`IovaView`] keeps the mappings, and its [`Harvest`] translates, also for mappings
-//! that are gone.
+//! [`IovaView`] keeps the mappings. A [`DirtyLog`] that is added with the view is
+//! translated, also for mappings that are gone.
 //!
 //! Here a container and a tracker share the guest memory of vm-memory.
 //! [`Container::map_process`] maps memory that another crate owns.
@@ -30,12 +30,12 @@
 //! ```
 //! use adapter_user::guest::{Report, Tracker};
 //! use adapter_user::{Container, DirtyBits, Group, GroupId, IommuType, Options, Prot};
-//! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+//! use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 //!
 //! let ram = [(GuestAddress(0), 64 << 20)];
 //! let memory = GuestMemoryMmap::<DirtyBits>::from_ranges(&ram)?;
 //! let tracker = Tracker::new(None);
-//! tracker.add_memory(&memory)?; // every write through `memory` is tracked
+//! tracker.add_memory(memory.iter())?; // every write through `memory` is tracked
 //!
 //! // A container for emulated devices maps the same memory. There is no virtual
 //! // IOMMU here, so an IOVA is a guest-physical address.
@@ -50,18 +50,18 @@
 //! let device = container.open_device(GroupId(1), None)?;
 //!
 //! // The device's writes do not go through vm-memory, so the container is a source.
-//! let (log, slots) = (container.clone(), tracker.slots());
+//! let log = container.clone();
 //! tracker.add_source("container", move |report| {
-//!     for slot in &slots {
-//!         let mut dirty = vec![0; slot.bits.words()];
-//!         log.dirty_bitmap_zeroed(slot.gpa, slot.bits.len(), 4096, &mut dirty)?;
+//!     for slot in report.slots() {
+//!         let mut dirty = vec![0; (slot.size / 4096).div_ceil(64) as usize];
+//!         log.dirty_bitmap_zeroed(slot.gpa, slot.size, 4096, &mut dirty)?;
 //!         report.or_slot(slot.id, &dirty)?;
 //!     }
 //!     Ok(())
 //! });
 //!
 //! container.start()?;
-//! tracker.start(); // now copy all memory
+//! tracker.start()?; // now copy all memory
 //! memory.write_obj(1u8, GuestAddress(0x1000))?; // the VMM writes
 //! device.write(0x5fff, &[1, 2])?; // the device writes pages 5 and 6
 //!
@@ -92,8 +92,8 @@
 //!
 //! # Features
 //!
-//! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.18, and
-//!   `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
+//! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.17 and
+//!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
 //!   [`Tracker::add_slot`] returns the bits to mark.
 //!
 //! [`Tracker`]: guest::Tracker
@@ -102,15 +102,17 @@
 //! [`Report`]: guest::Report
 //! [`IovaView`]: guest::IovaView
 //! [`Mapping`]: guest::Mapping
-//! [`Harvest`]: guest::Harvest
+//! [`DirtyLog`]: guest::DirtyLog
 //! [`LogRange`]: device_log::LogRange
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 /// The atomics of `dirty_bits`, which the loom tests replace.
 mod atomic {
-    pub(crate) use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
+    pub(crate) use crate::barrier::{available, heavy, light};
+    pub(crate) use std::sync::atomic::{fence, AtomicU64, Ordering};
 }
+mod barrier;
 mod container;
 pub mod device_log;
 mod dirty_bits;

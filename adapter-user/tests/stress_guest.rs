@@ -87,13 +87,16 @@ fn four_devices_and_a_vmm_lose_nothing() {
         }
         let end = Instant::now() + TIME;
         let mut report = Report::new();
-        tracker.start();
+        tracker.start().unwrap();
         for (page, to) in there.iter_mut().enumerate() {
             *to = guest[page].load(Ordering::Relaxed);
         }
         while Instant::now() < end {
             let _ = tracker.add_slot(1, 1 << 40, None, PAGE).unwrap();
             tracker.take(&mut report).unwrap();
+            // All of a slot that joins is dirty.
+            assert_eq!(report.slot(1), Some(&[1][..]));
+            report.discard(1 << 40, PAGE);
             copy(&guest, &report, &mut there);
             report.clear();
             tracker.remove_slot(1).unwrap();
@@ -114,6 +117,7 @@ fn a_slot_that_goes_has_every_mark_that_was_taken() {
     while Instant::now() < end {
         let tracker = Tracker::new(None);
         let ram = tracker.add_slot(0, 0, None, PAGES * PAGE).unwrap();
+        tracker.start().unwrap();
         let marked: Vec<Vec<u64>> = thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
                 .map(|seed| {

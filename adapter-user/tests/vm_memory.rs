@@ -241,14 +241,14 @@ fn a_tracker_reports_what_a_vmm_writes() {
     let ranges = [(GuestAddress(0), 0x8000), (GuestAddress(0x10_0000), 0x8000)];
     let memory = GuestMemoryMmap::<DirtyBits>::from_ranges(&ranges).unwrap();
     let tracker = Tracker::new(None);
-    tracker.add_memory(&memory).unwrap();
+    tracker.add_memory(memory.iter()).unwrap();
     let hosts: Vec<_> = tracker.slots().iter().map(|slot| slot.host).collect();
     for (host, (gpa, _)) in hosts.iter().zip(ranges) {
         assert_eq!(*host, Some(memory.get_host_address(gpa).unwrap() as u64));
     }
 
     memory.write_obj(1u8, GuestAddress(0x2000)).unwrap();
-    tracker.start();
+    tracker.start().unwrap();
     memory.write_obj(1u8, GuestAddress(0x10_7fff)).unwrap();
     memory
         .write_slice(&[1; 4097], GuestAddress(0x3fff))

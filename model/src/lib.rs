@@ -10,6 +10,9 @@
 //! [`RawScript`] make scripts out of random bytes, for property tests and
 //! fuzzing.
 //!
+//! [`tracked`] does the same for a VMM's tracker: slots, mappings and logs that come
+//! and go.
+//!
 //! ```
 //! let script = "new devs=emu0\nmap size=4p\nstart\nfault copy=3\nget size=4p";
 //! let cases = dirty_script::parse(script, &mut 65535)?;
@@ -22,6 +25,7 @@ mod compare;
 mod gen;
 mod naive;
 mod raw;
+pub mod tracked;
 mod unreported;
 
 pub use compare::compare;

@@ -6,12 +6,12 @@
 //! device asks as it would ask the kernel: by typed calls, or by
 //! [`DeviceLog::ioctl`] with the structures in [`uapi`].
 //!
-//! A log can be a source of a [`Tracker`](crate::guest::Tracker). Behind a virtual
-//! IOMMU a [`Harvest`](crate::guest::Harvest) translates its IOVAs:
+//! A [`Tracker`](crate::guest::Tracker) reads the log in each take, and translates its
+//! IOVAs through the view of the device's mappings:
 //!
 //! ```
 //! use adapter_user::device_log::DeviceLog;
-//! use adapter_user::guest::{Report, Tracker};
+//! use adapter_user::guest::{DirtyIovas, IovaRange, Report, Tracker};
 //! use adapter_user::{Extent, PageSize};
 //!
 //! let tracker = Tracker::new(None);
@@ -23,15 +23,18 @@
 //! log.start(&[(0, 1 << 40)], 4096)?;
 //!
 //! let device = log.clone();
-//! tracker.add_source("device", move |_report| {
-//!     let harvest = iommu.harvest();
-//!     let mut words = [0; 4]; // 256 pages
-//!     device.report(0xf000_0000, 0x10_0000, 4096, &mut words)?;
-//!     let pgsize = PageSize::new(4096).expect("a power of two");
-//!     harvest.or(&words, Extent { bit: 0, iova: 0xf000_0000, npages: 256, pgsize })?;
-//!     harvest.finish();
+//! let pgsize = PageSize::new(4096).expect("a power of two");
+//! let read = move |ask: &[IovaRange], dirty: &mut DirtyIovas| {
+//!     for IovaRange { iova, size } in ask.iter().copied() {
+//!         let npages = size / 4096;
+//!         let mut words = vec![0; npages.div_ceil(64) as usize];
+//!         device.report(iova, size, 4096, &mut words)?;
+//!         dirty.or_bitmap(&words, Extent { bit: 0, iova, npages, pgsize })?;
+//!     }
 //!     Ok(())
-//! });
+//! };
+//! tracker.add_log("device", &iommu, 0, read)?;
+//! tracker.start()?;
 //!
 //! log.mark(0xf000_3000, 1)?; // the device has written
 //! let mut report = Report::new();

@@ -1,117 +1,112 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Dirty pages by IOVA, translated to guest addresses.
+//! Dirty pages by IOVA become dirty pages of the guest.
+//!
+//! A log says which IOVA was written, and not through which mapping. So a dirty
+//! page counts for every mapping that its IOVA had since the log was read before:
+//! for the live ones, and for the gone ones that the view remembers.
+//!
+//! No page is lost whatever the guest maps and unmaps meanwhile, because of the
+//! order: the take begins, each log is read, and only then the mappings are looked
+//! at. A write that a log tells went through a mapping that is live at that time,
+//! or that was unmapped since the take before began. Those are remembered until
+//! every log of the view was read in a take that began after their unmap.
 
-use dirty_core::Extent;
-
+use super::handles::SourceError;
+use super::index::Index;
+use super::log::{DirtyIovas, DirtyLog, IovaRange, Run};
 use super::view::IovaView;
 use crate::error::TrackError;
 use crate::ranges::check_covered;
 
-/// One pass over the logs of a view's devices, which report dirty pages by IOVA.
+/// How often a mapping may be hit by a dirty run in one log's harvest. A guest can
+/// stack its mappings so that each run hits all of them; then all count as dirty.
+const MOST_HITS: u64 = 1 << 22;
+
+/// Reads a log and marks what it has in the guest's slots. If that fails, all
+/// memory behind the view is marked.
 ///
-/// Such a log is a [`DeviceLog`](crate::device_log::DeviceLog), a
-/// [`Container`](crate::Container), the kernel's log of a real device, or an
-/// IOMMU's dirty bits.
-///
-/// A log says which IOVA was written, and not through which mapping. So each dirty
-/// page counts for every mapping that was there since the harvest before: for the
-/// live ones, and for the gone ones that the view remembers.
-///
-/// Begin the harvest, read every log of the view's devices, OR each into the
-/// harvest, and [`finish`](Harvest::finish) it.
-///
-/// ```
-/// use adapter_user::guest::{Report, Tracker};
-/// use adapter_user::{Extent, PageSize};
-///
-/// let tracker = Tracker::new(None);
-/// tracker.add_slot(0, 0, None, 1 << 20)?;
-/// let view = tracker.iova_view();
-/// view.map(0x8000, 0x1000, 0x1000)?;
-/// view.unmap(0x8000, 0x1000)?;
-/// view.map(0x8000, 0x2000, 0x1000)?;
-///
-/// // The device's log has page 0x8000. Either mapping may have been written.
-/// let harvest = view.harvest();
-/// let pgsize = PageSize::new(4096).unwrap();
-/// harvest.or(&[1], Extent { bit: 0, iova: 0x8000, npages: 1, pgsize })?;
-/// harvest.finish(); // every log of this view was read
-///
-/// let mut report = Report::new();
-/// tracker.take(&mut report)?;
-/// assert_eq!(report.slot(0).unwrap()[0], 0b110);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct Harvest<'a> {
-    view: &'a IovaView,
-    /// How many unmaps were done when the harvest began.
-    before: u64,
+/// A log that is `new` may still have pages from before the tracker was started,
+/// whose mappings nobody remembers.
+pub(super) fn harvest(
+    view: &IovaView,
+    log: &mut dyn DirtyLog,
+    gap: u64,
+    new: bool,
+) -> Result<(), SourceError> {
+    let ask = view.read().ranges(gap);
+    let mut dirty = DirtyIovas::default();
+    let result = log.read(&ask, &mut dirty).and_then(|()| {
+        let expected = if new {
+            Expected::Anything
+        } else {
+            Expected::Asked(&ask)
+        };
+        Ok(translate(view, dirty.runs(), expected)?)
+    });
+    result.inspect_err(|_| view.mark_all())
 }
 
-impl IovaView {
-    /// Begins to harvest the logs of this view's devices. Begin before you read
-    /// the first log.
-    #[must_use = "a harvest that is not finished forgets nothing"]
-    pub fn harvest(&self) -> Harvest<'_> {
-        Harvest {
-            before: self.read().unmaps,
-            view: self,
-        }
-    }
+/// Which dirty IOVAs without a mapping are no sign of an error.
+pub(super) enum Expected<'a> {
+    Anything,
+    Asked(&'a [IovaRange]),
 }
 
-impl Harvest<'_> {
-    /// Marks the pages that a device's log has: bit `extent.bit + k` of `words` is
-    /// the page at IOVA `extent.iova + k * extent.pgsize`. Any page size will do.
-    ///
-    /// # Errors
-    ///
-    /// If `extent` does not describe `words`, nothing is marked:
-    ///
-    /// - [`Error::Misaligned`](crate::Error::Misaligned) if its IOVA is not a
-    ///   multiple of its page size.
-    /// - [`Error::BitmapSize`](crate::Error::BitmapSize) if it has more bits than
-    ///   `words`.
-    /// - [`Error::Wraps`](crate::Error::Wraps) if it goes beyond the last address.
-    ///
-    /// After these the other pages are marked all the same; the first error is
-    /// returned:
-    ///
-    /// - [`Error::NotTracking`](crate::Error::NotTracking) if the slot behind a
-    ///   live mapping was removed.
-    /// - [`TrackError::Unmapped`] if a dirty page was in no mapping.
-    pub fn or(&self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
-        let ranges = extent.ranges(words)?;
-        let maps = self.view.read();
-        let inside = extent.pgsize.bytes() - 1;
-        let mut result = Ok(());
-        for (first, last) in ranges {
-            // The pages of the log that each mapping has a byte of.
-            let mut seen = Vec::new();
-            for part in maps
-                .overlapping(first, last)
-                .filter_map(|m| m.cut(first, last))
-            {
-                result = result.and(part.mark(part.iova(), part.size()));
-                seen.push((part.iova() & !inside, part.last() | inside));
-            }
-            for part in maps.gone(first, last).filter_map(|m| m.cut(first, last)) {
-                part.mark_all();
-                seen.push((part.iova() & !inside, part.last() | inside));
-            }
-            // A mapping that is not remembered was marked when it went, so the
-            // page may have been in that one.
-            if !maps.forgot_some() {
-                result = result.and(check_covered(seen, first, last));
-            }
+/// Marks the guest pages behind dirty IOVAs. It fails if one was never asked for
+/// and is in no mapping, after it has marked the others: the view is not in step
+/// with the devices' mappings.
+pub(super) fn translate(
+    view: &IovaView,
+    runs: impl Iterator<Item = Run>,
+    expected: Expected<'_>,
+) -> Result<(), TrackError> {
+    let mut runs = runs.peekable();
+    if runs.peek().is_none() {
+        return Ok(());
+    }
+    // The lock is held while the list of mappings is copied, and no longer.
+    let (mappings, forgot_some) = {
+        let maps = view.read();
+        (maps.all(), maps.forgot_some())
+    };
+    let index = Index::new(mappings);
+    let mut result = Ok(());
+    let mut hits = 0;
+    for run in runs {
+        let Run { first, last, .. } = run;
+        index.overlapping(first, last, |mapping| {
+            mapping.mark_inside(first.max(mapping.iova()), last.min(mapping.last()));
+            hits += 1;
+        });
+        if hits > MOST_HITS {
+            index.all().iter().for_each(|mapping| mapping.mark_all());
+            return result;
         }
-        result
+        // A mapping that is not remembered was marked when it went, so the page may
+        // have been in that one.
+        if let (Expected::Asked(ask), false) = (&expected, forgot_some) {
+            result = result.and_then(|()| check_known(run, &index, ask));
+        }
     }
+    result
+}
 
-    /// Ends the harvest: you have read every log of the view's devices since it
-    /// began. The view forgets the mappings that were gone by then.
-    pub fn finish(self) {
-        self.view.write().forget(self.before);
+/// Checks that each page of a run was asked for in part, or is in a mapping in part.
+fn check_known(run: Run, index: &Index, ask: &[IovaRange]) -> Result<(), TrackError> {
+    let from = ask.partition_point(|range| range.last() < run.first);
+    if ask
+        .get(from)
+        .is_some_and(|range| range.iova <= run.first && range.last() >= run.last)
+    {
+        return Ok(());
     }
+    let whole = |first: u64, last: u64| (first & !run.inside, last | run.inside);
+    let asked = ask[from..]
+        .iter()
+        .take_while(|range| range.iova <= run.last);
+    let mut seen: Vec<_> = asked.map(|range| whole(range.iova, range.last())).collect();
+    index.overlapping(run.first, run.last, |mapping| {
+        seen.push(whole(mapping.iova(), mapping.last()));
+    });
+    check_covered(seen, run.first, run.last)
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::slots::Slot;
+use super::slots::{Slot, Slots};
 use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
 
@@ -12,41 +12,60 @@ use crate::error::TrackError;
 /// any thread, without a lock. A clone is another handle to the same mapping.
 ///
 /// Marks go straight to the bits of the guest's slots. So a mark that comes after
-/// the unmap is reported like any other. A mark that comes after the memory's
-/// slot was removed is refused.
+/// the unmap is reported like any other, and one of memory that has moved is told
+/// at the new address.
+///
+/// A part that leads to no slot, such as another device's BAR, is legal. If a slot
+/// comes there later, marks reach it, but they take the lock of the slots.
 #[derive(Clone)]
 pub struct Mapping {
     iova: u64,
     gpa: u64,
     size: u64,
-    /// The slots behind the mapping as it was made, in order and without a hole.
-    parts: Arc<[Part]>,
-    /// How many bytes of `parts` come before this mapping, which an unmap may have
+    behind: Arc<Behind>,
+    /// How many bytes of `behind` come before this mapping, which an unmap may have
     /// cut.
     skip: u64,
 }
 
+/// What is behind a mapping as it was made.
+struct Behind {
+    gpa: u64,
+    /// In order; there may be holes.
+    parts: Box<[Part]>,
+    slots: Arc<Slots>,
+}
+
 /// A slot behind a mapping.
 struct Part {
-    /// Where the slot starts, in bytes from the start of the mapping.
-    start: u64,
+    /// Its first and last byte, from the start of the mapping.
+    first: u64,
+    last: u64,
     bits: DirtyBits,
-    /// Where the mapping starts, in bytes from the start of the slot.
+    /// The byte of the slot that `first` is.
     at: u64,
 }
 
 impl Mapping {
     /// Creates a mapping of `size` bytes, not 0, where neither the IOVAs nor the
-    /// guest addresses wrap. It fails if an address is in none of `slots`, which
-    /// are sorted.
-    pub(super) fn new(iova: u64, gpa: u64, size: u64, slots: &[Slot]) -> Result<Self, TrackError> {
-        Ok(Mapping {
+    /// guest addresses wrap.
+    pub(super) fn new(iova: u64, gpa: u64, size: u64, slots: &Arc<Slots>) -> Self {
+        let state = slots.read();
+        let last = gpa + (size - 1);
+        let hit = state.list[state.from(gpa)..].iter();
+        let parts = hit.take_while(|slot| slot.gpa <= last);
+        let parts = parts.map(|slot| Part::new(slot, gpa, last)).collect();
+        Mapping {
             iova,
             gpa,
             size,
-            parts: parts(gpa, size, slots)?,
+            behind: Arc::new(Behind {
+                gpa,
+                parts,
+                slots: Arc::clone(slots),
+            }),
             skip: 0,
-        })
+        }
     }
 
     /// Returns the first IOVA.
@@ -55,7 +74,7 @@ impl Mapping {
         self.iova
     }
 
-    /// Returns the first guest-physical address.
+    /// Returns the first guest-physical address, as the mapping was made.
     #[must_use]
     pub fn gpa(&self) -> u64 {
         self.gpa
@@ -73,7 +92,7 @@ impl Mapping {
     }
 
     /// Marks as dirty every page that the `len` bytes at IOVA `iova` touch. No
-    /// bytes mark nothing.
+    /// bytes mark nothing. While the tracker is off, nothing is marked.
     ///
     /// Call it *after* the write, and before you tell anybody that the write is
     /// done.
@@ -83,7 +102,8 @@ impl Mapping {
     /// The other bytes are marked all the same:
     ///
     /// - [`Error::NotTracking`](crate::Error::NotTracking) if a slot behind the
-    ///   bytes was removed: no report has those pages.
+    ///   bytes was removed, and no other slot came to its address: no report has
+    ///   those pages, unless the slot comes back.
     /// - [`TrackError::Unmapped`] if some of the bytes are outside this mapping.
     pub fn mark(&self, iova: u64, len: u64) -> Result<(), TrackError> {
         let Some(more) = len.checked_sub(1) else {
@@ -92,7 +112,7 @@ impl Mapping {
         let offset = iova.wrapping_sub(self.iova);
         if offset < self.size && more < self.size - offset {
             let first = self.skip + offset;
-            return self.mark_parts(first, first + more);
+            return self.behind.mark(first, first + more, false);
         }
         let last = iova.saturating_add(more);
         if let Some(part) = self.cut(iova, last) {
@@ -101,22 +121,17 @@ impl Mapping {
         Err(TrackError::Unmapped { addr: iova })
     }
 
-    fn mark_parts(&self, first: u64, last: u64) -> Result<(), TrackError> {
-        let mut result = Ok(());
-        for Part { start, bits, at } in self.parts.iter() {
-            let end = start + (bits.len() - at); // where the next part starts
-            let (first, stop) = (first.max(*start), end.min(last + 1));
-            if first < stop {
-                result = result.and(bits.mark(at + (first - start), stop - first));
-            }
-        }
-        Ok(result?)
+    /// Marks the bytes between two IOVAs inside the mapping, which were written since
+    /// the logs were read. A slot that was removed is no error here: nobody asks for
+    /// its pages any more.
+    pub(super) fn mark_inside(&self, first: u64, last: u64) {
+        let start = self.skip + (first - self.iova);
+        let _ = self.behind.mark(start, start + (last - first), true);
     }
 
-    /// Marks the whole mapping. A slot that was removed is no error here: nobody
-    /// asks for its pages any more.
+    /// Marks the whole mapping.
     pub(super) fn mark_all(&self) {
-        let _ = self.mark(self.iova, self.size);
+        self.mark_inside(self.iova, self.last());
     }
 
     /// Returns the part of the mapping between two IOVAs, if there is one.
@@ -128,10 +143,60 @@ impl Mapping {
                 iova: first,
                 gpa: self.gpa + before,
                 size: last - first + 1,
-                parts: Arc::clone(&self.parts),
+                behind: Arc::clone(&self.behind),
                 skip: self.skip + before,
             }
         })
+    }
+}
+
+impl Behind {
+    /// Marks the bytes `first` to `last`. If they were written some time `since` the
+    /// logs were read, what no part has counts for each slot that was there.
+    fn mark(&self, first: u64, last: u64, since: bool) -> Result<(), TrackError> {
+        let from = self.parts.partition_point(|part| part.last < first);
+        let mut result = Ok(());
+        let mut next = first; // the first byte that is not marked yet
+        for part in &self.parts[from..] {
+            if part.first > last {
+                break;
+            }
+            let (first, stop) = (part.first.max(first), part.last.min(last));
+            if next < first {
+                let (from, to) = (self.gpa + next, self.gpa + (first - 1));
+                self.slots.mark(from, to, since);
+            }
+            if let Err(cause) = part
+                .bits
+                .mark(part.at + (first - part.first), stop - first + 1)
+            {
+                // The slot is gone. Another may have its address.
+                let (from, to) = (self.gpa + first, self.gpa + stop);
+                if !self.slots.mark(from, to, since) {
+                    result = result.and(Err(cause.into()));
+                }
+            }
+            if stop == last {
+                return result;
+            }
+            next = stop + 1;
+        }
+        self.slots.mark(self.gpa + next, self.gpa + last, since);
+        result
+    }
+}
+
+impl Part {
+    /// The part of `slot` between two guest addresses; the first is that of the
+    /// mapping.
+    fn new(slot: &Slot, gpa: u64, last: u64) -> Part {
+        let from = gpa.max(slot.gpa);
+        Part {
+            first: from - gpa,
+            last: last.min(slot.last()) - gpa,
+            bits: slot.bits.clone(),
+            at: from - slot.gpa,
+        }
     }
 }
 
@@ -139,27 +204,4 @@ impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}+{:#x} -> {:#x}", self.iova, self.size, self.gpa)
     }
-}
-
-/// Returns the slots behind `size` bytes at `gpa`, which do not wrap.
-fn parts(gpa: u64, size: u64, slots: &[Slot]) -> Result<Arc<[Part]>, TrackError> {
-    let mut parts = Vec::new();
-    let mut done = 0;
-    for slot in slots {
-        let addr = gpa + done;
-        if addr < slot.gpa || addr > slot.last() {
-            continue;
-        }
-        let at = addr - slot.gpa;
-        parts.push(Part {
-            start: done,
-            bits: slot.bits.clone(),
-            at,
-        });
-        done += slot.bits.len() - at;
-        if done >= size {
-            return Ok(parts.into());
-        }
-    }
-    Err(TrackError::Unmapped { addr: gpa + done })
 }

@@ -6,25 +6,33 @@
 //! - Whoever writes guest memory marks the [`DirtyBits`](crate::DirtyBits) of a
 //!   [`Slot`], without a lock. The VMM marks through vm-memory, and a device marks
 //!   through the [`Mapping`] of its [`IovaView`].
-//! - [`Tracker::take`] calls every source that has a log of its own: KVM, the
-//!   kernel's page tables, a device whose log has IOVAs (through a [`Harvest`]).
-//!   Then it takes the marks.
-//! - All of it ends in a [`Report`], which gives ranges, and a bitmap per slot, at
-//!   any page size.
+//! - [`Tracker::take`] asks every source that has a log of its own. KVM and the
+//!   kernel's page tables put guest addresses into the report. A [`DirtyLog`] has
+//!   IOVAs, which become marks through the mappings of its view.
+//! - Then it takes the marks. All of it ends in a [`Report`], which gives ranges,
+//!   and a bitmap per slot, at any page size.
 
+mod handles;
 mod harvest;
+mod index;
+mod log;
 mod mapping;
+mod maps;
+mod pages;
 mod report;
 mod slots;
+mod sources;
 mod tracker;
 mod view;
 #[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory;
 mod words;
 
-pub use self::harvest::Harvest;
+pub use self::handles::{Source, SourceError, TakeError, WeakTracker};
+pub use self::log::{DirtyIovas, DirtyLog, IovaRange};
 pub use self::mapping::Mapping;
-pub use self::report::{Range, Report};
+pub use self::pages::{Range, SlotInfo};
+pub use self::report::Report;
 pub use self::slots::Slot;
-pub use self::tracker::{SourceError, TakeError, Tracker};
+pub use self::tracker::Tracker;
 pub use self::view::IovaView;

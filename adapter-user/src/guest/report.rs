@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The union of what all sources report as dirty, by guest address.
 
+use std::collections::HashMap;
+
 use dirty_core::{normalise, Error, Extent, PageSize};
 
-use super::slots::Slot;
-use super::words::set;
+use super::pages::{Range, SlotInfo, SlotPages};
+use super::slots::State;
 use crate::error::TrackError;
-
-/// A range of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// First guest-physical address.
-    pub gpa: u64,
-    /// Length in bytes.
-    pub size: u64,
-}
 
 /// The dirty pages of a guest: a bitmap for each slot.
 ///
@@ -22,12 +15,11 @@ pub struct Range {
 /// in no slot is an error; the pages that are in a slot are taken all the same.
 ///
 /// ```
-/// use adapter_user::guest::{Report, Tracker};
+/// use adapter_user::guest::Tracker;
 ///
 /// let tracker = Tracker::new(None);
 /// tracker.add_slot(7, 0x10_0000, Some(0x7f00_0000_0000), 1 << 20)?;
-/// let mut report = Report::new();
-/// tracker.take(&mut report)?;
+/// let mut report = tracker.report();
 ///
 /// report.or_slot(7, &[0b1, 0, 0, 0])?; // KVM_GET_DIRTY_LOG
 /// report.or_ring([(7, 2)])?; // entries of KVM's dirty ring: slot and offset
@@ -42,75 +34,95 @@ pub struct Range {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    slots: Vec<SlotReport>,
-}
-
-#[derive(Clone, Debug)]
-struct SlotReport {
-    slot: Slot,
-    /// Bit k % 64 of word k / 64 stands for page k of the slot.
-    ///
-    /// INVARIANT: as many words as `slot.bits` has, and no bit beyond its pages.
-    words: Vec<u64>,
-}
-
-impl SlotReport {
-    fn extent(&self) -> Extent {
-        Extent {
-            bit: 0,
-            iova: self.slot.gpa,
-            npages: self.slot.bits.npages(),
-            pgsize: self.slot.bits.pgsize(),
-        }
-    }
-
-    /// Sets the pages that hold bytes `first` to `last` of the slot.
-    fn set(&mut self, first: u64, last: u64) {
-        let pgsize = self.slot.bits.pgsize();
-        let first = pgsize.pages(first);
-        set(&mut self.words, first, pgsize.pages(last) - first + 1);
-    }
+    /// INVARIANT: as in the tracker, sorted by address and without overlaps.
+    slots: Vec<SlotPages>,
+    /// The index in `slots` by number, sorted.
+    by_id: Vec<(u32, usize)>,
+    /// The index in `slots` by host address, sorted.
+    by_host: Vec<(u64, usize)>,
+    /// What was dirty in slots that are removed now.
+    removed: Vec<SlotPages>,
+    /// The tracker and the version of its slots that the report follows.
+    follows: (u64, u64),
 }
 
 impl Report {
-    /// Creates a report without slots. It gets them from
-    /// [`Tracker::take`](super::Tracker::take).
+    /// Creates a report without slots. [`Tracker::take`](super::Tracker::take) gives
+    /// it slots, and [`Tracker::report`](super::Tracker::report) creates one that
+    /// has them.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes this a report of `slots`. Slots that it has already keep their dirty
-    /// pages.
-    pub(super) fn follow(&mut self, slots: &[Slot]) {
-        let same = |old: &SlotReport, new: &Slot| old.slot.bits.same(&new.bits);
-        if self.slots.len() == slots.len() && self.slots.iter().zip(slots).all(|(o, n)| same(o, n))
-        {
+    /// Makes this a report of the slots of tracker `id`. Memory that it has already
+    /// keeps its dirty pages, wherever it is now.
+    pub(super) fn follow(&mut self, id: u64, now: &State) {
+        if self.follows == (id, now.version) {
             return;
         }
-        let mut old = std::mem::take(&mut self.slots);
-        self.slots = slots
-            .iter()
-            .map(|slot| match old.iter().position(|o| same(o, slot)) {
-                Some(at) => old.swap_remove(at),
-                None => SlotReport {
-                    slot: slot.clone(),
-                    words: vec![0; slot.bits.words()],
-                },
-            })
+        let old = self.slots.drain(..).chain(self.removed.drain(..));
+        let mut old: HashMap<usize, SlotPages> =
+            old.map(|pages| (pages.slot.bits.key(), pages)).collect();
+        let new = now.list.iter().map(|slot| {
+            let words = old.remove(&slot.bits.key()).map(|pages| pages.words);
+            SlotPages::new(slot.clone(), words.unwrap_or_default())
+        });
+        self.slots = new.collect();
+        self.removed = old
+            .into_values()
+            .filter(|pages| pages.count() != 0)
             .collect();
+        self.removed.sort_unstable_by_key(|pages| pages.slot.gpa);
+        let by = |(at, pages): (usize, &SlotPages)| (pages.slot.id, at);
+        self.by_id = self.slots.iter().enumerate().map(by).collect();
+        self.by_id.sort_unstable();
+        let by = |(at, pages): (usize, &SlotPages)| pages.slot.host.map(|host| (host, at));
+        self.by_host = self.slots.iter().enumerate().filter_map(by).collect();
+        self.by_host.sort_unstable();
+        self.follows = (id, now.version);
     }
 
     pub(super) fn take_marks(&mut self) {
-        for SlotReport { slot, words } in &mut self.slots {
+        for SlotPages { slot, words } in &mut self.slots {
             // This cannot fail: the words have the length of the bits.
             let _ = slot.bits.take(words);
         }
     }
 
-    fn of(&mut self, id: u32) -> Result<&mut SlotReport, TrackError> {
-        let found = self.slots.iter_mut().find(|s| s.slot.id == id);
-        found.ok_or(TrackError::UnknownSlot { id })
+    /// Marks what the report has in the bits of the slots, for the next take.
+    pub(super) fn give_back(self) {
+        for SlotPages { slot, words } in self.slots {
+            // The bits of a slot that was just removed keep the marks.
+            let _ = slot.bits.mark_bitmap(&words);
+        }
+    }
+
+    fn at(&self, id: u32) -> Result<usize, TrackError> {
+        let at = self.by_id.binary_search_by_key(&id, |(id, _)| *id);
+        match at.ok().and_then(|at| self.by_id.get(at)) {
+            Some((_, at)) => Ok(*at),
+            None => Err(TrackError::UnknownSlot { id }),
+        }
+    }
+
+    /// Returns the slots, sorted by address: those of the tracker when the report
+    /// was taken or created.
+    #[must_use]
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        self.slots.iter().map(SlotPages::info).collect()
+    }
+
+    /// Returns the slots that were removed before their dirty pages were delivered,
+    /// sorted by the address that they had, each with its bitmap as
+    /// [`slot`](Report::slot) returns one. If the memory comes back, its pages are
+    /// told at its new address instead.
+    ///
+    /// [`clear`](Report::clear) forgets them.
+    pub fn removed(&self) -> impl Iterator<Item = (SlotInfo, &[u64])> + '_ {
+        self.removed
+            .iter()
+            .map(|pages| (pages.info(), &pages.words[..]))
     }
 
     /// ORs a slot's bitmap as KVM_GET_DIRTY_LOG returns it: bit k % 64 of word
@@ -125,15 +137,15 @@ impl Report {
     /// - [`Error::BitmapSize`] if `words` is too short for the slot: it says
     ///   nothing about the rest.
     pub fn or_slot(&mut self, id: u32, words: &[u64]) -> Result<(), TrackError> {
-        let at = self.of(id)?;
-        let len = at.slot.bits.len();
+        let at = self.at(id)?;
+        let pages = &mut self.slots[at];
         let log = Extent {
             bit: 0,
-            iova: at.slot.gpa,
-            npages: len.div_ceil(4096),
+            iova: pages.slot.gpa,
+            npages: pages.slot.size.div_ceil(4096),
             pgsize: crate::dirty_bits::BASE_PAGE,
         };
-        or(words, log, at)
+        pages.or(words, log)
     }
 
     /// ORs a bitmap by guest address, at any page size: bit `extent.bit + k` of
@@ -154,9 +166,9 @@ impl Report {
     pub fn or_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
         let ranges = extent.ranges(words)?;
         let mut inside = 0;
-        for at in &mut self.slots {
-            or(words, extent, at)?;
-            inside += overlap(at, extent);
+        for pages in &mut self.slots {
+            pages.or(words, extent)?;
+            inside += pages.overlap(extent);
         }
         // If every page of the extent is inside a slot, no bit can be outside.
         if inside < extent.npages {
@@ -169,11 +181,20 @@ impl Report {
         Ok(())
     }
 
+    /// The index of the first slot that ends at `gpa` or after it.
+    fn from(&self, gpa: u64) -> usize {
+        self.slots.partition_point(|pages| pages.slot.last() < gpa)
+    }
+
     /// Checks that the page at `addr` shares a byte with a slot.
     fn check_in_slot(&self, addr: u64, pgsize: PageSize) -> Result<(), TrackError> {
         let last = addr | (pgsize.bytes() - 1);
-        let hit = |at: &SlotReport| at.slot.gpa <= last && at.slot.last() >= addr;
-        match self.slots.iter().any(hit) {
+        let at = self.from(addr);
+        match self
+            .slots
+            .get(at)
+            .is_some_and(|pages| pages.slot.gpa <= last)
+        {
             true => Ok(()),
             false => Err(TrackError::Unmapped { addr }),
         }
@@ -194,13 +215,14 @@ impl Report {
     ) -> Result<(), TrackError> {
         let mut result = Ok(());
         for (id, page) in entries {
-            let entry = self.of(id).and_then(|at| {
+            let entry = self.at(id).and_then(|at| {
+                let pages = &mut self.slots[at];
                 let addr = page.saturating_mul(4096);
-                if addr >= at.slot.bits.len() {
-                    let addr = at.slot.gpa.saturating_add(addr);
+                if addr >= pages.slot.size {
+                    let addr = pages.slot.gpa.saturating_add(addr);
                     return Err(TrackError::Unmapped { addr });
                 }
-                at.set(addr, (addr + 4095).min(at.slot.bits.len() - 1));
+                pages.set(addr, (addr + 4095).min(pages.slot.size - 1));
                 Ok(())
             });
             result = result.and(entry);
@@ -217,7 +239,17 @@ impl Report {
     /// - [`TrackError::Unmapped`] if some of the bytes are in no slot; the others
     ///   are taken all the same.
     pub fn or_range(&mut self, gpa: u64, size: u64) -> Result<(), TrackError> {
-        self.or_addresses(gpa, size, |slot| Some(slot.gpa))
+        let Some(last) = last(gpa, size)? else {
+            return Ok(());
+        };
+        let from = self.from(gpa);
+        let mut covered = Covered::new(gpa, last);
+        for pages in &mut self.slots[from..] {
+            if !covered.or(pages.slot.gpa, pages) {
+                break;
+            }
+        }
+        covered.result()
     }
 
     /// As [`or_range`](Report::or_range), but `addr` is an address of this process.
@@ -228,56 +260,81 @@ impl Report {
     ///
     /// As [`or_range`](Report::or_range).
     pub fn or_host(&mut self, addr: u64, size: u64) -> Result<(), TrackError> {
-        self.or_addresses(addr, size, |slot| slot.host)
-    }
-
-    fn or_addresses(
-        &mut self,
-        addr: u64,
-        size: u64,
-        base: impl Fn(&Slot) -> Option<u64>,
-    ) -> Result<(), TrackError> {
-        let Some(more) = size.checked_sub(1) else {
+        let Some(last) = last(addr, size)? else {
             return Ok(());
         };
-        let end = addr.checked_add(more).ok_or(Error::Wraps)?;
-        let mut covered = 0;
-        for at in &mut self.slots {
-            let Some(base) = base(&at.slot) else {
-                continue;
-            };
-            let (first, last) = (addr.max(base), end.min(base + (at.slot.bits.len() - 1)));
-            if first <= last {
-                at.set(first - base, last - base);
-                covered += last - first + 1;
+        // The one before may reach into the range.
+        let from = self.by_host.partition_point(|(host, _)| *host <= addr);
+        let from = from.saturating_sub(1);
+        let mut covered = Covered::new(addr, last);
+        for (host, at) in &self.by_host[from..] {
+            if !covered.or(*host, &mut self.slots[*at]) {
+                break;
             }
         }
-        match covered < size {
-            true => Err(TrackError::Unmapped { addr }),
-            false => Ok(()),
+        covered.result()
+    }
+
+    /// Makes clean every page that lies wholly in the `size` bytes at guest-physical
+    /// address `gpa`, which may span slots and what is in no slot. The end of a slot
+    /// ends its last page. Other pages stay as they are.
+    ///
+    /// It is for pages that need not be copied: the guest gave them away, or they
+    /// were sent by themselves. The report forgets what it has taken, and nothing
+    /// else: a write that no take has seen yet is in the next report. So a page may
+    /// be discarded if the guest gave it away *after* the take, or if it was sent
+    /// *after* the take. If the guest gave it away before, it may have used it again
+    /// since: discard it from the bits, with
+    /// [`DirtyBits::discard`](crate::DirtyBits::discard), while the guest waits.
+    pub fn discard(&mut self, gpa: u64, size: u64) {
+        let Some(more) = size.checked_sub(1) else {
+            return;
+        };
+        let last = gpa.saturating_add(more);
+        let from = self.from(gpa);
+        for pages in &mut self.slots[from..] {
+            if pages.slot.gpa > last {
+                break;
+            }
+            pages.discard(gpa.max(pages.slot.gpa), last.min(pages.slot.last()));
         }
+    }
+
+    /// As [`discard`](Report::discard), for each run of pages whose bits are set: bit
+    /// `extent.bit + k` of `words` is the page at `extent.iova + k * extent.pgsize`,
+    /// which is a guest-physical address here.
+    ///
+    /// # Errors
+    ///
+    /// As [`or_bitmap`](Report::or_bitmap) if `extent` does not describe `words`;
+    /// nothing changes then.
+    pub fn discard_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
+        for (first, last) in extent.ranges(words)? {
+            self.discard(first, (last - first).saturating_add(1));
+        }
+        Ok(())
     }
 
     /// Makes every page of every slot dirty, as when a source fails.
     pub fn set_all(&mut self) {
-        for at in &mut self.slots {
-            at.set(0, at.slot.bits.len() - 1);
+        for pages in &mut self.slots {
+            pages.set(0, pages.slot.size - 1);
         }
     }
 
     /// Makes every page clean. Call it when the copies of the pages have arrived.
     pub fn clear(&mut self) {
-        for at in &mut self.slots {
-            at.words.fill(0);
+        for pages in &mut self.slots {
+            pages.words.fill(0);
         }
+        self.removed.clear();
     }
 
     /// Returns the number of dirty pages. Each slot counts in pages of its own
     /// size, [`DirtyBits::pgsize`](crate::DirtyBits::pgsize).
     #[must_use]
     pub fn pages(&self) -> u64 {
-        let words = self.slots.iter().flat_map(|at| &at.words);
-        words.map(|w| u64::from(w.count_ones())).sum()
+        self.slots.iter().map(SlotPages::count).sum()
     }
 
     /// Returns the bitmap of slot `id`, or `None` if the report has no such slot.
@@ -285,8 +342,8 @@ impl Report {
     /// [`DirtyBits::pgsize`](crate::DirtyBits::pgsize).
     #[must_use]
     pub fn slot(&self, id: u32) -> Option<&[u64]> {
-        let found = self.slots.iter().find(|at| at.slot.id == id);
-        found.map(|at| &at.words[..])
+        let at = self.at(id).ok()?;
+        self.slots.get(at).map(|pages| &pages.words[..])
     }
 
     /// ORs the dirty pages of slot `id` into `out`, in pages of `pgsize` bytes,
@@ -302,16 +359,15 @@ impl Report {
     /// - [`Error::BitmapSize`] if `out` is too short.
     pub fn bitmap(&self, id: u32, pgsize: u64, out: &mut [u64]) -> Result<(), TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
-        let found = self.slots.iter().find(|at| at.slot.id == id);
-        let at = found.ok_or(TrackError::UnknownSlot { id })?;
-        let first = pgsize.pages(at.slot.gpa);
+        let pages = &self.slots[self.at(id)?];
+        let first = pgsize.pages(pages.slot.gpa);
         let to = Extent {
             bit: 0,
             iova: first << pgsize.shift(),
-            npages: pgsize.pages(at.slot.last()) - first + 1,
+            npages: pgsize.pages(pages.slot.last()) - first + 1,
             pgsize,
         };
-        Ok(normalise(&at.words, at.extent(), out, to)?)
+        Ok(normalise(&pages.words, pages.extent(), out, to)?)
     }
 
     /// Returns the dirty ranges, sorted by address. Each consists of whole pages of
@@ -323,59 +379,54 @@ impl Report {
     /// [`TrackError::PageSize`] unless `pgsize` is a power of two.
     pub fn ranges(&self, pgsize: u64) -> Result<impl Iterator<Item = Range> + '_, TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
-        let ranges = self.slots.iter().map(|at| at.ranges(pgsize));
+        let ranges = self.slots.iter().map(|pages| pages.ranges(pgsize));
         let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
         Ok(ranges.into_iter().flatten())
     }
 }
 
-impl SlotReport {
-    fn ranges(&self, pgsize: PageSize) -> Result<impl Iterator<Item = Range> + '_, Error> {
-        let (start, end) = (self.slot.gpa, self.slot.last());
-        let inside = pgsize.bytes() - 1;
-        let ranges = self.extent().ranges(&self.words)?;
-        let mut runs = ranges
-            .map(move |(first, last)| ((first & !inside).max(start), (last | inside).min(end)))
-            .peekable();
-        Ok(std::iter::from_fn(move || {
-            let (first, mut last) = runs.next()?;
-            while let Some((_, next)) = runs.next_if(|(next, _)| *next <= last.saturating_add(1)) {
-                last = last.max(next);
-            }
-            Some(Range {
-                gpa: first,
-                size: last - first + 1,
-            })
-        }))
-    }
+/// The last address of a range, if it has one.
+fn last(addr: u64, size: u64) -> Result<Option<u64>, Error> {
+    let Some(more) = size.checked_sub(1) else {
+        return Ok(None);
+    };
+    addr.checked_add(more).ok_or(Error::Wraps).map(Some)
 }
 
-/// Returns how many pages of `extent` lie wholly in a slot.
-fn overlap(at: &SlotReport, extent: Extent) -> u64 {
-    let pgsize = extent.pgsize;
-    let first = at.slot.gpa.max(extent.iova);
-    let end = extent.iova.saturating_add(extent.npages << pgsize.shift());
-    let end = end.min(at.slot.last().saturating_add(1));
-    match first.checked_add(pgsize.bytes() - 1) {
-        Some(up) if up < end => pgsize.pages(end).saturating_sub(pgsize.pages(up)),
-        _ => 0,
-    }
+/// The bytes of a range that are in a slot.
+struct Covered {
+    first: u64,
+    last: u64,
+    missing: u128,
 }
 
-/// ORs the bits of `words` that are in the slot of `at`. `log` says which pages
-/// `words` stands for.
-fn or(words: &[u64], log: Extent, at: &mut SlotReport) -> Result<(), TrackError> {
-    let own = at.extent();
-    if log.bit == 0 && log.iova == own.iova && log.npages == own.npages && log.pgsize == own.pgsize
-    {
-        // The bits stand for the same pages, so whole words can be ORed.
-        let len = at.words.len();
-        let words = words.get(..len).ok_or(Error::BitmapSize)?;
-        at.words.iter_mut().zip(words).for_each(|(a, b)| *a |= b);
-        if let (Some(tail), rest @ 1..) = (at.words.last_mut(), own.npages % 64) {
-            *tail &= (1 << rest) - 1;
+impl Covered {
+    fn new(first: u64, last: u64) -> Self {
+        let missing = u128::from(last - first) + 1;
+        Covered {
+            first,
+            last,
+            missing,
         }
-        return Ok(());
     }
-    Ok(normalise(words, log, &mut at.words, own)?)
+
+    /// Sets the pages of a slot that starts at `base`. Returns false if the slot is
+    /// behind the range.
+    fn or(&mut self, base: u64, pages: &mut SlotPages) -> bool {
+        let first = self.first.max(base);
+        let last = self.last.min(base + (pages.slot.size - 1));
+        if first <= last {
+            pages.set(first - base, last - base);
+            self.missing -= u128::from(last - first) + 1;
+        }
+        base <= self.last
+    }
+
+    fn result(self) -> Result<(), TrackError> {
+        let addr = self.first;
+        match self.missing {
+            0 => Ok(()),
+            _ => Err(TrackError::Unmapped { addr }),
+        }
+    }
 }

@@ -5,22 +5,20 @@
 //! Marks go straight to the guest's bits, so a page stays dirty after its mapping
 //! is gone. A device that has a log of its own is read later, and its log has
 //! IOVAs. So the view remembers where the mappings led that are gone, until every
-//! log was harvested.
+//! log was read.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use dirty_core::Error;
+use dirty_core::{Error, Extent};
 
+use super::harvest::{translate, Expected};
+use super::log::runs;
 use super::mapping::Mapping;
+use super::maps::Maps;
 use super::slots::Slots;
 use crate::dirty_bits::BASE_PAGE;
 use crate::error::TrackError;
-
-/// How many gone mappings a view remembers. The memory of one more is marked at
-/// once, as if all of it had been written.
-const MAX_GONE: usize = 1 << 16;
 
 /// What the devices behind one virtual IOMMU domain see of guest memory.
 ///
@@ -32,48 +30,74 @@ const MAX_GONE: usize = 1 << 16;
 /// [`unmap`](IovaView::unmap) after the unmapping there, when the device can no
 /// longer write.
 ///
-/// Finish a [`harvest`](IovaView::harvest) with every report, even an empty one
-/// when all devices mark: that makes the view forget the mappings that are gone.
-/// It remembers 65536 of them; the memory of each one more is reported as dirty.
+/// While the tracker is on and logs are [added](super::Tracker::add_log) for the
+/// view, it remembers mappings that go, until each log was read. It remembers 65536
+/// of them; the memory of each one more is reported as dirty.
 #[derive(Clone)]
 pub struct IovaView {
-    slots: Arc<Slots>,
-    maps: Arc<RwLock<Maps>>,
+    inner: Arc<Inner>,
 }
 
-/// The mappings of a view: the live ones, and those that are gone and that a log
-/// may still report.
-#[derive(Default)]
-pub(super) struct Maps {
-    /// By first IOVA; no two overlap.
-    live: BTreeMap<u64, Mapping>,
-    /// By first IOVA, first guest address and size: the number of the last unmap
-    /// that removed such a mapping, and the mapping.
-    gone: BTreeMap<(u64, u64, u64), (u64, Mapping)>,
-    /// No gone mapping is larger, in bytes.
-    largest_gone: u64,
-    /// The last unmap of a mapping that `gone` had no room for.
-    not_remembered: Option<u64>,
-    /// How many unmaps there were.
-    pub(super) unmaps: u64,
+struct Inner {
+    slots: Arc<Slots>,
+    maps: RwLock<Maps>,
+}
+
+/// A view, for whoever must not keep it alive.
+pub(super) struct WeakView(Weak<Inner>);
+
+impl WeakView {
+    pub(super) fn upgrade(&self) -> Option<IovaView> {
+        self.0.upgrade().map(|inner| IovaView { inner })
+    }
 }
 
 impl IovaView {
-    pub(super) fn new(slots: Arc<Slots>) -> Self {
-        let maps = Arc::default();
-        IovaView { slots, maps }
+    pub(super) fn new(slots: Arc<Slots>, on: bool) -> Self {
+        let mut maps = Maps::default();
+        maps.set_on(on);
+        let maps = RwLock::new(maps);
+        IovaView {
+            inner: Arc::new(Inner { slots, maps }),
+        }
+    }
+
+    pub(super) fn downgrade(&self) -> WeakView {
+        WeakView(Arc::downgrade(&self.inner))
+    }
+
+    /// What distinguishes this view from all others that exist.
+    pub(super) fn key(&self) -> usize {
+        Arc::as_ptr(&self.inner).cast::<()>() as usize
+    }
+
+    /// The number of the tracker.
+    pub(super) fn tracker(&self) -> u64 {
+        self.inner.slots.id
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Maps> {
-        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+        let maps = self.inner.maps.read();
+        maps.unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+        let maps = self.inner.maps.write();
+        maps.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks all memory that a log of the view may report.
+    pub(super) fn mark_all(&self) {
+        let all = self.read().all();
+        all.iter().for_each(Mapping::mark_all);
     }
 
     /// Maps `size` bytes of guest memory at guest address `gpa` to the IOVAs from
-    /// `iova` on. The bytes may span slots that touch.
+    /// `iova` on. The bytes may span slots, and some may be in no slot, as a
+    /// device's BAR is: what is written there is ignored.
+    ///
+    /// The mapping leads to the memory that is at `gpa` now. It stays with that
+    /// memory when a slot moves.
     ///
     /// # Errors
     ///
@@ -82,16 +106,11 @@ impl IovaView {
     /// - [`Error::Misaligned`] unless all three are multiples of 4 KiB.
     /// - [`Error::ZeroSize`].
     /// - [`Error::Wraps`] if the IOVAs or the guest addresses wrap.
-    /// - [`TrackError::Unmapped`] if a guest address is in no slot.
     /// - [`Error::Overlap`] if an IOVA is mapped already.
     pub fn map(&self, iova: u64, gpa: u64, size: u64) -> Result<Mapping, TrackError> {
-        if !BASE_PAGE.aligns(iova | gpa | size) {
-            return Err(Error::Misaligned.into());
-        }
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
-        gpa.checked_add(more).ok_or(Error::Wraps)?;
-        let mapping = Mapping::new(iova, gpa, size, &self.slots.read())?;
+        let last = last_of(iova, gpa, size)?;
+        gpa.checked_add(size - 1).ok_or(Error::Wraps)?;
+        let mapping = Mapping::new(iova, gpa, size, &self.inner.slots);
         let mut maps = self.write();
         if maps.overlapping(iova, last).next().is_some() {
             return Err(Error::Overlap.into());
@@ -112,15 +131,39 @@ impl IovaView {
     /// - [`Error::ZeroSize`].
     /// - [`Error::Wraps`] if the IOVAs wrap.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, TrackError> {
-        if !BASE_PAGE.aligns(iova | size) {
-            return Err(Error::Misaligned.into());
-        }
-        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-        let last = iova.checked_add(more).ok_or(Error::Wraps)?;
-        Ok(self.write().unmap(iova, last))
+        let last = last_of(iova, 0, size)?;
+        let (unmapped, no_room) = self.write().unmap(iova, last);
+        // The view's lock is free again: this walks words.
+        no_room.iter().for_each(Mapping::mark_all);
+        Ok(unmapped)
     }
 
-    /// Returns the guest-physical address behind an IOVA, if it is mapped.
+    /// As [`unmap`](IovaView::unmap), with the dirty pages of the range: those that
+    /// VFIO_IOMMU_UNMAP_DMA returned, or that a log had which was read between two
+    /// takes. Bit `dirty.bit + k` of `words` is the page at IOVA
+    /// `dirty.iova + k * dirty.pgsize`.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing is marked or unmapped then:
+    ///
+    /// - As `unmap`.
+    /// - If `dirty` does not describe `words`: [`Error::Misaligned`],
+    ///   [`Error::BitmapSize`], [`Error::Wraps`].
+    pub fn unmap_dirty(
+        &self,
+        iova: u64,
+        size: u64,
+        words: &[u64],
+        dirty: Extent,
+    ) -> Result<u64, TrackError> {
+        last_of(iova, 0, size)?;
+        translate(self, runs(words, dirty)?, Expected::Anything)?;
+        self.unmap(iova, size)
+    }
+
+    /// Returns the guest-physical address behind an IOVA, if it is mapped. It is the
+    /// one that [`map`](IovaView::map) was given.
     #[must_use]
     pub fn translate(&self, iova: u64) -> Option<u64> {
         let maps = self.read();
@@ -129,7 +172,8 @@ impl IovaView {
     }
 
     /// Marks as dirty every page that the `len` bytes at IOVA `iova` touch; they
-    /// may span mappings. No bytes mark nothing.
+    /// may span mappings. No bytes mark nothing. While the tracker is off, nothing
+    /// is marked.
     ///
     /// This is for devices that keep no [`Mapping`]. Marks share the view's lock
     /// with each other, and wait while a thread maps or unmaps.
@@ -143,7 +187,7 @@ impl IovaView {
     /// other bytes are marked all the same, and the first error is returned:
     ///
     /// - [`TrackError::Unmapped`] if some of the bytes are in no mapping.
-    /// - [`Error::NotTracking`] if a slot behind the bytes was removed.
+    /// - [`Error::NotTracking`] as [`Mapping::mark`].
     pub fn mark(&self, iova: u64, len: u64) -> Result<(), TrackError> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
@@ -151,18 +195,15 @@ impl IovaView {
         let last = iova.checked_add(more).ok_or(Error::Wraps)?;
         let mut result = Ok(());
         let mut next = Some(iova); // the first byte that no mapping had so far
-        for part in self
-            .read()
-            .overlapping(iova, last)
-            .filter_map(|m| m.cut(iova, last))
-        {
-            if next != Some(part.iova()) {
+        for mapping in self.read().overlapping(iova, last) {
+            let (first, end) = (iova.max(mapping.iova()), last.min(mapping.last()));
+            if next != Some(first) {
                 result = result.and(Err(TrackError::Unmapped {
                     addr: next.unwrap_or(iova),
                 }));
             }
-            result = result.and(part.mark(part.iova(), part.size()));
-            next = part.last().checked_add(1);
+            result = result.and(mapping.mark(first, end - first + 1));
+            next = end.checked_add(1);
         }
         match next {
             Some(addr) if addr <= last => result.and(Err(TrackError::Unmapped { addr })),
@@ -170,77 +211,27 @@ impl IovaView {
         }
     }
 
-    /// Returns how many gone mappings the view remembers, because no harvest that
-    /// began after their unmap is finished.
+    /// Returns how many mappings that are gone the view remembers, because a log may
+    /// still report what was written through them.
     #[must_use]
     pub fn remembered(&self) -> usize {
-        self.read().gone.len()
+        self.read().remembered()
     }
+}
+
+/// Checks a range of IOVAs, and an address that must be aligned as they are, and
+/// returns the last IOVA.
+fn last_of(iova: u64, aligned: u64, size: u64) -> Result<u64, Error> {
+    if !BASE_PAGE.aligns(iova | aligned | size) {
+        return Err(Error::Misaligned);
+    }
+    let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
+    iova.checked_add(more).ok_or(Error::Wraps)
 }
 
 impl fmt::Debug for IovaView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let maps = self.read();
         f.debug_list().entries(maps.live.values()).finish()
-    }
-}
-
-impl Maps {
-    /// The live mappings that overlap a range, given by its first and last IOVA.
-    pub(super) fn overlapping(&self, first: u64, last: u64) -> impl Iterator<Item = &Mapping> {
-        let before = self.live.range(..first).next_back();
-        let before = before.map(|(_, m)| m).filter(move |m| m.last() >= first);
-        let inside = self.live.range(first..=last).map(|(_, m)| m);
-        before.into_iter().chain(inside)
-    }
-
-    /// The gone mappings that overlap a range, and perhaps some that do not.
-    pub(super) fn gone(&self, first: u64, last: u64) -> impl Iterator<Item = &Mapping> {
-        let first = first.saturating_sub(self.largest_gone);
-        let range = (first, 0, 0)..=(last, u64::MAX, u64::MAX);
-        self.gone.range(range).map(|(_, (_, mapping))| mapping)
-    }
-
-    /// Whether a mapping went that there was no room to remember.
-    pub(super) fn forgot_some(&self) -> bool {
-        self.not_remembered.is_some()
-    }
-
-    fn unmap(&mut self, first: u64, last: u64) -> u64 {
-        self.unmaps += 1;
-        let hit: Vec<Mapping> = self.overlapping(first, last).cloned().collect();
-        let mut unmapped = 0;
-        for mapping in hit {
-            self.live.remove(&mapping.iova());
-            let before = first.checked_sub(1).and_then(|end| mapping.cut(0, end));
-            let after = last
-                .checked_add(1)
-                .and_then(|start| mapping.cut(start, u64::MAX));
-            for rest in [before, after].into_iter().flatten() {
-                self.live.insert(rest.iova(), rest);
-            }
-            if let Some(gone) = mapping.cut(first, last) {
-                unmapped += gone.size();
-                self.remember(gone);
-            }
-        }
-        unmapped
-    }
-
-    fn remember(&mut self, mapping: Mapping) {
-        let key = (mapping.iova(), mapping.gpa(), mapping.size());
-        self.largest_gone = self.largest_gone.max(mapping.size());
-        if self.gone.len() < MAX_GONE || self.gone.contains_key(&key) {
-            self.gone.insert(key, (self.unmaps, mapping));
-        } else {
-            mapping.mark_all();
-            self.not_remembered = Some(self.unmaps);
-        }
-    }
-
-    /// Forgets the mappings that went in the first `unmaps` unmaps.
-    pub(super) fn forget(&mut self, unmaps: u64) {
-        self.gone.retain(|_, (unmap, _)| *unmap > unmaps);
-        self.not_remembered = self.not_remembered.filter(|unmap| *unmap > unmaps);
     }
 }

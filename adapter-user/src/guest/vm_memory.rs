@@ -3,7 +3,7 @@
 //! write that goes through it.
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::slots::Slot;
 use super::tracker::Tracker;
@@ -20,6 +20,7 @@ pub struct BitsSlice<'a> {
 
 impl<'a> BitsSlice<'a> {
     /// Returns the bits of the whole region.
+    #[inline]
     #[must_use]
     pub fn bits(&self) -> &'a DirtyBits {
         self.bits
@@ -35,20 +36,32 @@ impl<'a> WithBitmapSlice<'a> for DirtyBits {
 impl Bitmap for DirtyBits {
     /// Marks the pages of `len` bytes from `offset` on. Bytes beyond the end are
     /// ignored, as vm-memory's own bitmap does.
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let _ = self.mark(offset as u64, len as u64);
+        if !self.is_off() {
+            mark_on(self, 0, offset, len);
+        }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
         self.is_dirty(offset as u64)
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> BitsSlice<'_> {
         BitsSlice {
             bits: self,
             start: offset,
         }
     }
+}
+
+/// Marks bits that are not off. It is cold so that a write which is not tracked runs
+/// straight through: that one must cost as if there was no bitmap.
+#[cold]
+#[inline(never)]
+fn mark_on(bits: &DirtyBits, start: usize, offset: usize, len: usize) {
+    let _ = bits.mark(start.saturating_add(offset) as u64, len as u64);
 }
 
 impl<'a> WithBitmapSlice<'_> for BitsSlice<'a> {
@@ -58,14 +71,18 @@ impl<'a> WithBitmapSlice<'_> for BitsSlice<'a> {
 impl BitmapSlice for BitsSlice<'_> {}
 
 impl<'a> Bitmap for BitsSlice<'a> {
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        self.bits.mark_dirty(self.start.saturating_add(offset), len);
+        if !self.bits.is_off() {
+            mark_on(self.bits, self.start, offset, len);
+        }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
         self.bits.dirty_at(self.start.saturating_add(offset))
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> BitsSlice<'a> {
         BitsSlice {
             bits: self.bits,
@@ -89,21 +106,26 @@ impl NewBitmap for DirtyBits {
 
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 impl Tracker {
-    /// Adds each region of `memory` as a slot. The slots have the numbers 0, 1, 2
-    /// and so on, in the order of the regions' addresses. From then on every write
-    /// that goes through `memory` is tracked.
+    /// Adds each region of guest memory as a slot, so that every write that goes
+    /// through vm-memory is tracked. A slot gets the smallest number that is free.
+    ///
+    /// Call it again whenever the memory has changed: regions that are slots already
+    /// stay as they are, those that have another address move there as with
+    /// [`move_slot`](Tracker::move_slot), and new ones are added as with
+    /// [`add`](Tracker::add). Slots without a region stay too, so remove those that
+    /// are gone first.
     ///
     /// ```
     /// use adapter_user::guest::{Report, Tracker};
     /// use adapter_user::DirtyBits;
-    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
     ///
     /// let ram = [(GuestAddress(0), 1 << 20)];
     /// let memory = GuestMemoryMmap::<DirtyBits>::from_ranges(&ram)?;
     /// let tracker = Tracker::new(None);
-    /// tracker.add_memory(&memory)?;
+    /// tracker.add_memory(memory.iter())?;
     ///
-    /// tracker.start();
+    /// tracker.start()?;
     /// memory.write_obj(1u8, GuestAddress(0x3000))?;
     /// let mut report = Report::new();
     /// tracker.take(&mut report)?;
@@ -113,22 +135,62 @@ impl Tracker {
     ///
     /// # Errors
     ///
-    /// As [`add`](Tracker::add), for the first region that fails. The regions
-    /// before it stay in the tracker.
-    pub fn add_memory<M>(&self, memory: &M) -> Result<(), TrackError>
+    /// As [`add`](Tracker::add) and `move_slot`, for the first region that fails.
+    /// What was done for the regions before it stays.
+    pub fn add_memory<'a, R>(
+        &self,
+        regions: impl IntoIterator<Item = &'a R>,
+    ) -> Result<(), TrackError>
     where
-        M: GuestMemoryBackend,
-        M::R: GuestMemoryRegion<B = DirtyBits>,
+        R: GuestMemoryRegion<B = DirtyBits> + 'a,
     {
-        for (id, region) in (0..).zip(memory.iter()) {
-            let gpa = region.start_addr();
-            let host = memory.get_host_address(gpa).ok();
-            self.add(Slot {
-                id,
-                gpa: gpa.raw_value(),
+        self.add_regions(regions, |_| None)
+    }
+
+    /// As [`add_memory`](Tracker::add_memory), with the numbers that the VMM has for
+    /// its slots: `number` returns the one of a region, such as KVM's.
+    ///
+    /// # Errors
+    ///
+    /// As `add_memory`, and [`TrackError::BitsInUse`] for a region that is a slot
+    /// with another number already.
+    pub fn add_memory_as<'a, R>(
+        &self,
+        regions: impl IntoIterator<Item = &'a R>,
+        mut number: impl FnMut(&R) -> u32,
+    ) -> Result<(), TrackError>
+    where
+        R: GuestMemoryRegion<B = DirtyBits> + 'a,
+    {
+        self.add_regions(regions, |region| Some(number(region)))
+    }
+
+    fn add_regions<'a, R>(
+        &self,
+        regions: impl IntoIterator<Item = &'a R>,
+        mut number: impl FnMut(&R) -> Option<u32>,
+    ) -> Result<(), TrackError>
+    where
+        R: GuestMemoryRegion<B = DirtyBits> + 'a,
+    {
+        for region in regions {
+            let bitmap = region.bitmap();
+            let host = region.get_host_address(MemoryRegionAddress(0)).ok();
+            let slot = Slot {
+                id: 0,
+                gpa: region.start_addr().raw_value(),
                 host: host.map(|at| at as u64),
-                bits: region.bitmap().bits().clone(),
-            })?;
+                size: region.len(),
+                bits: bitmap.bits().clone(),
+            };
+            if bitmap.start != 0 {
+                let (bits, memory) = (
+                    slot.bits.len().saturating_sub(bitmap.start as u64),
+                    slot.size,
+                );
+                return Err(TrackError::BitsLength { bits, memory });
+            }
+            self.slots_().put(slot, number(region))?;
         }
         Ok(())
     }

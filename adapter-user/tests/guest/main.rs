@@ -17,7 +17,7 @@ fn pgsize(bytes: u64) -> PageSize {
     PageSize::new(bytes).unwrap()
 }
 
-/// A tracker with slot 5, of 100 pages at 1 MiB that have a host address, and slot 2,
+/// A tracker that is on, with slot 5, of 100 pages at 1 MiB that have a host address, and slot 2,
 /// of 70 pages at 16 MiB.
 fn tracker() -> Tracker {
     let tracker = Tracker::new(None);
@@ -25,6 +25,7 @@ fn tracker() -> Tracker {
         .add_slot(5, MIB, Some(0x7000_0000), 100 * PAGE)
         .unwrap();
     tracker.add_slot(2, 16 * MIB, None, 70 * PAGE).unwrap();
+    tracker.start().unwrap();
     tracker
 }
 

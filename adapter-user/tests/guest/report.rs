@@ -81,6 +81,7 @@ fn a_report_comes_at_any_page_size() {
     let tracker = Tracker::new(None);
     // The slot starts and ends inside a page of 64 KiB.
     let bits = tracker.add_slot(0, 0x18000, None, 20 * PAGE).unwrap();
+    tracker.start().unwrap();
     bits.mark(0, 1).unwrap();
     bits.mark(19 * PAGE, 1).unwrap();
     let mut report = Report::new();
@@ -130,10 +131,8 @@ fn a_source_that_fails_makes_everything_dirty() {
     let mut report = Report::new();
     let failed = tracker.take(&mut report).unwrap_err();
     assert_eq!(failed.source, "flaky");
-    assert_eq!(
-        failed.to_string(),
-        "flaky cannot tell what is dirty: no log"
-    );
+    assert_eq!(failed.to_string(), "flaky cannot tell what is dirty");
+    assert_eq!(failed.cause.to_string(), "no log");
     assert_eq!(report.pages(), 170);
     assert_eq!(take(&tracker), [MIB, 16 * MIB]);
 }

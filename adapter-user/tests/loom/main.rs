@@ -6,7 +6,7 @@
 //! models keep a wrong order and must end in a lost write: they show that these tests
 //! can fail.
 
-#[path = "../../src/dirty_bits.rs"]
+#[path = "../../src/dirty_bits/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod dirty_bits;
 mod error {
@@ -50,21 +50,43 @@ mod atomic {
         pub(crate) fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
             fenced(order, || self.0.fetch_and(value, order))
         }
-    }
-
-    pub(crate) struct AtomicBool(atomic::AtomicBool);
-
-    impl AtomicBool {
-        pub(crate) fn new(value: bool) -> Self {
-            AtomicBool(atomic::AtomicBool::new(value))
-        }
-        pub(crate) fn load(&self, order: Ordering) -> bool {
-            fenced(order, || self.0.load(order))
-        }
-        pub(crate) fn store(&self, value: bool, order: Ordering) {
+        pub(crate) fn store(&self, value: u64, order: Ordering) {
             fenced(order, || self.0.store(value, order));
         }
+        pub(crate) fn compare_exchange(
+            &self,
+            old: u64,
+            new: u64,
+            order: Ordering,
+            failed: Ordering,
+        ) -> Result<u64, u64> {
+            fenced(order, || self.0.compare_exchange(old, new, order, failed))
+        }
     }
+
+    // membarrier(2) makes every running thread execute a full barrier. So the two
+    // halves are ordered as two sequentially consistent fences, which loom knows.
+
+    pub(crate) fn available() -> bool {
+        true
+    }
+    pub(crate) fn light() {
+        if !super::NO_BARRIER.get() {
+            fence(SeqCst);
+        }
+    }
+    pub(crate) fn heavy() -> Result<(), super::error::TrackError> {
+        if !super::NO_BARRIER.get() {
+            fence(SeqCst);
+        }
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// Whether the barriers are left out, to show that they are needed. loom runs all
+    /// threads of a model in one.
+    static NO_BARRIER: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 use std::sync::Arc;
@@ -239,5 +261,109 @@ fn a_copy_before_the_take_loses_writes() {
                 copy[at] = value;
             }
         }
+    });
+}
+
+/// Bits that are off go on beside a writer, and all memory is copied after that. Then
+/// there is one round.
+fn a_start() {
+    loom::model(|| {
+        let guest = Guest::new();
+        guest.bits.turn_off();
+        let writer = thread::spawn({
+            let guest = Arc::clone(&guest);
+            move || {
+                guest.write(0);
+                assert!(guest.mark(0));
+            }
+        });
+        dirty_bits::start([&guest.bits].into_iter(), true).unwrap();
+        let mut copy = [guest.pages[0].load(Relaxed), 0, 0];
+        writer.join().unwrap();
+        guest.round(&mut copy);
+        assert_eq!(copy[0], 1, "a write is lost");
+    });
+}
+
+#[test]
+fn a_start_beside_writers_loses_nothing() {
+    a_start();
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_start_without_the_barriers_loses_writes() {
+    NO_BARRIER.set(true);
+    a_start();
+}
+
+/// A page is written twice, while another thread reads the bits, discards a page and
+/// copies it, in the order of `round`. Threads are preempted three times at most: all orders
+/// are too many.
+fn two_steps(round: fn(&Guest, &mut Copy)) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let guest = Guest::new();
+        let writer = thread::spawn({
+            let guest = Arc::clone(&guest);
+            move || {
+                for value in [1, 2] {
+                    guest.pages[0].store(value, Relaxed);
+                    assert!(guest.mark(0));
+                }
+            }
+        });
+        let mut copy = [0; 3];
+        round(&guest, &mut copy);
+        writer.join().unwrap();
+        round(&guest, &mut copy);
+        assert_eq!(copy[0], 2, "a write is lost");
+    });
+}
+
+#[test]
+fn a_discard_before_the_copy_loses_nothing() {
+    two_steps(|guest, copy| {
+        let mut words = [0; 2];
+        guest.bits.read(&mut words).unwrap();
+        for page in PAGES {
+            if words[(page / 64) as usize] >> (page % 64) & 1 != 0 {
+                guest.bits.discard(page * PAGE, PAGE);
+            }
+        }
+        guest.copy(words, copy);
+    });
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn a_discard_after_the_copy_loses_writes() {
+    two_steps(|guest, copy| {
+        let mut words = [0; 2];
+        guest.bits.read(&mut words).unwrap();
+        guest.copy(words, copy);
+        guest.bits.discard_bitmap(&words);
+    });
+}
+
+/// Bits grow while a writer marks what it finds there.
+#[test]
+fn growing_loses_no_mark() {
+    loom::model(|| {
+        let guest = Guest::new();
+        let writer = thread::spawn({
+            let guest = Arc::clone(&guest);
+            move || {
+                guest.write(0);
+                guest.mark(0) && guest.bits.mark(200 * PAGE, 1).is_ok()
+            }
+        });
+        guest.bits.grow(300 * PAGE).unwrap();
+        let grown = writer.join().unwrap();
+        let mut words = [0; 5];
+        guest.bits.take(&mut words).unwrap();
+        assert_eq!(words[0], 1 << PAGES[0]);
+        assert_eq!(words[3] != 0, grown);
     });
 }

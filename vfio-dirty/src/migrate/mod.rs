@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         tracking.add_cpus(cpus, args.lose == Some(Lose::Cpu));
     }
     container.start().map_err(cannot("start tracking"))?;
-    tracking.start();
+    tracking.start()?;
     let goals = Goals {
         downtime: Duration::from_millis(args.downtime),
         max_rounds: args.max_rounds,

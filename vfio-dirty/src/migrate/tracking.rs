@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use adapter_user::guest::{IovaView, Report, Tracker};
+use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, Report, Tracker};
 use adapter_user::{Container, Extent, PageSize};
 
 use super::cpu_tracker::CpuTracker;
@@ -96,29 +96,36 @@ impl Tracking {
     }
 
     /// Adds a device that sees `view` in the windows between `iova` and `iova + size`.
-    pub(super) fn add_windows(&self, container: &Container, view: &IovaView, iova: u64, size: u64) {
+    pub(super) fn add_windows(
+        &self,
+        container: &Container,
+        view: &IovaView,
+        iova: u64,
+        size: u64,
+    ) -> Result<(), Failure> {
         let (container, counts) = (container.clone(), Arc::clone(&self.counts));
-        let view = view.clone();
         let mut words = vec![0; (size / PAGE).div_ceil(64) as usize];
-        self.tracker.add_source("GET_BITMAP of windows", move |_| {
-            let harvest = view.harvest();
+        // One call for all windows takes less than one for each.
+        let read = move |_: &[IovaRange], dirty: &mut DirtyIovas| {
             container.dirty_bitmap(iova, size, PAGE, &mut words)?;
             counts.windows.fetch_add(ones(&words), Ordering::Relaxed);
-            harvest.or(&words, pages(iova, size).ok_or("no page size")?)?;
-            harvest.finish();
-            Ok(())
-        });
+            Ok(dirty.or_bitmap(&words, pages(iova, size).ok_or("no page size")?)?)
+        };
+        self.tracker
+            .add_log("GET_BITMAP of windows", view, 0, read)
+            .map(drop)
+            .map_err(cannot("add the log of a device"))
     }
 
     /// Forgets all marks. Copy all memory after this call.
-    pub(super) fn start(&self) {
-        self.tracker.start();
+    pub(super) fn start(&self) -> Result<(), Failure> {
+        self.tracker.start().map_err(cannot("start tracking"))
     }
 
     /// Adds the pages that were written since the last call to `report`.
     pub(super) fn take(&self, report: &mut Report) -> Result<(), Failure> {
         let taken = self.tracker.take(report);
-        taken.map_err(|cause| Failure::Runtime(cause.to_string()))
+        taken.map_err(|failed| Failure::Runtime(format!("{failed}: {}", failed.cause)))
     }
 
     /// How many pages each source has reported since the last call.

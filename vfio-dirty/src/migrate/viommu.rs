@@ -57,7 +57,7 @@ impl Churn {
         let windows = (guest.blocks() / 4).clamp(4, 64);
         let base = guest.len().next_multiple_of(1 << 32);
         let view = tracking.iova_view();
-        tracking.add_windows(container, &view, base, windows * STRIDE);
+        tracking.add_windows(container, &view, base, windows * STRIDE)?;
         Ok(Self {
             guest: Arc::clone(guest),
             container: container.clone(),
@@ -130,27 +130,17 @@ impl Churn {
                 "an unmap left a part of its window mapped".into(),
             ));
         }
+        let gone = match pages(iova, size) {
+            Some(extent) if tracked && !self.lost => {
+                self.view.unmap_dirty(iova, size, &words, extent)
+            }
+            _ => self.view.unmap(iova, size),
+        };
+        gone.map_err(cannot("unmap a window in the view"))?;
         if tracked {
             self.counts.add_unmap(&words);
-            if !self.lost {
-                self.mark(iova, size, &words)?;
-            }
         }
-        self.view
-            .unmap(iova, size)
-            .map_err(cannot("unmap a window in the view"))?;
         Ok(tracked)
-    }
-
-    /// Marks the guest pages that an unmap reported.
-    fn mark(&self, iova: u64, size: u64, words: &[u64]) -> Result<(), Failure> {
-        let Some(extent) = pages(iova, size) else {
-            return Ok(());
-        };
-        let harvest = self.view.harvest();
-        harvest
-            .or(words, extent)
-            .map_err(cannot("translate what an unmap reported"))
     }
 
     /// Writes somewhere in a window and returns how many pages that touched.

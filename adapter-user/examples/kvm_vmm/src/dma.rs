@@ -2,7 +2,7 @@
 //! A device that does DMA behind a virtual IOMMU, in a thread of its own.
 //!
 //! Device 0 marks what it writes through its mappings. Device 1 keeps a log by
-//! IOVA, as VFIO devices do; the VMM harvests the log and translates it.
+//! IOVA, as VFIO devices do; the tracker reads the log and translates it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use adapter_user::device_log::DeviceLog;
-use adapter_user::guest::{IovaView, Mapping, Tracker};
+use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, Mapping, Tracker};
 use adapter_user::{Extent, PageSize};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -39,7 +39,7 @@ impl Dma {
         tracker: &Tracker,
         memory: &Arc<DeviceMemory>,
         lose: Option<Lose>,
-    ) -> Dma {
+    ) -> Result<Dma> {
         let view = tracker.iova_view();
         let log = (index == 1).then(|| {
             let (iova, size) = APERTURE;
@@ -61,10 +61,10 @@ impl Dma {
                 count.fetch_add(1, Ordering::Release);
             }
         });
-        if lose != Some(Lose::Log) {
-            add_source(tracker, &view, log.as_ref());
+        if let Some(log) = log.as_ref().filter(|_| lose != Some(Lose::Log)) {
+            add_log(tracker, &view, log.clone())?;
         }
-        Dma {
+        Ok(Dma {
             view,
             log,
             iova: AtomicU32::new(0),
@@ -72,7 +72,7 @@ impl Dma {
             rung: AtomicU64::new(0),
             done,
             queue,
-        }
+        })
     }
 
     fn windows(&self) -> MutexGuard<'_, BTreeMap<u64, Mapping>> {
@@ -161,29 +161,22 @@ impl Device {
 /// The IOVA range in which a device has its windows: first address and bytes.
 pub(crate) const APERTURE: (u64, u64) = (WINDOWS * PAGE, WINDOW_COUNT * PAGE);
 
-/// Adds the device as a source: a harvest reads its log, if it has one. A device
-/// that marks needs the harvest too, so that its view forgets old mappings.
-fn add_source(tracker: &Tracker, view: &IovaView, log: Option<&DeviceLog>) {
-    let (view, log) = (view.clone(), log.cloned());
-    tracker.add_source("device", move |_| {
-        let harvest = view.harvest();
-        if let Some(log) = &log {
-            let (iova, size) = APERTURE;
-            let mut words = [0; WINDOW_COUNT.div_ceil(64) as usize];
-            log.report(iova, size, PAGE, &mut words)?;
-            let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
-            let npages = WINDOW_COUNT;
-            harvest.or(
-                &words,
-                Extent {
-                    bit: 0,
-                    iova,
-                    npages,
-                    pgsize,
-                },
-            )?;
-        }
-        harvest.finish();
-        Ok(())
-    });
+/// Adds the log of a device behind `view`. It is read as a whole: its ranges do not
+/// follow the mappings.
+fn add_log(tracker: &Tracker, view: &IovaView, log: DeviceLog) -> Result<()> {
+    let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
+    let (iova, size) = APERTURE;
+    let extent = Extent {
+        bit: 0,
+        iova,
+        npages: WINDOW_COUNT,
+        pgsize,
+    };
+    let read = move |_: &[IovaRange], dirty: &mut DirtyIovas| {
+        let mut words = [0; WINDOW_COUNT.div_ceil(64) as usize];
+        log.report(iova, size, PAGE, &mut words)?;
+        Ok(dirty.or_bitmap(&words, extent)?)
+    };
+    tracker.add_log("device", view, 0, read)?;
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use adapter_user::device_log::DeviceLog;
-use adapter_user::guest::{Harvest, IovaView, SourceError, Tracker};
+use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, SourceError, Tracker};
 use adapter_user::{Extent, PageSize, TrackError};
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use vm_memory::{Bytes, GuestAddress};
@@ -80,7 +80,7 @@ impl Hammers {
                 random: SmallRng::seed_from_u64(index),
                 windows: vec![None; WINDOWS as usize],
             };
-            hammer.add_source(&machine.tracker);
+            hammer.add_log(&machine.tracker)?;
             let (stop, maps) = (Arc::clone(&hammers.stop), Arc::clone(&hammers.maps));
             hammers.threads.push(thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -129,9 +129,10 @@ impl Hammer {
                     let keeps = log.is_on();
                     log.remove_range(iova, PAGE)?;
                     live.retain(|at| *at != iova);
-                    if keeps {
-                        // After the unmap nobody reports this range.
-                        report(&self.view.harvest(), log, iova, 1)?;
+                    // After the unmap nobody reports this range.
+                    let last = if keeps { report(log, iova, 1)? } else { None };
+                    if let Some((words, extent)) = last {
+                        self.view.unmap_dirty(iova, PAGE, &words, extent)?;
                     }
                 }
             }
@@ -159,24 +160,19 @@ impl Hammer {
         Ok(self.memory.write_obj(value, GuestAddress(gpa + at))?)
     }
 
-    fn add_source(&self, tracker: &Tracker) {
-        let (view, kind) = (self.view.clone(), self.kind.clone());
-        tracker.add_source("hammer", move |_| {
-            let harvest = view.harvest();
-            match &kind {
-                Kind::Marks => {}
-                Kind::Aperture(log) => report(&harvest, log, 0, WINDOWS)?,
-                Kind::Ranges(log, live) => {
-                    let live = live.lock().unwrap_or_else(PoisonError::into_inner);
-                    for iova in live.iter() {
-                        report(&harvest, log, *iova, 1)?;
-                    }
-                }
-            }
+    fn add_log(&self, tracker: &Tracker) -> Result<()> {
+        let kind = self.kind.clone();
+        let read = move |_: &[IovaRange], dirty: &mut DirtyIovas| match &kind {
+            Kind::Marks => Ok(()),
+            Kind::Aperture(log) => read(log, 0, WINDOWS, dirty),
             // A mapping that came and went meanwhile was reported at its unmap.
-            harvest.finish();
-            Ok(())
-        });
+            Kind::Ranges(log, live) => {
+                let live = live.lock().unwrap_or_else(PoisonError::into_inner);
+                live.iter().try_for_each(|iova| read(log, *iova, 1, dirty))
+            }
+        };
+        tracker.add_log("hammer", &self.view, 0, read)?;
+        Ok(())
     }
 }
 
@@ -188,17 +184,32 @@ fn allow_off(marked: std::result::Result<(), TrackError>) -> Result<()> {
     }
 }
 
-/// Harvests `npages` pages of a log from `iova` on, if the log is on.
-fn report(
-    harvest: &Harvest<'_>,
+/// Adds what `npages` pages of a log have from `iova` on to `dirty`.
+fn read(
     log: &DeviceLog,
     iova: u64,
     npages: u64,
+    dirty: &mut DirtyIovas,
 ) -> std::result::Result<(), SourceError> {
-    if !log.is_on() {
-        return Ok(());
+    if let Some((words, extent)) = report(log, iova, npages)? {
+        dirty.or_bitmap(&words, extent)?;
     }
-    let mut words = [0; WINDOWS.div_ceil(64) as usize];
+    Ok(())
+}
+
+/// A bitmap of a hammer's windows.
+type Words = [u64; WINDOWS.div_ceil(64) as usize];
+
+/// Reads `npages` pages of a log from `iova` on, if the log is on.
+fn report(
+    log: &DeviceLog,
+    iova: u64,
+    npages: u64,
+) -> std::result::Result<Option<(Words, Extent)>, SourceError> {
+    if !log.is_on() {
+        return Ok(None);
+    }
+    let mut words = Words::default();
     log.report(iova, npages * PAGE, PAGE, &mut words)?;
     let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
     let pages = Extent {
@@ -207,5 +218,5 @@ fn report(
         npages,
         pgsize,
     };
-    Ok(harvest.or(&words, pages)?)
+    Ok(Some((words, pages)))
 }

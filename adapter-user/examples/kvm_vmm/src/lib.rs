@@ -9,7 +9,7 @@
 //! | the guest's CPU | KVM's dirty log, as a source | `source::add_kvm_log` |
 //! | the VMM | [`DirtyBits`] in vm-memory's regions | `machine` |
 //! | device 0 | it marks through its mapping of the virtual IOMMU | `dma` |
-//! | device 1 | it has a log by IOVA, which the VMM harvests | `dma` |
+//! | device 1 | it has a log by IOVA, which the tracker reads | `dma` |
 //!
 //! `vfio-dirty migrate --guest kvm` runs it. Start reading at `source::migrate`.
 //! The guest's program counts its steps and verifies its memory when it arrives, so

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use adapter_user::guest::Tracker;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::dma::Dma;
 use crate::guest::{
@@ -55,12 +55,12 @@ impl Machine {
         let vm = Arc::new(kvm.create_vm()?);
         let (memory, device_memory) = memory::allocate()?;
         let tracker = Tracker::new(None);
-        tracker.add_memory(&memory)?;
+        tracker.add_memory(memory.iter())?;
         let vcpu = vm.create_vcpu(0)?;
         let device_memory = Arc::new(device_memory);
         let device = |index| Dma::new(index, &tracker, &device_memory, lose);
         let machine = Machine {
-            devices: (0..DEVICES.len()).map(device).collect(),
+            devices: (0..DEVICES.len()).map(device).collect::<Result<_>>()?,
             vm,
             memory,
             tracker,

@@ -105,10 +105,9 @@ fn add_kvm_log(machine: &Machine, args: &Args) {
         return;
     }
     let vm = Arc::clone(&machine.vm);
-    let slots = machine.tracker.slots();
     machine.tracker.add_source("kvm", move |report| {
-        for slot in &slots {
-            let log = vm.get_dirty_log(slot.id, slot.bits.len() as usize)?;
+        for slot in report.slots() {
+            let log = vm.get_dirty_log(slot.id, slot.size as usize)?;
             report.or_slot(slot.id, &log)?;
         }
         Ok(())
@@ -148,7 +147,7 @@ fn start_logs(machine: &Machine, hammers: &Hammers) -> Result<()> {
     for log in &hammers.logs {
         log.set_tracking(true)?;
     }
-    machine.tracker.start();
+    machine.tracker.start()?;
     Ok(())
 }
 

@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs operations on a tracker and on the model.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use adapter_user::guest::{
+    DirtyIovas, DirtyLog, IovaRange, IovaView, Mapping, Report, Slot, Source, SourceError, Tracker,
+};
+use adapter_user::{DirtyBits, Extent, PageSize};
+
+use super::ops::{Op, IOVAS, MEMORIES, PLACE, SMALL, VIEWS};
+use super::world::{Page, Target, World};
+
+const PAGE: u64 = 4096;
+
+/// What devices and KVM share with the sources that read their logs.
+#[derive(Default)]
+struct Shared {
+    logs: [BTreeSet<u64>; VIEWS],
+    fail_log: [bool; VIEWS],
+    kvm: BTreeSet<Page>,
+    fail_kvm: bool,
+}
+
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<Shared>>);
+
+impl Logs {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Log {
+    view: usize,
+    strict: bool,
+    logs: Logs,
+}
+
+impl DirtyLog for Log {
+    fn read(&mut self, ask: &[IovaRange], dirty: &mut DirtyIovas) -> Result<(), SourceError> {
+        let mut shared = self.logs.lock();
+        if std::mem::take(&mut shared.fail_log[self.view]) {
+            return Err("the log fails".into());
+        }
+        let asked = |iova: u64| {
+            ask.iter()
+                .any(|r| r.iova <= iova * PAGE && iova * PAGE <= r.last())
+        };
+        let log = std::mem::take(&mut shared.logs[self.view]);
+        for iova in log {
+            match self.strict && !asked(iova) {
+                true => drop(shared.logs[self.view].insert(iova)),
+                false => dirty.or_range(iova * PAGE, PAGE)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Run {
+    world: World,
+    tracker: Tracker,
+    bits: Vec<DirtyBits>,
+    views: Vec<IovaView>,
+    sources: [Option<Source>; VIEWS],
+    handles: Vec<(Mapping, Vec<Target>)>,
+    logs: Logs,
+    report: Report,
+}
+
+/// Runs operations, and a last take.
+///
+/// # Errors
+///
+/// Says which operation went wrong, and how.
+pub fn run(ops: &[Op]) -> Result<(), String> {
+    let mut run = Run::new().ok_or("no memory for a few bits")?;
+    for (at, op) in ops
+        .iter()
+        .chain([&Op::Take { delivered: true }])
+        .enumerate()
+    {
+        run.step(*op)
+            .map_err(|what| format!("operation {at}, {op:?}: {what}"))?;
+    }
+    Ok(())
+}
+
+fn expect(what: &str, right: bool) -> Result<(), String> {
+    match right {
+        true => Ok(()),
+        false => Err(format!("wrong: {what}")),
+    }
+}
+
+impl Run {
+    fn new() -> Option<Run> {
+        let tracker = Tracker::new(None);
+        let pgsize = PageSize::new(PAGE)?;
+        let bits = (0..MEMORIES).map(|_| DirtyBits::new(SMALL * PAGE, pgsize).ok());
+        let logs = Logs::default();
+        let kvm = logs.clone();
+        tracker.add_source("kvm", move |report| {
+            let mut shared = kvm.lock();
+            if std::mem::take(&mut shared.fail_kvm) {
+                return Err("KVM fails".into());
+            }
+            let ring = std::mem::take(&mut shared.kvm).into_iter();
+            Ok(report.or_ring(ring.map(|(memory, page)| (memory as u32, page)))?)
+        });
+        Some(Run {
+            world: World::new(),
+            bits: bits.collect::<Option<_>>()?,
+            views: (0..VIEWS).map(|_| tracker.iova_view()).collect(),
+            sources: Default::default(),
+            handles: Vec::new(),
+            logs,
+            report: tracker.report(),
+            tracker,
+        })
+    }
+
+    fn slot(&self, memory: usize, place: u64) -> Slot {
+        Slot {
+            id: memory as u32,
+            gpa: place * PLACE * PAGE,
+            host: Some((memory as u64 + 1) << 40),
+            size: self.world.pages[memory] * PAGE,
+            bits: self.bits[memory].clone(),
+        }
+    }
+
+    fn step(&mut self, op: Op) -> Result<(), String> {
+        match op {
+            Op::Add {
+                memory,
+                place,
+                known,
+            } => self.add(memory, place, known),
+            Op::Move { memory, place } => {
+                self.read_kvm(memory);
+                let free = self.world.place[memory].is_some() && self.world.is_free(memory, place);
+                let moved = self.tracker.move_slot(memory as u32, place * PLACE * PAGE);
+                if free {
+                    self.world.depart(memory);
+                    self.world.place[memory] = Some(place * PLACE);
+                }
+                expect("move_slot", moved.is_ok() == free)
+            }
+            Op::Remove { memory } => {
+                self.read_kvm(memory);
+                let removed = self.tracker.remove_slot(memory as u32);
+                let there = self.world.place[memory].is_some();
+                self.world.depart(memory);
+                expect("remove_slot", removed.is_ok() == there)
+            }
+            Op::Grow { memory } => {
+                let grown = self.tracker.grow_slot(memory as u32, PLACE * PAGE);
+                let there = self.world.place[memory].is_some();
+                if there {
+                    let new = self.world.pages[memory]..PLACE;
+                    self.world.pages[memory] = PLACE;
+                    new.for_each(|page| self.world.write((memory, page)));
+                }
+                expect("grow_slot", grown.is_ok() == there)
+            }
+            Op::Map { view, iova, gpa, n } => self.map(view, iova, gpa, n),
+            Op::Unmap { view, iova, n } => {
+                let unmapped = self.views[view].unmap(iova * PAGE, n * PAGE);
+                let wanted = self.world.unmap(view, iova, n) * PAGE;
+                expect("unmap", unmapped == Ok(wanted))
+            }
+            Op::UnmapDirty {
+                view,
+                iova,
+                n,
+                words,
+            } => self.unmap_dirty(view, iova, n, words),
+            Op::Vmm { memory, page } => {
+                if page < self.world.pages[memory] {
+                    // A memory that was no slot yet has bits that are on.
+                    let _ = self.bits[memory].mark(page * PAGE, 1);
+                    self.world.allowed.insert((memory, page));
+                    self.world.write((memory, page));
+                }
+                Ok(())
+            }
+            Op::Mark { view, iova } => {
+                let target = self.world.views[view].live[iova as usize];
+                let marked = self.views[view].mark(iova * PAGE + 5, 1);
+                if let Some(target) = target {
+                    self.world.write_to(target);
+                }
+                expect(
+                    "mark of what is not mapped",
+                    target.is_some() || marked.is_err(),
+                )
+            }
+            Op::Late { handle, page } => {
+                let Some((mapping, targets)) = self.handles.iter().rev().nth(handle) else {
+                    return Ok(());
+                };
+                let at = page % targets.len() as u64;
+                let _ = mapping.mark(mapping.iova() + at * PAGE, 1);
+                let target = targets[at as usize];
+                self.world.write_to(target);
+                Ok(())
+            }
+            Op::Log { view, iova } => {
+                let target = self.world.views[view].live[iova as usize];
+                if let (Some(target), true) = (target, self.sources[view].is_some()) {
+                    self.logs.lock().logs[view].insert(iova);
+                    self.world.write_to(target);
+                }
+                Ok(())
+            }
+            Op::Kvm { memory, page } => {
+                if self.world.place[memory].is_some() && page < self.world.pages[memory] {
+                    self.logs.lock().kvm.insert((memory, page));
+                    self.world.write((memory, page));
+                }
+                Ok(())
+            }
+            Op::FailLog { view } => {
+                self.logs.lock().fail_log[view] = self.sources[view].is_some();
+                Ok(())
+            }
+            Op::FailKvm => {
+                self.logs.lock().fail_kvm = true;
+                Ok(())
+            }
+            Op::Plug { view, strict } => self.plug(view, strict),
+            Op::Discard { memory, page } => {
+                self.bits[memory].discard(page * PAGE, PAGE);
+                // It may be in a log or in the report all the same.
+                self.world.written.remove(&(memory, page));
+                Ok(())
+            }
+            Op::DiscardTaken { memory, page } => {
+                if let Some(place) = self.report.slots().iter().find(|s| s.id == memory as u32) {
+                    self.report.discard(place.gpa + page * PAGE, PAGE);
+                    // What was written since is told all the same.
+                    if !self.world.since.contains(&(memory, page)) {
+                        self.world.written.remove(&(memory, page));
+                    }
+                }
+                Ok(())
+            }
+            Op::Start => {
+                self.tracker.start().map_err(|cause| cause.to_string())?;
+                self.report.clear();
+                self.world.on = true;
+                self.world.written.clear();
+                // The bits of what is no slot keep what they have.
+                let place = self.world.place;
+                self.world
+                    .allowed
+                    .retain(|(memory, _)| place[*memory].is_none());
+                self.world.forget();
+                Ok(())
+            }
+            Op::Stop => {
+                self.tracker.stop();
+                self.world.on = false;
+                self.world.forget();
+                Ok(())
+            }
+            Op::Take { delivered } => self.take(delivered),
+        }
+    }
+
+    fn add(&mut self, memory: usize, place: u64, known: bool) -> Result<(), String> {
+        let slot = self.slot(memory, place);
+        let free = self.world.place[memory].is_none() && self.world.is_free(memory, place);
+        let added = match known {
+            true => self.tracker.add_known(slot),
+            false => self.tracker.add(slot),
+        };
+        if free {
+            self.world.place[memory] = Some(place * PLACE);
+            if !known {
+                let all = 0..self.world.pages[memory];
+                all.for_each(|page| self.world.write((memory, page)));
+            }
+        }
+        expect("add", added.is_ok() == free)
+    }
+
+    /// The VMM reads KVM's log of a slot before KVM forgets it.
+    fn read_kvm(&mut self, memory: usize) {
+        let mut words = [0];
+        let mut shared = self.logs.lock();
+        shared.kvm.retain(|(at, page)| {
+            words[0] |= u64::from(*at == memory) << page;
+            *at != memory
+        });
+        drop(shared);
+        let _ = self.bits[memory].mark_bitmap(&words);
+        for page in (0..PLACE).filter(|page| words[0] >> page & 1 != 0) {
+            self.world.allowed.insert((memory, page));
+        }
+    }
+
+    fn map(&mut self, view: usize, iova: u64, gpa: u64, n: u64) -> Result<(), String> {
+        let mapped = self.views[view].map(iova * PAGE, gpa * PAGE, n * PAGE);
+        let world = &mut self.world;
+        let live = &world.views[view].live;
+        let free = (iova..iova + n).all(|iova| live[iova as usize].is_none());
+        expect("map", mapped.is_ok() == free)?;
+        if let Ok(mapping) = mapped {
+            let targets = (gpa..gpa + n).map(|gpa| {
+                let bound = world.at(gpa);
+                Target { gpa, bound }
+            });
+            let targets: Vec<Target> = targets.collect();
+            for (iova, target) in (iova..).zip(&targets) {
+                world.views[view].live[iova as usize] = Some(*target);
+            }
+            self.handles.push((mapping, targets));
+        }
+        Ok(())
+    }
+
+    fn unmap_dirty(&mut self, view: usize, iova: u64, n: u64, words: u64) -> Result<(), String> {
+        let words = words & ((1 << n) - 1);
+        let extent = Extent {
+            bit: 0,
+            iova: iova * PAGE,
+            npages: n,
+            pgsize: PageSize::new(PAGE).ok_or("no page size")?,
+        };
+        let unmapped = self.views[view].unmap_dirty(iova * PAGE, n * PAGE, &[words], extent);
+        for k in (0..n).filter(|k| words >> k & 1 != 0) {
+            if let Some(target) = self.world.views[view].live[(iova + k) as usize] {
+                self.world.write_to(target);
+            }
+            self.world.allow(view, iova + k);
+        }
+        let wanted = self.world.unmap(view, iova, n) * PAGE;
+        expect("unmap_dirty", unmapped == Ok(wanted))
+    }
+
+    fn plug(&mut self, view: usize, strict: bool) -> Result<(), String> {
+        let Some(source) = self.sources[view].take() else {
+            let logs = self.logs.clone();
+            let log = Log { view, strict, logs };
+            let added = self.tracker.add_log("log", &self.views[view], 0, log);
+            self.sources[view] = Some(added.map_err(|cause| cause.to_string())?);
+            self.world.views[view].logged = true;
+            return Ok(());
+        };
+        let fails = self.world.on && self.logs.lock().fail_log[view];
+        self.allow_log(view, fails);
+        let removed = source.remove();
+        let mut shared = self.logs.lock();
+        shared.logs[view].clear();
+        shared.fail_log[view] = false;
+        drop(shared);
+        self.world.views[view].logged = false;
+        self.world.views[view].gone.clear();
+        expect("remove", removed.is_err() == fails)
+    }
+
+    /// What the read of a log may make dirty.
+    fn allow_log(&mut self, view: usize, fails: bool) {
+        let pending = self.logs.lock().logs[view].clone();
+        for iova in 0..IOVAS {
+            if fails || pending.contains(&iova) {
+                self.world.allow(view, iova);
+            }
+        }
+    }
+
+    fn take(&mut self, delivered: bool) -> Result<(), String> {
+        let on = self.world.on;
+        let (fail_log, fail_kvm) = {
+            let shared = self.logs.lock();
+            (shared.fail_log, shared.fail_kvm)
+        };
+        let fails = !on || fail_kvm || fail_log.contains(&true);
+        if on {
+            for (view, fails) in fail_log.into_iter().enumerate() {
+                self.allow_log(view, fails);
+                if !fails {
+                    self.world.views[view].gone.clear();
+                }
+            }
+            let kvm = self.logs.lock().kvm.clone();
+            self.world.allowed.extend(kvm);
+        }
+        if !on || fail_kvm {
+            self.world.allow_all();
+        }
+        let taken = self.tracker.take(&mut self.report);
+        expect("the result of take", taken.is_err() == fails)?;
+        let told = self.told()?;
+        self.check(&told)?;
+        self.world.since.clear();
+        if !fails {
+            self.world.departed.clear();
+        }
+        if delivered {
+            let removed = self.report.removed();
+            let removed = removed.flat_map(|(slot, words)| {
+                let pages = (0..PLACE).filter(|page| words[0] >> page & 1 != 0);
+                pages.map(move |page| (slot.id as usize, page))
+            });
+            // What was handed out is delivered, but for what the bits have besides.
+            let removed: Vec<Page> = removed.collect();
+            for (memory, page) in removed {
+                if !self.bits[memory].is_dirty(page * PAGE) {
+                    self.world.written.remove(&(memory, page));
+                }
+            }
+            let place = self.world.place;
+            self.world
+                .written
+                .retain(|(memory, _)| place[*memory].is_none());
+            self.world
+                .allowed
+                .retain(|(memory, _)| place[*memory].is_none());
+            self.report.clear();
+        }
+        Ok(())
+    }
+
+    /// The pages that the report has, by where each memory is now.
+    fn told(&self) -> Result<BTreeSet<Page>, String> {
+        let ranges = self
+            .report
+            .ranges(PAGE)
+            .map_err(|cause| cause.to_string())?;
+        let pages = ranges.flat_map(|r| r.gpa / PAGE..(r.gpa + r.size) / PAGE);
+        let told = pages.map(|gpa| match self.world.at(gpa) {
+            Some(page) => Ok(page),
+            None => Err(format!("page {gpa} is told, and it is in no slot")),
+        });
+        told.collect()
+    }
+
+    fn check(&self, told: &BTreeSet<Page>) -> Result<(), String> {
+        for page in &self.world.written {
+            if self.world.place[page.0].is_some() && !told.contains(page) {
+                return Err(format!("page {page:?} was written, and it is not told"));
+            }
+        }
+        for page in told {
+            if !self.world.allowed.contains(page) {
+                return Err(format!("page {page:?} is told, and it was never written"));
+            }
+        }
+        let slots = self.report.slots();
+        let right = slots.iter().all(|slot| {
+            let place = self.world.place[slot.id as usize];
+            place == Some(slot.gpa / PAGE) && slot.size == self.world.pages[slot.id as usize] * PAGE
+        });
+        let count = self.world.place.iter().flatten().count();
+        expect("the slots of the report", right && slots.len() == count)
+    }
+}
