@@ -64,6 +64,7 @@ fn r05_two_ranges_of_a_device_in_one_table() {
     }
     log.start(&[(1 << 32, 64 * PAGE), (2 << 32, 64 * PAGE)], PAGE)
         .unwrap();
+    tracker.start().unwrap();
     log.mark(1 << 32, PAGE).unwrap();
     log.mark(2 << 32, PAGE).unwrap();
     let device = log.clone();
