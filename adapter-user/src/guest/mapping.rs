@@ -31,6 +31,8 @@ pub struct Mapping {
 /// What is behind a mapping as it was made.
 struct Behind {
     gpa: u64,
+    /// How often the list of slots had changed when the mapping was made.
+    version: u64,
     /// In order; there may be holes.
     parts: Box<[Part]>,
     slots: Arc<Slots>,
@@ -61,6 +63,7 @@ impl Mapping {
             size,
             behind: Arc::new(Behind {
                 gpa,
+                version: state.version,
                 parts,
                 slots: Arc::clone(slots),
             }),
@@ -84,6 +87,12 @@ impl Mapping {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Mappings with the same IOVAs, guest addresses and version lead to the same
+    /// memory. With another version, slots may have moved in between.
+    pub(super) fn version(&self) -> u64 {
+        self.behind.version
     }
 
     /// The last IOVA.

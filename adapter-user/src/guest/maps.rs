@@ -15,9 +15,9 @@ const MAX_GONE: usize = 1 << 16;
 pub(super) struct Maps {
     /// By first IOVA; no two overlap.
     pub(super) live: BTreeMap<u64, Mapping>,
-    /// By first IOVA, first guest address and size: the number of the last unmap
-    /// that removed such a mapping, and the mapping.
-    gone: BTreeMap<(u64, u64, u64), (u64, Mapping)>,
+    /// By first IOVA, first guest address, size and version: the number of the last
+    /// unmap that removed such a mapping, and the mapping.
+    gone: BTreeMap<(u64, u64, u64, u64), (u64, Mapping)>,
     /// The last unmap of a mapping that `gone` had no room for.
     not_remembered: Option<u64>,
     /// How many unmaps there were.
@@ -68,7 +68,8 @@ impl Maps {
         if !self.on || self.logs == 0 {
             return None;
         }
-        let key = (mapping.iova(), mapping.gpa(), mapping.size());
+        let (iova, gpa, size) = (mapping.iova(), mapping.gpa(), mapping.size());
+        let key = (iova, gpa, size, mapping.version());
         if self.gone.len() < MAX_GONE || self.gone.contains_key(&key) {
             self.gone.insert(key, (self.unmaps, mapping));
             return None;
