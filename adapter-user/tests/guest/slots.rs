@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Slots are checked, come and go.
 
-use adapter_user::guest::{Range, Report, Slot};
+use adapter_user::guest::{DirtyIovas, IovaRange, Range, Report, Slot};
 use adapter_user::{DirtyBits, Errno, Error, TrackError};
 
 use super::*;
@@ -377,4 +377,23 @@ fn bits_take_in_a_bitmap() {
     bits.mark_bitmap(&[1, !0, 7]).unwrap(); // with KVM's padding
     let at = |page| 16 * MIB + page * PAGE;
     assert_eq!(take(&tracker), [0, 64, 65, 66, 67, 68, 69].map(at));
+}
+
+/// Two gone mappings have the same IOVAs and guest addresses, but the slot moved
+/// before the second was made. Found by the fuzz target `tracker_ops`.
+#[test]
+fn gone_mappings_that_look_alike_lead_to_different_memory() {
+    let tracker = Tracker::new(None);
+    tracker.add_slot(0, 0, None, PAGE).expect("slot");
+    let view = tracker.iova_view();
+    view.map(0, 0, PAGE).expect("map");
+    tracker.move_slot(0, MIB).expect("move");
+    let log = |_: &[IovaRange], dirty: &mut DirtyIovas| Ok(dirty.or_range(0, PAGE)?);
+    let _source = tracker.add_log("log", &view, 0, log);
+    tracker.start().expect("start");
+    // The device writes through the first mapping.
+    view.unmap(0, PAGE).expect("unmap");
+    view.map(0, 0, PAGE).expect("map again");
+    view.unmap(0, PAGE).expect("unmap again");
+    assert_eq!(take(&tracker), [MIB]);
 }

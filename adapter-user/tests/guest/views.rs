@@ -484,25 +484,3 @@ fn mappings_in_a_stack_count_as_dirty_when_they_are_too_many() {
     }
     assert_eq!(take(&tracker).len(), 8191 + 2048);
 }
-
-/// Two gone mappings have the same IOVAs and guest addresses, but the slot moved
-/// before the second was made. Found by the fuzz target `tracker_ops`.
-#[test]
-fn gone_mappings_that_look_alike_lead_to_different_memory() {
-    let tracker = Tracker::new(None);
-    tracker.add_slot(0, 0, None, 4096).expect("slot");
-    let view = tracker.iova_view();
-    view.map(0, 0, 4096).expect("map");
-    tracker.move_slot(0, 1 << 20).expect("move");
-    let log = |_: &[IovaRange], dirty: &mut DirtyIovas| Ok(dirty.or_range(0, 4096)?);
-    let _source = tracker.add_log("log", &view, 0, log);
-    tracker.start().expect("start");
-    // The device writes through the first mapping.
-    view.unmap(0, 4096).expect("unmap");
-    view.map(0, 0, 4096).expect("map again");
-    view.unmap(0, 4096).expect("unmap again");
-    let mut report = Report::new();
-    tracker.take(&mut report).expect("take");
-    let dirty: Vec<_> = report.ranges(4096).expect("ranges").collect();
-    assert_eq!((dirty.len(), dirty[0].gpa), (1, 1 << 20));
-}
