@@ -3,9 +3,9 @@
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::uapi::*;
-use dirty_core::{Container, Dest, Map, Options, Outcome, PageSize, Target, Type1, Unmap};
+use dirty_core::{Command, Container, Dest, Map, Options, Outcome, PageSize, Target, Type1, Unmap};
 
-use crate::host::{Heap, Process, PAGE};
+use crate::host::{copy_from_user, Heap, Process, PAGE};
 
 const GROUP: GroupId = GroupId(1);
 const DEVICE: DeviceId = DeviceId(1);
@@ -114,9 +114,11 @@ impl Guest {
             },
         };
         let address = (&raw const argument).expose_provenance() as u64;
+        let iommu = self.container.iommu_type();
+        let command = Command::read(iommu, VFIO_IOMMU_DIRTY_PAGES, address, copy_from_user);
         let done = self
             .container
-            .ioctl(&mut self.host, VFIO_IOMMU_DIRTY_PAGES, address);
+            .run(&mut self.host, &mut command.expect("a whole argument"));
         assert!(matches!(done, Ok(Outcome::Done(0))), "{done:?}");
     }
 

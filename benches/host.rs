@@ -100,18 +100,19 @@ impl Accounting for Process {
     fn uncharge(&mut self, _: Mm, _: u64) {}
 }
 
+/// Reads an argument of [`Guest::get_by_ioctl`](crate::guest::Guest::get_by_ioctl).
+pub(crate) fn copy_from_user(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    let from = ptr::with_exposed_provenance::<u8>(addr as usize);
+    // SAFETY: an argument of `Guest::get_by_ioctl`, at least as long.
+    unsafe { ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len()) };
+    Ok(())
+}
+
 /// Addresses are this process's and are not checked: the benches pass only those of
 /// buffers that they hold.
 impl UserMemory for Process {
     fn is_user_range(&self, addr: u64, len: u64) -> bool {
         addr.checked_add(len).is_some()
-    }
-
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let from = ptr::with_exposed_provenance::<u8>(addr as usize);
-        // SAFETY: an argument of `Guest::get_by_ioctl`, at least as long.
-        unsafe { ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len()) };
-        Ok(())
     }
 
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {

@@ -123,7 +123,7 @@ mod ranges;
 
 pub use container::charge::charged_pages;
 pub use container::device::{Device, OnUnmap};
-pub use container::group::{Group, IommuType};
+pub use container::group::Group;
 pub use container::guard::PinGuard;
 pub use container::iommu::IommuSpec;
 pub use container::memory::{GuestMemory, OutOfBounds};
@@ -131,7 +131,9 @@ pub use container::pinned::OnMark;
 pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
-pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};
+pub use dirty_core::{
+    normalise, pages, runs, uapi, Errno, Error, Extent, IommuType, Options, PageSize,
+};
 pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]

@@ -8,9 +8,10 @@
 use crate::error::Error;
 use crate::host::{DeviceId, GroupId, Host, Memory, Prot};
 use crate::mem::List;
+use crate::type1::access::Partial;
+use crate::type1::command::{Command, Kind};
 use crate::type1::ioctl::Outcome;
-use crate::type1::{Options, Type1};
-use crate::uapi::{VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_SET_IOMMU};
+use crate::type1::{IommuType, Options, Type1};
 
 /// A group in the container, whether or not a backend is set.
 #[derive(Clone, Copy)]
@@ -75,22 +76,29 @@ impl<M: Memory> Container<M> {
         self.backend.as_mut().ok_or(Error::NoIommu)
     }
 
-    /// An ioctl of the container's file: its number, and its argument as a
-    /// value or as an address in the caller's memory. The container answers
-    /// GET_API_VERSION, SET_IOMMU and, without a backend, CHECK_EXTENSION; the
-    /// backend answers the rest.
+    /// The IOMMU type, which [`Command::read`] needs; `None` before SET_IOMMU.
+    #[must_use]
+    pub fn iommu_type(&self) -> Option<IommuType> {
+        self.backend.as_ref().map(Type1::iommu_type)
+    }
+
+    /// Runs an ioctl of the container's file whose argument was read. The
+    /// container answers GET_API_VERSION, SET_IOMMU and, without a backend,
+    /// CHECK_EXTENSION; the backend answers the rest.
     ///
     /// # Errors
     ///
     /// `NoIommu` for an ioctl that needs a backend before SET_IOMMU; otherwise
-    /// see [`set_iommu`](Container::set_iommu) and [`Type1::ioctl`]. The caller
+    /// see [`set_iommu`](Container::set_iommu) and [`Type1::run`]. The caller
     /// returns the negative of [`Error::errno`] to its user.
-    pub fn ioctl(&mut self, host: &mut dyn Host, nr: u32, arg: u64) -> Result<Outcome, Error> {
-        match nr {
-            VFIO_GET_API_VERSION => Ok(Outcome::Done(0)),
-            VFIO_CHECK_EXTENSION => Ok(Outcome::Done(u32::from(self.check_extension(arg)))),
-            VFIO_SET_IOMMU => self.set_iommu(host, arg).map(|()| Outcome::Done(0)),
-            _ => self.backend_mut()?.ioctl(host, nr, arg),
+    pub fn run(&mut self, host: &mut dyn Host, command: &mut Command) -> Result<Outcome, Error> {
+        match command.kind {
+            Kind::ApiVersion => Ok(Outcome::Done(0)),
+            Kind::CheckExtension(extension) => {
+                Ok(Outcome::Done(u32::from(self.check_extension(extension))))
+            }
+            Kind::SetIommu(kind) => self.set_iommu(host, kind).map(|()| Outcome::Done(0)),
+            _ => self.backend_mut()?.run(host, command),
         }
     }
 
@@ -287,7 +295,7 @@ impl<M: Memory> Container<M> {
         device: DeviceId,
         iova: u64,
         data: &[u8],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Partial> {
         self.device(device)?;
         self.backend()?.write(host, iova, data)
     }
@@ -303,7 +311,7 @@ impl<M: Memory> Container<M> {
         device: DeviceId,
         iova: u64,
         data: &mut [u8],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Partial> {
         self.device(device)?;
         self.backend()?.read(host, iova, data)
     }

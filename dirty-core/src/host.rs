@@ -69,11 +69,10 @@ impl Prot {
     }
 }
 
-/// A copy stopped at a bad address. The first `done` bytes may have been copied;
-/// no byte after them was.
+/// A copy stopped. The first `done` bytes were copied; no byte after them was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Bytes that may have been copied.
+    /// Bytes that were copied.
     pub done: usize,
 }
 
@@ -152,23 +151,28 @@ pub trait Accounting {
 }
 
 /// Copies from and to user memory.
+///
+/// The core makes these copies under the container's lock, so they should not
+/// wait. A host whose copies could wait for a page, as for one that a userfaultfd
+/// handler brings, makes copies that fault where a page is missing. A call that
+/// faulted fails with `BadAddress`, and the host remembers which page it was. It
+/// releases the lock, waits for the page, and makes the call again:
+///
+/// - a [`Command`](crate::Command) from the start, since nothing has changed;
+/// - a read or write of a device from the byte on that
+///   [`Partial`](crate::Partial) tells.
+///
+/// If the page never comes, `BadAddress` is the answer.
 pub trait UserMemory {
     /// Whether the `len` bytes at `addr` lie in the range of user addresses. They
     /// need not be mapped.
     fn is_user_range(&self, addr: u64, len: u64) -> bool;
 
-    /// Copies `buf.len()` bytes from `addr` of the calling process.
-    ///
-    /// # Errors
-    ///
-    /// A [`Fault`] at a bad address.
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault>;
-
     /// Copies `buf` to `addr` of the calling process.
     ///
     /// # Errors
     ///
-    /// A [`Fault`] at a bad address.
+    /// A [`Fault`] at a bad address, or where a page is missing.
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault>;
 
     /// Fills `buf` from `vaddr` of `mm`, for which [`reach`](Accounting::reach)
@@ -176,7 +180,7 @@ pub trait UserMemory {
     ///
     /// # Errors
     ///
-    /// A [`Fault`] at a bad address.
+    /// A [`Fault`] at a bad address, or where a page is missing.
     fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault>;
 
     /// Copies `buf` to `vaddr` of `mm`, for which [`reach`](Accounting::reach)
@@ -184,7 +188,7 @@ pub trait UserMemory {
     ///
     /// # Errors
     ///
-    /// A [`Fault`] at a bad address.
+    /// A [`Fault`] at a bad address, or where a page is missing.
     fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault>;
 }
 

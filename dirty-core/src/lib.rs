@@ -61,7 +61,6 @@
 //! }
 //! impl UserMemory for Vmm { // for ioctls and dma_rw, which are not used here
 //!     fn is_user_range(&self, _: u64, _: u64) -> bool { false }
-//!     fn copy_from_user(&mut self, _: u64, _: &mut [u8]) -> Result<(), Fault> { Err(Fault { done: 0 }) }
 //!     fn copy_to_user(&mut self, _: u64, _: &[u8]) -> Result<(), Fault> { Err(Fault { done: 0 }) }
 //!     fn read_mm(&mut self, _: Mm, _: u64, _: &mut [u8]) -> Result<(), Fault> { Err(Fault { done: 0 }) }
 //!     fn write_mm(&mut self, _: Mm, _: u64, _: &[u8]) -> Result<(), Fault> { Err(Fault { done: 0 }) }
@@ -130,8 +129,10 @@ pub use container::Container;
 pub use error::{Errno, Error};
 pub use pgsize::PageSize;
 pub use rescale::{normalise, Extent};
-pub use type1::ioctl::{Outcome, Pending};
+pub use type1::access::Partial;
+pub use type1::command::Command;
+pub use type1::ioctl::Outcome;
 pub use type1::map::Map;
 pub use type1::report::Dest;
 pub use type1::unmap::{Progress, Target, Unmap};
-pub use type1::{Options, Type1};
+pub use type1::{IommuType, Options, Type1};

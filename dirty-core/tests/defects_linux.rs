@@ -11,7 +11,6 @@
 
 mod support;
 
-use dirty_core::host::UserMemory;
 use dirty_core::uapi::*;
 use dirty_core::{Bitmap, Errno, Error, Options};
 use support::rig::{errno, pgsize, vaddr, Via};

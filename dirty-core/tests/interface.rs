@@ -237,7 +237,7 @@ fn a9_bytes_go_where_the_mappings_say() {
     let unknown = rig
         .container
         .read(&mut rig.host, DeviceId(5), BASE, &mut byte);
-    assert_eq!(unknown, Err(Error::UnknownDevice));
+    assert_eq!(unknown, Err(Error::UnknownDevice.into()));
 }
 
 #[test]
@@ -341,7 +341,10 @@ fn marks_and_writes_of_several_threads_are_all_there() {
                         let iova = BASE + page * PAGE;
                         let done = match page % 3 {
                             0 => container.backend().expect("type1").mark(iova, 1),
-                            _ => container.write(&mut host, DeviceId(0), iova, &[1]),
+                            _ => {
+                                let written = container.write(&mut host, DeviceId(0), iova, &[1]);
+                                written.map_err(Error::from)
+                            }
                         };
                         done.expect("mark");
                     }

@@ -28,6 +28,9 @@ struct Pair {
 
 /// Runs a whole script on the core and on the model.
 ///
+/// Half of the lengths that a script may have choose a host whose user memory is
+/// absent under the container's lock. The answers are the same.
+///
 /// # Errors
 ///
 /// The first disagreement, and the operations up to it as a `.vt` script, which
@@ -39,6 +42,9 @@ struct Pair {
 /// something with it at the end.
 pub fn compare(ops: &[Op]) -> Result<(), String> {
     let mut pair = Pair::default();
+    if ops.len() / 8 % 2 == 1 {
+        pair.sim = Sim::with_absent_pages();
+    }
     ops.iter().try_for_each(|op| pair.step(op))?;
     pair.sim.close();
     Ok(())

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 
 use dirty_core::host::*;
 use dirty_core::{
-    normalise, Container, Dest, Errno, Error, Extent, Options, Outcome, PageSize, Target, Unmap,
+    normalise, Command, Container, Dest, Errno, Error, Extent, Options, Outcome, PageSize, Target, Unmap,
 };
 
 extern "C" {
@@ -110,9 +110,6 @@ impl UserMemory for Anybody {
     fn is_user_range(&self, _: u64, _: u64) -> bool {
         word() != 0
     }
-    fn copy_from_user(&mut self, _: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        fill(buf)
-    }
     fn copy_to_user(&mut self, _: u64, _: &[u8]) -> Result<(), Fault> {
         copied()
     }
@@ -191,10 +188,9 @@ fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(),
                 )?;
             }
             _ => {
-                let mut outcome = container.ioctl(host, word() as u32, word())?;
-                while let Outcome::Notify(pending) = outcome {
-                    outcome = container.backend_mut()?.resume(host, pending)?;
-                }
+                let (iommu, nr, arg) = (container.iommu_type(), word() as u32, word());
+                let mut command = Command::read(iommu, nr, arg, |_, buf| fill(buf))?;
+                while let Outcome::Notify { .. } = container.run(host, &mut command)? {}
             }
         }
     }

@@ -192,9 +192,9 @@ impl Device {
     /// As [`write`](Device::write), but a mapping need only allow READ.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared().state, Caller::Process);
-        self.shared()
-            .read()
-            .read(&mut call, self.pins.id, iova, data)
+        let core = self.shared().read();
+        let read = core.read(&mut call, self.pins.id, iova, data);
+        read.map_err(Error::from)
     }
 
     /// As [`write`](Device::write), but as a kernel thread that adopts the address
@@ -212,6 +212,7 @@ impl Device {
         let mut call = Call::new(&self.shared().state, caller);
         let core = self.shared().read();
         let written = core.write(&mut call, self.pins.id, iova, data);
+        let written = written.map_err(Error::from);
         match written {
             Err(Error::UnknownDevice | Error::NoIommu | Error::ZeroSize | Error::VaddrInvalid) => {
                 written // nothing was written

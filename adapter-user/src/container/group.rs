@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a container is made of: groups of devices, and its IOMMU type.
+//! The groups of devices that a container is made of.
 
 use dirty_core::host::GroupId;
 
@@ -32,14 +32,4 @@ impl Group {
             iommu: Some(spec),
         }
     }
-}
-
-/// The types of IOMMU that a container can be set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuType {
-    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap may
-    /// start or end inside a mapping.
-    Type1,
-    /// Version 2 of type1.
-    Type1v2,
 }

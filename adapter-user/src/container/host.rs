@@ -246,10 +246,6 @@ impl UserMemory for Call<'_> {
         addr.checked_add(len).is_some_and(|end| end <= USER_END)
     }
 
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        read_process(addr, buf)
-    }
-
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
         write_process(addr, buf)
     }

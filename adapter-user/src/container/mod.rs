@@ -32,10 +32,10 @@ use std::sync::{Arc, Weak};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi;
-use dirty_core::{Dest, Error, Map, Options, PageSize, Target, Unmap};
+use dirty_core::{Dest, Error, IommuType, Map, Options, PageSize, Target, Unmap};
 
 use self::device::{Device, OnUnmap};
-use self::group::{Group, IommuType};
+use self::group::Group;
 use self::host::{Call, Caller};
 use self::memory::GuestMemory;
 use self::pinned::OnMark;

@@ -26,7 +26,7 @@ pub(super) fn is_host_page(size: u64) -> bool {
 /// # Errors
 ///
 /// EFAULT if one of them allows no such access.
-fn populate(vaddr: u64, npages: u64, prot: Prot) -> Result<(), Errno> {
+pub(super) fn populate(vaddr: u64, npages: u64, prot: Prot) -> Result<(), Errno> {
     let advice = if prot.contains(Prot::WRITE) {
         MmapAdvise::MADV_POPULATE_WRITE
     } else {

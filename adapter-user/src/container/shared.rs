@@ -8,12 +8,14 @@ use std::ptr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use dirty_core::uapi::VFIO_SET_IOMMU;
-use dirty_core::{Error, Options, Outcome, Progress, Type1};
+use dirty_core::host::Prot;
+use dirty_core::uapi::{DIRTY_BITMAP_SIZE_MAX, VFIO_SET_IOMMU};
+use dirty_core::{Command, Error, Options, Outcome, Progress, Type1};
 
 use super::heap::Heap;
 use super::host::{Call, Caller, State};
-use super::resident;
+use super::resident::{self, PAGE};
+use crate::process_memory::read_process;
 
 pub(super) type Core = dirty_core::Container<Heap>;
 
@@ -100,21 +102,34 @@ impl Shared {
     }
 
     /// Answers an ioctl, and tells the devices to unpin where it needs that.
+    ///
+    /// The argument is read, and the pages of a bitmap are made resident, without the
+    /// lock: so another thread does not wait for a page of the caller's memory.
     pub(super) fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
         if nr == VFIO_SET_IOMMU {
             self.check_page()?;
         }
-        let mut outcome = self.write().ioctl(&mut self.call(), nr, arg)?;
+        let iommu = self.read().iommu_type();
+        let mut command = Command::read(iommu, nr, arg, read_process)?;
         loop {
+            if let Some((addr, bytes)) = command.bitmap() {
+                make_resident(addr, bytes);
+            }
+            let outcome = self.write().run(&mut self.call(), &mut command)?;
             match outcome {
                 Outcome::Done(value) => return Ok(value),
-                Outcome::Notify(pending) => {
-                    self.notify(pending.iova, pending.size)?;
-                    let mut core = self.write();
-                    outcome = core.backend_mut()?.resume(&mut self.call(), pending)?;
-                }
+                Outcome::Notify { iova, size } => self.notify(iova, size)?,
             }
         }
+    }
+}
+
+/// Makes a bitmap resident as far as it can be. The command tells what cannot.
+fn make_resident(addr: u64, bytes: u64) {
+    let bytes = bytes.min(DIRTY_BITMAP_SIZE_MAX); // a longer one is refused
+    if let Some(end) = addr.checked_add(bytes) {
+        let (first, end) = (addr / PAGE, end.div_ceil(PAGE));
+        let _ = resident::populate(first * PAGE, end - first, Prot::WRITE);
     }
 }
 

@@ -10,6 +10,27 @@ use crate::span::Span;
 use crate::type1::dma::Dma;
 use crate::type1::Type1;
 
+/// A read or write of a device that stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// How many bytes were copied. What was written is marked.
+    pub done: usize,
+    /// Why it stopped there.
+    pub error: Error,
+}
+
+impl From<Error> for Partial {
+    fn from(error: Error) -> Partial {
+        Partial { done: 0, error }
+    }
+}
+
+impl From<Partial> for Error {
+    fn from(partial: Partial) -> Error {
+        partial.error
+    }
+}
+
 impl<M: Memory> Type1<M> {
     /// pin_pages of a device in `group`: pins the page at `iova` and the pages
     /// that follow, one for each entry of `pfns`, and stores their pfns there
@@ -126,23 +147,28 @@ impl<M: Memory> Type1<M> {
     /// In this order: `ZeroSize`; `VaddrInvalid` while the vaddr of any mapping
     /// is invalid. Then for each mapping: `Unmapped`; `Denied` unless it allows
     /// both reading and writing; `OtherMm`, `MmGone`; `BadAddress`. What was
-    /// written before stays.
-    pub fn write(&self, host: &mut dyn Host, iova: u64, data: &[u8]) -> Result<(), Error> {
+    /// written before stays; [`Partial`] says how much that is.
+    pub fn write(&self, host: &mut dyn Host, iova: u64, data: &[u8]) -> Result<(), Partial> {
         let pgsize = self.dirty_page();
-        let mut at = iova;
+        self.check_access(data.len())?;
         let mut rest = data;
-        self.check_access(rest.len())?;
         while !rest.is_empty() {
-            let (dma, n) = self.chunk(host, at, rest.len(), Prot::READ_WRITE)?;
+            let done = data.len().saturating_sub(rest.len());
+            let at = iova.wrapping_add(done as u64); // 0 follows the last address, as in Linux
+            let stopped = |error| Partial { done, error };
+            let chunk = self.chunk(host, at, rest.len(), Prot::READ_WRITE);
+            let (dma, n) = chunk.map_err(stopped)?;
             let (chunk, tail) = rest.split_at_checked(n).unwrap_or((rest, &[]));
             let written = host.write_mm(dma.mm, dma.vaddr_of(at), chunk);
-            let touched = written.map_or_else(|Fault { done }| done.min(n), |()| n);
-            if let Ok(span) = Span::new(at, touched as u64) {
+            let copied = copied(written, n);
+            if let Ok(span) = Span::new(at, copied as u64) {
                 dma.mark(span, pgsize);
             }
-            written.map_err(|_| Error::BadAddress)?;
+            written.map_err(|_| Partial {
+                done: done.saturating_add(copied),
+                error: Error::BadAddress,
+            })?;
             rest = tail;
-            at = at.wrapping_add(n as u64); // 0 comes after the last address, as in Linux
         }
         Ok(())
     }
@@ -152,18 +178,23 @@ impl<M: Memory> Type1<M> {
     /// # Errors
     ///
     /// As [`write`](Type1::write), but a mapping needs to allow reading only.
-    pub fn read(&self, host: &mut dyn Host, iova: u64, data: &mut [u8]) -> Result<(), Error> {
-        let mut at = iova;
+    pub fn read(&self, host: &mut dyn Host, iova: u64, data: &mut [u8]) -> Result<(), Partial> {
+        let len = data.len();
+        self.check_access(len)?;
         let mut rest = data;
-        self.check_access(rest.len())?;
         while !rest.is_empty() {
-            let (dma, n) = self.chunk(host, at, rest.len(), Prot::READ)?;
+            let done = len.saturating_sub(rest.len());
+            let at = iova.wrapping_add(done as u64);
+            let stopped = |error| Partial { done, error };
+            let chunk = self.chunk(host, at, rest.len(), Prot::READ);
+            let (dma, n) = chunk.map_err(stopped)?;
             let (chunk, tail) = rest.split_at_mut_checked(n).unwrap_or_default();
-            let vaddr = dma.vaddr_of(at);
-            let read = host.read_mm(dma.mm, vaddr, chunk);
-            read.map_err(|_| Error::BadAddress)?;
+            let read = host.read_mm(dma.mm, dma.vaddr_of(at), chunk);
+            read.map_err(|_| Partial {
+                done: done.saturating_add(copied(read, n)),
+                error: Error::BadAddress,
+            })?;
             rest = tail;
-            at = at.wrapping_add(n as u64);
         }
         Ok(())
     }
@@ -256,6 +287,11 @@ impl<M: Memory> Type1<M> {
             Err(Error::Unmapped)
         }
     }
+}
+
+/// How many of `n` bytes a copy has copied.
+fn copied(result: Result<(), Fault>, n: usize) -> usize {
+    result.map_or_else(|Fault { done }| done.min(n), |()| n)
 }
 
 impl<M: Memory> Dma<M> {

@@ -130,6 +130,7 @@ impl<M: Memory> Type1<M> {
         size: u64,
         bitmap: &vfio_bitmap,
     ) -> Result<(), Error> {
+        self.check_v2()?;
         let span = Span::new(iova, size)?;
         check_user_bitmap(host, size, bitmap)?;
         let latched = self.dirty_page();

@@ -2,13 +2,14 @@
 //! The type1 backend of a container: its state. What is done with it is in the
 //! files beside this one.
 //!
-//! `ioctl` turns bytes into calls. `groups` attaches and detaches; `map`,
+//! `command` turns the bytes of an ioctl into a command, and `ioctl` runs it. `groups` attaches and detaches; `map`,
 //! `unmap` and `dirty` do what the user of the container asks for; `access`
 //! does what devices ask for. `report` and `user_report` carry dirty pages out.
 //! `dma` is a mapping and the tree of mappings, `domain` a mapping's pages in an
 //! IOMMU, `iova` the valid iovas.
 
-mod access;
+pub(crate) mod access;
+pub(crate) mod command;
 mod dirty;
 mod dma;
 mod domain;
@@ -63,6 +64,16 @@ impl Default for Options {
     }
 }
 
+/// The types of IOMMU that a container can be set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IommuType {
+    /// Version 1 of type1. It tracks no dirty pages and has no pins, and an unmap
+    /// may start or end inside a mapping.
+    Type1,
+    /// Version 2 of type1.
+    Type1v2,
+}
+
 /// Words of staging memory.
 const STAGING_WORDS: usize = 2048;
 
@@ -84,7 +95,7 @@ struct Tracking<M: Memory> {
 /// There are three kinds of calls. Groups come and go
 /// ([`attach_group`](Type1::attach_group), [`detach_group`](Type1::detach_group)).
 /// The user of the container maps and asks what is dirty, by
-/// [`ioctl`](Type1::ioctl) or by typed calls ([`map`](Type1::map),
+/// [`run`](Type1::run) or by typed calls ([`map`](Type1::map),
 /// [`unmap`](Type1::unmap), [`start`](Type1::start),
 /// [`get_bitmap`](Type1::get_bitmap), ...). Devices pin, read, write and mark
 /// ([`pin_pages`](Type1::pin_pages), [`write`](Type1::write),
@@ -144,6 +155,15 @@ impl<M: Memory> Type1<M> {
             bitmap_bytes: 0,
             mem,
         })
+    }
+
+    /// The IOMMU type that the backend was opened as.
+    #[must_use]
+    pub fn iommu_type(&self) -> IommuType {
+        match self.v2 {
+            true => IommuType::Type1v2,
+            false => IommuType::Type1,
+        }
     }
 
     /// CHECK_EXTENSION before a backend is open: the IOMMU types, and what

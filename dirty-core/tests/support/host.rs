@@ -271,13 +271,16 @@ impl Accounting for TestHost {
     }
 }
 
+impl TestHost {
+    /// Copies bytes at `addr` of the caller's memory.
+    pub(crate) fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read_mm(Mm(self.mm), addr, buf)
+    }
+}
+
 impl UserMemory for TestHost {
     fn is_user_range(&self, addr: u64, len: u64) -> bool {
         addr.checked_add(len).is_some_and(|end| end <= USER_END)
-    }
-
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        self.read_mm(Mm(self.mm), addr, buf)
     }
 
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 
 use dirty_core::host::{DeviceId, GroupId, Prot, UserMemory};
 use dirty_core::uapi::*;
-use dirty_core::Outcome;
+use dirty_core::{Command, Outcome};
 use dirty_core::{Container, Dest, Errno, Error, Map, Options, PageSize, Progress};
 use dirty_core::{Target, Type1, Unmap};
 
@@ -32,8 +32,8 @@ pub(crate) fn pgsize(bytes: u64) -> PageSize {
 }
 
 /// The errno of a result; 0 for success.
-pub(crate) fn errno<T>(result: Result<T, Error>) -> Errno {
-    result.err().map_or(Errno(0), Error::errno)
+pub(crate) fn errno<T>(result: Result<T, impl Into<Error>>) -> Errno {
+    result.err().map_or(Errno(0), |e| e.into().errno())
 }
 
 /// The bytes of a structure: its 32-bit fields, then its 64-bit fields.
@@ -203,8 +203,10 @@ impl Rig {
     }
 
     pub(crate) fn write(&mut self, iova: u64, data: &[u8]) -> Result<(), Error> {
-        self.container
-            .write(&mut self.host, DeviceId(0), iova, data)
+        let written = self
+            .container
+            .write(&mut self.host, DeviceId(0), iova, data);
+        written.map_err(Error::from)
     }
 
     pub(crate) fn start(&mut self) {
@@ -240,15 +242,14 @@ impl Rig {
         addr: u64,
         mut dma_unmap: impl FnMut(&mut Rig, u64, u64),
     ) -> Result<u32, Error> {
-        let mut outcome = self.container.ioctl(&mut self.host, nr, addr)?;
+        let iommu = self.container.iommu_type();
+        let mut command = Command::read(iommu, nr, addr, |addr, buf| {
+            self.host.copy_from_user(addr, buf)
+        })?;
         loop {
-            match outcome {
+            match self.container.run(&mut self.host, &mut command)? {
                 Outcome::Done(value) => return Ok(value),
-                Outcome::Notify(pending) => {
-                    dma_unmap(self, pending.iova, pending.size);
-                    let backend = self.container.backend_mut()?;
-                    outcome = backend.resume(&mut self.host, pending)?;
-                }
+                Outcome::Notify { iova, size } => dma_unmap(self, iova, size),
             }
         }
     }

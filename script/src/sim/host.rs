@@ -4,7 +4,7 @@
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -57,6 +57,16 @@ struct Domain {
     table: Pages,
 }
 
+/// User memory whose pages are absent until the host has waited for them.
+#[derive(Debug, Default)]
+pub(crate) struct Absent {
+    present: HashSet<u64>,
+    /// The page at which the last copy stopped.
+    missing: Option<u64>,
+    /// How many pages came so far.
+    came: u64,
+}
+
 /// The simulated host. It panics if the core gives back what it has not taken.
 #[derive(Debug)]
 pub(crate) struct SimHost {
@@ -71,6 +81,8 @@ pub(crate) struct SimHost {
     pub(crate) charged: u64,
     /// Bytes that copies to user memory have written.
     pub(crate) written: u64,
+    /// Whether copies under the container's lock find pages absent.
+    pub(crate) absent: Option<Absent>,
     /// The number of pins of each pfn.
     pins: Pages,
     /// The sum of `pins`.
@@ -91,6 +103,7 @@ impl SimHost {
             limit: u64::MAX,
             charged: 0,
             written: 0,
+            absent: None,
             pins: Pages::default(),
             pinned: 0,
             grabbed: 0,
@@ -104,9 +117,52 @@ impl SimHost {
         self.pinned == 0 && self.charged == 0 && self.grabbed == 0 && self.domains.is_empty()
     }
 
+    /// Makes every page absent again, in a host that has absent pages.
+    pub(crate) fn evict(&mut self) {
+        self.absent = self.absent.take().map(|_| Absent::default());
+    }
+
+    /// Waits for the page at which a copy stopped, and for as many after it as came
+    /// so far. Returns whether a copy did stop.
+    pub(crate) fn page_came(&mut self) -> bool {
+        let Some(absent) = &mut self.absent else {
+            return false;
+        };
+        let missing = absent.missing.take();
+        if let Some(page) = missing {
+            absent.present.extend(page..=page + absent.came);
+            absent.came += 1 + absent.came;
+        }
+        missing.is_some()
+    }
+
+    /// How many of `len` bytes at `addr` come before an absent page.
+    fn present(&mut self, addr: u64, len: usize, write: bool) -> usize {
+        let Some(absent) = &mut self.absent else {
+            return len;
+        };
+        absent.missing = None;
+        let len = self.user.accessible(addr, len, write);
+        let pages = addr / PAGE..=(addr + len as u64).saturating_sub(1) / PAGE;
+        match pages
+            .into_iter()
+            .find(|page| !absent.present.contains(page))
+        {
+            Some(page) if len != 0 => {
+                absent.missing = Some(page);
+                (page * PAGE).saturating_sub(addr) as usize
+            }
+            _ => len,
+        }
+    }
+
     fn write(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
-        let fault = self.faults.copy.strikes(buf.len() as u64);
-        let n = fault.map_or(buf.len(), |at| at as usize);
+        let present = self.present(addr, buf.len(), true);
+        let fault = self.faults.copy.strikes(present as u64);
+        if fault.is_some() {
+            self.page_came(); // this fault is one for good
+        }
+        let n = fault.map_or(present, |at| at as usize);
         let done = self.user.write(addr, &buf[..n]);
         self.written += done as u64;
         if done < buf.len() {
@@ -115,7 +171,7 @@ impl SimHost {
         Ok(())
     }
 
-    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn copy_from_user(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
         let done = self.user.read(addr, buf);
         if done < buf.len() {
             return Err(Fault { done });
@@ -232,16 +288,17 @@ impl UserMemory for SimHost {
         addr.checked_add(len).is_some_and(|end| end <= USER_END)
     }
 
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        self.read(addr, buf)
-    }
-
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
         self.write(addr, buf)
     }
 
     fn read_mm(&mut self, _: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        self.read(vaddr, buf)
+        let n = self.present(vaddr, buf.len(), false);
+        self.copy_from_user(vaddr, &mut buf[..n])?;
+        match n == buf.len() {
+            true => Ok(()),
+            false => Err(Fault { done: n }),
+        }
     }
 
     fn write_mm(&mut self, _: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {

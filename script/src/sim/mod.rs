@@ -9,12 +9,13 @@ mod user;
 
 use dirty_core::host::{DeviceId, GroupId, Prot};
 use dirty_core::{
-    Container, Dest, Errno, Error, Options, Outcome, PageSize, Progress, Target, Type1, Unmap,
+    Command, Container, Dest, Errno, Error, Options, Outcome, PageSize, Partial, Progress, Target,
+    Type1, Unmap,
 };
 
 use crate::op::*;
 use crate::{returned, Answer, AttachError, Driver, Stat, System};
-use host::{CountingMemory, SimHost};
+use host::{Absent, CountingMemory, SimHost};
 
 pub use user::User;
 
@@ -54,6 +55,16 @@ impl Default for Sim {
 }
 
 impl Sim {
+    /// Returns the core on a host whose user memory is never there when it is copied
+    /// to under the container's lock. The host waits for the page without the lock,
+    /// and makes the call again.
+    #[must_use]
+    pub fn with_absent_pages() -> Self {
+        let mut sim = Sim::default();
+        sim.host.absent = Some(Absent::default());
+        sim
+    }
+
     /// Returns the fault that the last operation met, and forgets it.
     pub fn take_fired(&mut self) -> Option<FaultKind> {
         self.fired.take()
@@ -229,17 +240,19 @@ impl System for Sim {
     }
 
     fn ioctl(&mut self, nr: u32, arg: u64) -> Answer {
-        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
-        let mut outcome = container.ioctl(&mut self.host, nr, arg);
+        let iommu = self.container()?.iommu_type();
+        let command = Command::read(iommu, nr, arg, |addr, buf| {
+            self.host.copy_from_user(addr, buf)
+        });
+        let mut command = command.map_err(Error::errno)?;
+        self.host.evict();
         loop {
-            match outcome.map_err(Error::errno)? {
-                Outcome::Done(value) => return Ok(value),
-                Outcome::Notify(pending) => {
-                    self.notify(pending.iova, pending.size);
-                    let container = self.container.as_mut().ok_or(Errno::EBADF)?;
-                    let backend = container.backend_mut();
-                    outcome = backend.and_then(|b| b.resume(&mut self.host, pending));
-                }
+            let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+            match container.run(&mut self.host, &mut command) {
+                Ok(Outcome::Done(value)) => return Ok(value),
+                Ok(Outcome::Notify { iova, size }) => self.notify(iova, size),
+                Err(Error::BadAddress) if self.host.page_came() => {}
+                Err(e) => return Err(e.errno()),
             }
         }
     }
@@ -303,14 +316,25 @@ impl System for Sim {
     ) -> Result<i32, Errno> {
         self.host.caller = caller;
         self.host.written = 0;
+        self.host.evict();
         let (container, host, device) = self.device(index)?;
         let mut data = vec![0x5a; len as usize];
-        let done = match write {
-            true => container.write(host, device, iova, &data),
-            false => container.read(host, device, iova, &mut data),
+        let mut at = 0;
+        let result = loop {
+            let iova = iova.wrapping_add(at as u64);
+            let result = match write {
+                true => container.write(host, device, iova, &data[at..]),
+                false => container.read(host, device, iova, &mut data[at..]),
+            };
+            match result {
+                Err(Partial { done, error }) if error == Error::BadAddress && host.page_came() => {
+                    at += done;
+                }
+                _ => break result,
+            }
         };
         self.host.caller = Caller::Process;
-        Ok(returned(done.map_err(Error::errno), 0))
+        Ok(returned(result.map_err(|stopped| stopped.error.errno()), 0))
     }
 
     fn mark(&mut self, iova: u64, len: u64) -> Answer {
