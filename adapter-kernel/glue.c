@@ -12,9 +12,18 @@
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 #include "vfio.h"
 #include "glue.h"
+
+/*
+ * All memory is charged to the caller's memory cgroup. If there is none left, an
+ * allocation fails: without __GFP_RETRY_MAYFAIL the OOM killer would come, and end
+ * the process that asked.
+ */
+#define GFP_DIRTY (GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 /* The most pages that one call pins; their pointers are on the stack. */
 #define PIN_BATCH 64
@@ -55,6 +64,28 @@ u64 dirty_bitmap_budget(void)
 bool dirty_skip_read_only(void)
 {
 	return READ_ONCE(skip_read_only);
+}
+
+/*
+ * Zeroed memory, which dirty_free() frees. kmalloc() rounds more than two pages up
+ * to a power of two, and kvmalloc() more than 4 MiB to huge pages: for 64 GiB of
+ * mappings that can be half as much again as the bits. So kmalloc() serves up to
+ * eight pages and only if it wastes no page; vmalloc() serves the rest, and rounds
+ * to pages.
+ */
+void *dirty_alloc(size_t size)
+{
+	size_t rounded = kmalloc_size_roundup(size);
+
+	if (size <= PAGE_SIZE ||
+	    (rounded <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER && rounded == PAGE_ALIGN(size)))
+		return kvzalloc(size, GFP_DIRTY);
+	return __vmalloc(size, GFP_DIRTY | __GFP_ZERO);
+}
+
+void dirty_free(void *memory)
+{
+	kvfree(memory);
 }
 
 static int attach_group(void *data, struct iommu_group *group, enum vfio_group_type type)
@@ -116,7 +147,7 @@ struct dirty_devices {
 
 struct dirty_devices *dirty_devices_new(void)
 {
-	struct dirty_devices *devices = kzalloc(sizeof(*devices), GFP_KERNEL_ACCOUNT);
+	struct dirty_devices *devices = kzalloc(sizeof(*devices), GFP_DIRTY);
 
 	if (devices) {
 		mutex_init(&devices->lock);
@@ -528,7 +559,7 @@ int dirty_map(struct iommu_domain *domain, u64 iova, u64 pfn, u64 npages, u32 pr
 	while (!ret && done < npages) {
 		cond_resched();
 		ret = iommu_map(domain, iova + (done << PAGE_SHIFT), (pfn + done) << PAGE_SHIFT,
-				step << PAGE_SHIFT, prot | IOMMU_CACHE, GFP_KERNEL_ACCOUNT);
+				step << PAGE_SHIFT, prot | IOMMU_CACHE, GFP_DIRTY);
 		if (!ret)
 			done += step;
 	}

@@ -51,6 +51,10 @@ u32 dirty_dma_entry_limit(void);
 u64 dirty_bitmap_budget(void);
 bool dirty_skip_read_only(void);
 
+/* C: memory. */
+void *dirty_alloc(size_t size);
+void dirty_free(void *memory);
+
 /* C: devices. */
 struct dirty_devices *dirty_devices_new(void);
 void dirty_devices_free(struct dirty_devices *devices);

@@ -45,6 +45,9 @@ unsafe extern "C" {
     pub(crate) safe fn dirty_bitmap_budget() -> u64;
     pub(crate) safe fn dirty_skip_read_only() -> bool;
 
+    pub(crate) safe fn dirty_alloc(size: usize) -> *mut c_void;
+    pub(crate) unsafe fn dirty_free(memory: *mut c_void);
+
     pub(crate) safe fn dirty_devices_new() -> *mut Devices;
     pub(crate) unsafe fn dirty_devices_free(devices: *mut Devices);
     pub(crate) unsafe fn dirty_devices_add(devices: *mut Devices, vdev: *mut VfioDevice);
