@@ -8,14 +8,22 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi::VFIO_CHECK_EXTENSION;
-use dirty_core::{Error, Options, Outcome, Type1};
+use dirty_core::{Error, Options, Outcome, PageSize, Type1};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
+use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Mutex};
 
 use crate::host::KernelHost;
 use crate::memory::KernelMemory;
 use crate::sys;
+
+/// The kernel's page size, as the core has it. The build fails unless both agree.
+const PAGE: PageSize = match PageSize::new(PAGE_SIZE as u64) {
+    Some(page) => page,
+    None => panic!("PAGE_SIZE is not a power of two"),
+};
+const _: () = assert!(PAGE.bytes() == 1 << PAGE_SHIFT);
 
 /// Pages whose pfns are on the stack when a device pins them.
 const FEW: usize = 16;
@@ -49,10 +57,10 @@ impl Backend {
     fn open(kind: u64) -> Result<Pin<KBox<Self>>> {
         let budget = sys::dirty_bitmap_budget();
         let options = Options {
+            page_size: PAGE,
             dma_entry_limit: sys::dirty_dma_entry_limit(),
             bitmap_budget: (budget != 0).then_some(budget),
             skip_read_only: sys::dirty_skip_read_only(),
-            ..Options::default()
         };
         let type1 = Type1::open(KernelMemory, options, kind);
         let type1 = type1.map_err(|_| EINVAL)?;
@@ -228,6 +236,12 @@ unsafe extern "C" fn dirty_backend_attach_group(
 ) -> i32 {
     // SAFETY: VFIO's `data`, see above.
     let attached = unsafe { backend(data) }.attach_group(group_id(group), emulated);
+    if attached == Err(Error::UnsafeInterrupts) {
+        pr_warn!(
+            "No interrupt remapping support.  Use the module param \"allow_unsafe_interrupts\" \
+             to enable VFIO IOMMU support on this platform\n"
+        );
+    }
     attached.map_or_else(errno, |()| 0)
 }
 

@@ -5,6 +5,8 @@
  * pages, address spaces and IOMMU domains. Where the kernel's own interfaces
  * ask for certain flags or a certain order, it follows the real driver.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/capability.h>
 #include <linux/iommu.h>
 #include <linux/kthread.h>
@@ -351,6 +353,10 @@ int dirty_charge(struct mm_struct *mm, struct task_struct *task, u64 npages, boo
 		mmap_write_unlock(mm);
 	}
 	mmput(mm);
+	if (ret == -ENOMEM)
+		pr_warn_ratelimited("Task %s (%d) RLIMIT_MEMLOCK (%ld) exceeded\n",
+				    task->comm, task_pid_nr(task),
+				    task_rlimit(task, RLIMIT_MEMLOCK));
 	return ret;
 }
 
@@ -518,7 +524,7 @@ bool dirty_domain_join(struct iommu_group *group, struct iommu_domain *old,
 	}
 	/* If this fails too, the group's DMA stays blocked. */
 	if (iommu_attach_group(old, group))
-		pr_warn("vfio_iommu_dirty: a group could not return to its domain\n");
+		pr_warn("a group could not return to its domain\n");
 	return false;
 }
 
