@@ -90,6 +90,14 @@ void dirty_free(void *memory)
 	kvfree(memory);
 }
 
+static long ioctl(void *data, unsigned int cmd, unsigned long arg)
+{
+	long ret = dirty_backend_ioctl(data, cmd, arg);
+
+	dirty_trace_ioctl(data, cmd, arg, ret);
+	return ret;
+}
+
 static int attach_group(void *data, struct iommu_group *group, enum vfio_group_type type)
 {
 	return dirty_backend_attach_group(data, group, type == VFIO_EMULATED_IOMMU);
@@ -98,7 +106,10 @@ static int attach_group(void *data, struct iommu_group *group, enum vfio_group_t
 static int pin_pages(void *data, struct iommu_group *group, dma_addr_t iova, int npage,
 		     int prot, struct page **pages)
 {
-	return dirty_backend_pin_pages(data, group, iova, npage, prot, pages);
+	int ret = dirty_backend_pin_pages(data, group, iova, npage, prot, pages);
+
+	dirty_trace_pin(data, iova, npage, prot, ret);
+	return ret;
 }
 
 static void unpin_pages(void *data, dma_addr_t iova, int npage)
@@ -116,7 +127,7 @@ static const struct vfio_iommu_driver_ops dirty_ops = {
 	.owner			= THIS_MODULE,
 	.open			= dirty_backend_open,
 	.release		= dirty_backend_release,
-	.ioctl			= dirty_backend_ioctl,
+	.ioctl			= ioctl,
 	.attach_group		= attach_group,
 	.detach_group		= dirty_backend_detach_group,
 	.pin_pages		= pin_pages,
