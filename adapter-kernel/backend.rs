@@ -8,14 +8,22 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi::VFIO_CHECK_EXTENSION;
-use dirty_core::{Error, Options, Outcome, Type1};
+use dirty_core::{Error, Options, Outcome, PageSize, Type1};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
+use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Mutex};
 
 use crate::host::KernelHost;
 use crate::memory::KernelMemory;
 use crate::sys;
+
+/// The kernel's page size, as the core has it. The build fails unless both agree.
+const PAGE: PageSize = match PageSize::new(PAGE_SIZE as u64) {
+    Some(page) => page,
+    None => panic!("PAGE_SIZE is not a power of two"),
+};
+const _: () = assert!(PAGE.bytes() == 1 << PAGE_SHIFT);
 
 /// Pages whose pfns are on the stack when a device pins them.
 const FEW: usize = 16;
@@ -49,10 +57,10 @@ impl Backend {
     fn open(kind: u64) -> Result<Pin<KBox<Self>>> {
         let budget = sys::dirty_bitmap_budget();
         let options = Options {
+            page_size: PAGE,
             dma_entry_limit: sys::dirty_dma_entry_limit(),
             bitmap_budget: (budget != 0).then_some(budget),
             skip_read_only: sys::dirty_skip_read_only(),
-            ..Options::default()
         };
         let type1 = Type1::open(KernelMemory, options, kind);
         let type1 = type1.map_err(|_| EINVAL)?;
@@ -164,7 +172,7 @@ fn errno(e: Error) -> i32 {
 ///
 /// # Safety
 ///
-/// `data` came from `dirty_backend_open` and is not released yet.
+/// `data` is live.
 unsafe fn backend<'a>(data: *mut c_void) -> &'a Backend {
     // SAFETY: by contract; nobody has the backend exclusively.
     unsafe { &*data.cast::<Backend>() }
@@ -174,10 +182,11 @@ fn group_id(group: *mut sys::Group) -> GroupId {
     GroupId(group as u64)
 }
 
-// C calls what follows; `glue.h` declares it. VFIO passes a `data` that
-// `dirty_backend_open` returned and that it has not released, which is the
-// contract of `backend`.
+// C calls what follows; `glue.h` declares it. A `data` is live from when
+// `dirty_backend_open` returns it until `dirty_backend_release` gets it.
 
+/// A new backend of the IOMMU type `kind`, for `dirty_backend_release` to free; or an
+/// `ERR_PTR`.
 #[no_mangle]
 extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
     match Backend::open(kind as u64) {
@@ -187,12 +196,22 @@ extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
     }
 }
 
+/// Frees a backend, its mappings and its pins.
+///
+/// # Safety
+///
+/// `data` is live, and is not used any more.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_release(data: *mut c_void) {
     // SAFETY: made by `dirty_backend_open`, and released once.
     drop(unsafe { KBox::<Backend>::from_raw(data.cast()) });
 }
 
+/// An ioctl on the container; its value, or a negative errno.
+///
+/// # Safety
+///
+/// `data` is null or live.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize) -> isize {
     if data.is_null() {
@@ -200,7 +219,7 @@ unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize)
         let offered = Type1::<KernelMemory>::offers(arg as u64);
         return isize::from(nr == VFIO_CHECK_EXTENSION && offered);
     }
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     match unsafe { backend(data) }.ioctl(nr, arg as u64) {
         Ok(value) => value as isize,
         Err(e) => {
@@ -220,23 +239,45 @@ fn warn_still_pinned() {
     }
 }
 
+/// Attaches a group; 0, or a negative errno.
+///
+/// # Safety
+///
+/// `data` is live. `group` is valid until it is detached.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_attach_group(
     data: *mut c_void,
     group: *mut sys::Group,
     emulated: bool,
 ) -> i32 {
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let attached = unsafe { backend(data) }.attach_group(group_id(group), emulated);
+    if attached == Err(Error::UnsafeInterrupts) {
+        pr_warn!(
+            "No interrupt remapping support.  Use the module param \"allow_unsafe_interrupts\" \
+             to enable VFIO IOMMU support on this platform\n"
+        );
+    }
     attached.map_or_else(errno, |()| 0)
 }
 
+/// Detaches a group.
+///
+/// # Safety
+///
+/// `data` is live.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_detach_group(data: *mut c_void, group: *mut sys::Group) {
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     unsafe { backend(data) }.detach_group(group_id(group));
 }
 
+/// Pins `npage` pages from `iova` on for a device of `group`; `npage`, or a negative
+/// errno.
+///
+/// # Safety
+///
+/// `data` is live. `pages` has room for `npage` pointers, if that is positive.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_pin_pages(
     data: *mut c_void,
@@ -249,39 +290,60 @@ unsafe extern "C" fn dirty_backend_pin_pages(
     let Ok(n @ 1..) = usize::try_from(npage) else {
         return errno(Error::NoPages);
     };
-    // SAFETY: VFIO's callers pass room for so many pages.
+    // SAFETY: by contract there is room for so many.
     let pages = unsafe { slice::from_raw_parts_mut(pages, n) };
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let pinned = unsafe { backend(data) }.pin_pages(group_id(group), iova, prot as u32, pages);
     pinned.map_or_else(errno, |()| npage)
 }
 
+/// Drops a pin of each of `npage` pages from `iova` on.
+///
+/// # Safety
+///
+/// `data` is live. The caller does not use the pages any more.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_unpin_pages(data: *mut c_void, iova: u64, npage: i32) {
     let npages = u64::try_from(npage).unwrap_or(0);
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     unsafe { backend(data) }.unpin_pages(iova, npages);
 }
 
+/// Notes an open device, which is told when a range is unmapped.
+///
+/// # Safety
+///
+/// `data` is live. `vdev` is valid until it is unregistered, and is not registered now.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_register_device(data: *mut c_void, vdev: *mut sys::VfioDevice) {
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let devices = unsafe { backend(data) }.devices;
     // SAFETY: both are valid, and the device is in no list.
     unsafe { sys::dirty_devices_add(devices, vdev) };
 }
 
+/// Forgets a device.
+///
+/// # Safety
+///
+/// `data` is live. `vdev` is registered there.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_unregister_device(
     data: *mut c_void,
     vdev: *mut sys::VfioDevice,
 ) {
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let devices = unsafe { backend(data) }.devices;
     // SAFETY: both are valid, and the device is in this list.
     unsafe { sys::dirty_devices_remove(devices, vdev) };
 }
 
+/// Copies `len` bytes between `buf` and the memory at `iova`; 0, or a negative errno.
+///
+/// # Safety
+///
+/// `data` is live. `buf` has `len` bytes, initialised if `write`, and nobody else uses
+/// them meanwhile.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_dma_rw(
     data: *mut c_void,
@@ -290,18 +352,23 @@ unsafe extern "C" fn dirty_backend_dma_rw(
     len: usize,
     write: bool,
 ) -> i32 {
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let backend = unsafe { backend(data) };
     let done = if write {
-        // SAFETY: VFIO's callers pass so many bytes.
+        // SAFETY: by contract `buf` has so many bytes.
         backend.write(iova, unsafe { slice::from_raw_parts(buf, len) })
     } else {
-        // SAFETY: VFIO's callers pass room for so many bytes.
+        // SAFETY: by contract `buf` has so many bytes.
         backend.read(iova, unsafe { slice::from_raw_parts_mut(buf, len) })
     };
     done.map_or_else(errno, |()| 0)
 }
 
+/// The IOMMU domain that `group` is in, or an `ERR_PTR`.
+///
+/// # Safety
+///
+/// `data` is null or live.
 #[no_mangle]
 unsafe extern "C" fn dirty_backend_group_domain(
     data: *mut c_void,
@@ -310,7 +377,7 @@ unsafe extern "C" fn dirty_backend_group_domain(
     if data.is_null() || group.is_null() {
         return EINVAL.to_ptr();
     }
-    // SAFETY: VFIO's `data`, see above.
+    // SAFETY: by contract.
     let state = unsafe { backend(data) }.state.lock();
     state
         .host

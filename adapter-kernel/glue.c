@@ -5,6 +5,8 @@
  * pages, address spaces and IOMMU domains. Where the kernel's own interfaces
  * ask for certain flags or a certain order, it follows the real driver.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/capability.h>
 #include <linux/iommu.h>
 #include <linux/kthread.h>
@@ -12,9 +14,18 @@
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 #include "vfio.h"
 #include "glue.h"
+
+/*
+ * All memory is charged to the caller's memory cgroup. If there is none left, an
+ * allocation fails: without __GFP_RETRY_MAYFAIL the OOM killer would come, and end
+ * the process that asked.
+ */
+#define GFP_DIRTY (GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 /* The most pages that one call pins; their pointers are on the stack. */
 #define PIN_BATCH 64
@@ -57,6 +68,36 @@ bool dirty_skip_read_only(void)
 	return READ_ONCE(skip_read_only);
 }
 
+/*
+ * Zeroed memory, which dirty_free() frees. kmalloc() rounds more than two pages up
+ * to a power of two, and kvmalloc() more than 4 MiB to huge pages: for 64 GiB of
+ * mappings that can be half as much again as the bits. So kmalloc() serves up to
+ * eight pages and only if it wastes no page; vmalloc() serves the rest, and rounds
+ * to pages.
+ */
+void *dirty_alloc(size_t size)
+{
+	size_t rounded = kmalloc_size_roundup(size);
+
+	if (size <= PAGE_SIZE ||
+	    (rounded <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER && rounded == PAGE_ALIGN(size)))
+		return kvzalloc(size, GFP_DIRTY);
+	return __vmalloc(size, GFP_DIRTY | __GFP_ZERO);
+}
+
+void dirty_free(void *memory)
+{
+	kvfree(memory);
+}
+
+static long ioctl(void *data, unsigned int cmd, unsigned long arg)
+{
+	long ret = dirty_backend_ioctl(data, cmd, arg);
+
+	dirty_trace_ioctl(data, cmd, arg, ret);
+	return ret;
+}
+
 static int attach_group(void *data, struct iommu_group *group, enum vfio_group_type type)
 {
 	return dirty_backend_attach_group(data, group, type == VFIO_EMULATED_IOMMU);
@@ -65,7 +106,10 @@ static int attach_group(void *data, struct iommu_group *group, enum vfio_group_t
 static int pin_pages(void *data, struct iommu_group *group, dma_addr_t iova, int npage,
 		     int prot, struct page **pages)
 {
-	return dirty_backend_pin_pages(data, group, iova, npage, prot, pages);
+	int ret = dirty_backend_pin_pages(data, group, iova, npage, prot, pages);
+
+	dirty_trace_pin(data, iova, npage, prot, ret);
+	return ret;
 }
 
 static void unpin_pages(void *data, dma_addr_t iova, int npage)
@@ -83,7 +127,7 @@ static const struct vfio_iommu_driver_ops dirty_ops = {
 	.owner			= THIS_MODULE,
 	.open			= dirty_backend_open,
 	.release		= dirty_backend_release,
-	.ioctl			= dirty_backend_ioctl,
+	.ioctl			= ioctl,
 	.attach_group		= attach_group,
 	.detach_group		= dirty_backend_detach_group,
 	.pin_pages		= pin_pages,
@@ -116,7 +160,7 @@ struct dirty_devices {
 
 struct dirty_devices *dirty_devices_new(void)
 {
-	struct dirty_devices *devices = kzalloc(sizeof(*devices), GFP_KERNEL_ACCOUNT);
+	struct dirty_devices *devices = kzalloc(sizeof(*devices), GFP_DIRTY);
 
 	if (devices) {
 		mutex_init(&devices->lock);
@@ -320,6 +364,10 @@ int dirty_charge(struct mm_struct *mm, struct task_struct *task, u64 npages, boo
 		mmap_write_unlock(mm);
 	}
 	mmput(mm);
+	if (ret == -ENOMEM)
+		pr_warn_ratelimited("Task %s (%d) RLIMIT_MEMLOCK (%ld) exceeded\n",
+				    task->comm, task_pid_nr(task),
+				    task_rlimit(task, RLIMIT_MEMLOCK));
 	return ret;
 }
 
@@ -487,7 +535,7 @@ bool dirty_domain_join(struct iommu_group *group, struct iommu_domain *old,
 	}
 	/* If this fails too, the group's DMA stays blocked. */
 	if (iommu_attach_group(old, group))
-		pr_warn("vfio_iommu_dirty: a group could not return to its domain\n");
+		pr_warn("a group could not return to its domain\n");
 	return false;
 }
 
@@ -528,7 +576,7 @@ int dirty_map(struct iommu_domain *domain, u64 iova, u64 pfn, u64 npages, u32 pr
 	while (!ret && done < npages) {
 		cond_resched();
 		ret = iommu_map(domain, iova + (done << PAGE_SHIFT), (pfn + done) << PAGE_SHIFT,
-				step << PAGE_SHIFT, prot | IOMMU_CACHE, GFP_KERNEL_ACCOUNT);
+				step << PAGE_SHIFT, prot | IOMMU_CACHE, GFP_DIRTY);
 		if (!ret)
 			done += step;
 	}

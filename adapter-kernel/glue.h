@@ -51,6 +51,14 @@ u32 dirty_dma_entry_limit(void);
 u64 dirty_bitmap_budget(void);
 bool dirty_skip_read_only(void);
 
+/* C: memory. */
+void *dirty_alloc(size_t size);
+void dirty_free(void *memory);
+
+/* C: tracepoints; `data` tells containers apart. */
+void dirty_trace_ioctl(const void *data, unsigned int cmd, unsigned long arg, long ret);
+void dirty_trace_pin(const void *data, u64 iova, int npage, int prot, int ret);
+
 /* C: devices. */
 struct dirty_devices *dirty_devices_new(void);
 void dirty_devices_free(struct dirty_devices *devices);

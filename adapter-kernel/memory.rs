@@ -1,29 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The core's memory: kvmalloc, charged to the caller's memory cgroup.
+//! The core's memory: the kernel's, charged to the caller's memory cgroup.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use dirty_core::host::Memory;
-use kernel::alloc::allocator::KVmalloc;
-use kernel::alloc::flags::{__GFP_ZERO, GFP_KERNEL_ACCOUNT};
-use kernel::alloc::{Allocator, NumaNode};
+
+use crate::sys;
 
 #[derive(Clone, Copy)]
 pub(crate) struct KernelMemory;
 
-// SAFETY: KVmalloc gives memory of this size and alignment to nobody else until
-// it is freed, and zeroes it.
+// SAFETY: `dirty_alloc` zeroes memory and gives it to nobody else until it is
+// freed. Both of its allocators align it to the largest power of two, up to a page,
+// that divides the size; the padding makes that at least the layout's alignment,
+// and more than a page is refused.
 unsafe impl Memory for KernelMemory {
     fn alloc_zeroed(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let flags = GFP_KERNEL_ACCOUNT | __GFP_ZERO;
-        let memory = KVmalloc::alloc(layout, flags, NumaNode::NO_NODE);
-        memory.ok().map(NonNull::cast)
+        if layout.align() > kernel::page::PAGE_SIZE {
+            return None;
+        }
+        NonNull::new(sys::dirty_alloc(layout.pad_to_align().size()).cast())
     }
 
-    unsafe fn free(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: by contract it came from `alloc_zeroed` with this layout, and
-        // nobody uses it any more.
-        unsafe { KVmalloc::free(ptr, layout) };
+    unsafe fn free(&self, ptr: NonNull<u8>, _layout: Layout) {
+        // SAFETY: by contract it came from `alloc_zeroed`, and nobody uses it any
+        // more.
+        unsafe { sys::dirty_free(ptr.as_ptr().cast()) };
     }
 }

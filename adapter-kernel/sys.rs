@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The C half, as `glue.h` declares it.
+//!
+//! # Safety
+//!
+//! The contract of every `unsafe fn` here: each pointer leads to a live object of its
+//! type that the caller holds, and a buffer has the length that is passed with it. A
+//! function that asks for more says so.
 
 use kernel::ffi::{c_int, c_long, c_ulong, c_void};
 
@@ -39,16 +45,26 @@ pub(crate) const PAGE_NORMAL: c_int = 0;
 pub(crate) const PAGE_RESERVED: c_int = 1;
 
 unsafe extern "C" {
+    /// The caller unregisters before the module goes.
     pub(crate) unsafe fn dirty_register() -> c_int;
+    /// The backend is registered.
     pub(crate) unsafe fn dirty_unregister();
     pub(crate) safe fn dirty_dma_entry_limit() -> u32;
     pub(crate) safe fn dirty_bitmap_budget() -> u64;
     pub(crate) safe fn dirty_skip_read_only() -> bool;
 
+    pub(crate) safe fn dirty_alloc(size: usize) -> *mut c_void;
+    /// `memory` came from `dirty_alloc`, and nobody uses it any more.
+    pub(crate) unsafe fn dirty_free(memory: *mut c_void);
+
     pub(crate) safe fn dirty_devices_new() -> *mut Devices;
+    /// `devices` is empty, and nobody uses it any more.
     pub(crate) unsafe fn dirty_devices_free(devices: *mut Devices);
+    /// `vdev` is in no list.
     pub(crate) unsafe fn dirty_devices_add(devices: *mut Devices, vdev: *mut VfioDevice);
+    /// `vdev` is in `devices`.
     pub(crate) unsafe fn dirty_devices_remove(devices: *mut Devices, vdev: *mut VfioDevice);
+    /// The caller does not hold the container's lock.
     pub(crate) unsafe fn dirty_devices_unmap(devices: *mut Devices, iova: u64, size: u64);
 
     pub(crate) unsafe fn dirty_pin(
@@ -58,11 +74,13 @@ unsafe extern "C" {
         write: bool,
         pfns: *mut u64,
     ) -> c_long;
+    /// The caller gives up a pin of each page, which `dirty_pin` took.
     pub(crate) unsafe fn dirty_unpin(pfn: u64, npages: u64, write: bool);
     pub(crate) safe fn dirty_page_kind(pfn: u64) -> c_int;
     pub(crate) safe fn dirty_page(pfn: u64) -> *mut Page;
 
     pub(crate) unsafe fn dirty_grab(mm: *mut *mut MmStruct, task: *mut *mut Task) -> c_int;
+    /// The caller gives up what `dirty_grab` took.
     pub(crate) unsafe fn dirty_release(mm: *mut MmStruct, task: *mut Task);
     pub(crate) safe fn dirty_current_mm() -> *mut MmStruct;
     pub(crate) unsafe fn dirty_mm_alive(mm: *mut MmStruct) -> bool;
@@ -96,14 +114,17 @@ unsafe extern "C" {
         domain: *mut *mut Domain,
         info: *mut DomainInfo,
     ) -> c_int;
+    /// `group` is in `old`, which is freed if this returns true.
     pub(crate) unsafe fn dirty_domain_join(
         group: *mut Group,
         old: *mut Domain,
         domain: *mut Domain,
     ) -> bool;
+    /// `group` is in `domain`, as its last group if `last`: then the domain is freed.
     pub(crate) unsafe fn dirty_domain_detach(group: *mut Group, domain: *mut Domain, last: bool);
     pub(crate) unsafe fn dirty_reserved(group: *mut Group, ranges: *mut Range, max: c_int)
         -> c_int;
+    /// The pages stay pinned while they are mapped.
     pub(crate) unsafe fn dirty_map(
         domain: *mut Domain,
         iova: u64,

@@ -5,6 +5,8 @@
 #[path = "../../../../vfio-dirty/src/replay/arena.rs"]
 mod arena;
 mod ask;
+mod backend;
+mod cgroup;
 mod compare;
 mod edu;
 mod failnth;
@@ -27,6 +29,8 @@ const USAGE: &str = "usage:
   dirty-vm run SCRIPT OUT          run a script on /dev/vfio/vfio
   dirty-vm edu                     let a PCI device write memory by DMA
   dirty-vm faults [threads]        kill processes, unload the module in use
+  dirty-vm backend                 print which driver answers a container
+  dirty-vm cgroup                  start in a memory cgroup that is nearly full
   dirty-vm failnth                 let each allocation fail in turn
   dirty-vm speed OUT               append times to a file
   dirty-vm ratio REAL OURS         print the ratios of two drivers' times
@@ -81,6 +85,8 @@ fn main() -> ExitCode {
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
+        ["backend"] => arena::map_all().and_then(|()| backend::run()),
+        ["cgroup"] => arena::map_all().and_then(|()| cgroup::run()),
         ["failnth"] => arena::map_all().and_then(|()| failnth::run()),
         ["speed", out] => arena::map_all().and_then(|()| speed::run(out)),
         ["ratio", real, ours] => speed::ratio(real, ours),
