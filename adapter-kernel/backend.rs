@@ -8,14 +8,17 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi::VFIO_CHECK_EXTENSION;
-use dirty_core::{Error, Options, Outcome, PageSize, Type1};
+use dirty_core::{
+    Command, Errno, Error, IommuType, Options, Outcome, PageSize, Partial, Type1,
+};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
 use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Mutex};
 
-use crate::host::KernelHost;
+use crate::host::{copy_from_user, KernelHost};
+use crate::lock::Lock;
 use crate::memory::KernelMemory;
+use crate::missing::Tries;
 use crate::sys;
 
 /// The kernel's page size, as the core has it. The build fails unless both agree.
@@ -33,18 +36,21 @@ struct State {
     host: KernelHost,
 }
 
-#[pin_data(PinnedDrop)]
 pub(crate) struct Backend {
-    #[pin]
-    state: Mutex<State>,
+    state: Lock<State>,
+    iommu: IommuType,
     /// The devices whose drivers can be told to unpin. INVARIANT: valid until the
     /// backend is dropped.
     devices: *mut sys::Devices,
 }
 
-#[pinned_drop]
-impl PinnedDrop for Backend {
-    fn drop(self: Pin<&mut Self>) {
+// SAFETY: the list of devices has a lock of its own.
+unsafe impl Send for Backend {}
+// SAFETY: as above.
+unsafe impl Sync for Backend {}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
         let mut state = self.state.lock();
         let State { type1, host } = &mut *state;
         type1.close(host);
@@ -54,7 +60,7 @@ impl PinnedDrop for Backend {
 }
 
 impl Backend {
-    fn open(kind: u64) -> Result<Pin<KBox<Self>>> {
+    fn open(kind: u64) -> Result<KBox<Self>> {
         let budget = sys::dirty_bitmap_budget();
         let options = Options {
             page_size: PAGE,
@@ -64,26 +70,22 @@ impl Backend {
         };
         let type1 = Type1::open(KernelMemory, options, kind);
         let type1 = type1.map_err(|_| EINVAL)?;
+        let iommu = type1.iommu_type();
+        let state = Lock::new(State {
+            type1,
+            host: KernelHost::default(),
+        });
+        let state = state.ok_or(ENOMEM)?;
         let devices = sys::dirty_devices_new();
         if devices.is_null() {
             return Err(ENOMEM);
         }
-        let state = State {
-            type1,
-            host: KernelHost::default(),
+        let backend = Backend {
+            state,
+            iommu,
+            devices,
         };
-        let made = KBox::pin_init(
-            pin_init!(Backend {
-                state <- new_mutex!(state),
-                devices,
-            }),
-            GFP_KERNEL_ACCOUNT,
-        );
-        if made.is_err() {
-            // SAFETY: allocated above, and nobody else has it.
-            unsafe { sys::dirty_devices_free(devices) };
-        }
-        made
+        Ok(KBox::new(backend, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn attach_group(&self, group: GroupId, emulated: bool) -> Result<(), Error> {
@@ -98,21 +100,30 @@ impl Backend {
         type1.detach_group(host, group);
     }
 
-    fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Error> {
-        let mut outcome = {
-            let mut state = self.state.lock();
-            let State { type1, host } = &mut *state;
-            type1.ioctl(host, nr, arg)?
-        };
+    /// An ioctl. User memory is waited for without the lock, and who waits for the
+    /// lock can be killed.
+    fn ioctl(&self, nr: u32, arg: u64) -> Result<u32, Errno> {
+        let command = Command::read(Some(self.iommu), nr, arg, copy_from_user);
+        let mut command = command.map_err(Error::errno)?;
+        let mut tries = Tries::default();
         loop {
-            match outcome {
-                Outcome::Done(value) => return Ok(value),
-                Outcome::Notify(pending) => {
-                    // SAFETY: valid, see `devices`; no lock is held.
-                    unsafe { sys::dirty_devices_unmap(self.devices, pending.iova, pending.size) };
-                    let mut state = self.state.lock();
-                    let State { type1, host } = &mut *state;
-                    outcome = type1.resume(host, pending)?;
+            let (result, missing) = {
+                let mut state = self.state.lock_killable().ok_or(Errno::EINTR)?;
+                let State { type1, host } = &mut *state;
+                host.copies(tries.wait(), |host| type1.run(host, &mut command))
+            };
+            match result {
+                Ok(Outcome::Done(value)) => return Ok(value),
+                // SAFETY: valid, see `devices`; no lock is held.
+                Ok(Outcome::Notify { iova, size }) => unsafe {
+                    sys::dirty_devices_unmap(self.devices, iova, size);
+                },
+                Err(Error::BadAddress) if tries.again(missing, command.bitmap()) => {}
+                Err(e) => {
+                    if e == Error::StillPinned {
+                        warn_still_pinned();
+                    }
+                    return Err(e.errno());
                 }
             }
         }
@@ -151,15 +162,44 @@ impl Backend {
     }
 
     fn write(&self, iova: u64, data: &[u8]) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        let State { type1, host } = &mut *state;
-        type1.write(host, iova, data)
+        self.access(|type1, host, done| {
+            let rest = data.get(done..).unwrap_or_default();
+            type1.write(host, iova.wrapping_add(done as u64), rest)
+        })
     }
 
     fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        let State { type1, host } = &mut *state;
-        type1.read(host, iova, data)
+        self.access(|type1, host, done| {
+            let rest = data.get_mut(done..).unwrap_or_default();
+            type1.read(host, iova.wrapping_add(done as u64), rest)
+        })
+    }
+
+    /// A device's read or write. Guest memory is waited for without the lock; then
+    /// `copy` goes on after the bytes that are done.
+    fn access(
+        &self,
+        mut copy: impl FnMut(&Type1<KernelMemory>, &mut KernelHost, usize) -> Result<(), Partial>,
+    ) -> Result<(), Error> {
+        let mut tries = Tries::default();
+        let mut done: usize = 0;
+        loop {
+            let (result, missing) = {
+                let mut state = self.state.lock();
+                let State { type1, host } = &mut *state;
+                host.copies(tries.wait(), |host| copy(type1, host, done))
+            };
+            let Err(stopped) = result else {
+                return Ok(());
+            };
+            if stopped.done != 0 {
+                tries = Tries::default();
+            }
+            done = done.saturating_add(stopped.done);
+            if stopped.error != Error::BadAddress || !tries.again(missing, None) {
+                return Err(stopped.error);
+            }
+        }
     }
 }
 
@@ -190,8 +230,7 @@ fn group_id(group: *mut sys::Group) -> GroupId {
 #[no_mangle]
 extern "C" fn dirty_backend_open(kind: usize) -> *mut c_void {
     match Backend::open(kind as u64) {
-        // SAFETY: it does not move before `dirty_backend_release` drops it.
-        Ok(backend) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(backend) }).cast(),
+        Ok(backend) => KBox::into_raw(backend).cast(),
         Err(e) => e.to_ptr(),
     }
 }
@@ -222,12 +261,7 @@ unsafe extern "C" fn dirty_backend_ioctl(data: *mut c_void, nr: u32, arg: usize)
     // SAFETY: by contract.
     match unsafe { backend(data) }.ioctl(nr, arg as u64) {
         Ok(value) => value as isize,
-        Err(e) => {
-            if e == Error::StillPinned {
-                warn_still_pinned();
-            }
-            errno(e) as isize
-        }
+        Err(Errno(e)) => e.wrapping_neg() as isize,
     }
 }
 

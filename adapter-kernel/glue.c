@@ -12,6 +12,8 @@
 #include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -146,6 +148,36 @@ int dirty_register(void)
 void dirty_unregister(void)
 {
 	vfio_unregister_iommu_driver(&dirty_ops);
+}
+
+struct mutex *dirty_mutex_new(void)
+{
+	struct mutex *mutex = kmalloc(sizeof(*mutex), GFP_KERNEL_ACCOUNT);
+
+	if (mutex)
+		mutex_init(mutex);
+	return mutex;
+}
+
+void dirty_mutex_free(struct mutex *mutex)
+{
+	mutex_destroy(mutex);
+	kfree(mutex);
+}
+
+void dirty_mutex_lock(struct mutex *mutex)
+{
+	mutex_lock(mutex);
+}
+
+bool dirty_mutex_lock_killable(struct mutex *mutex)
+{
+	return !mutex_lock_killable(mutex);
+}
+
+void dirty_mutex_unlock(struct mutex *mutex)
+{
+	mutex_unlock(mutex);
 }
 
 /*
@@ -392,11 +424,6 @@ size_t dirty_copy_from_user(void *to, u64 from, size_t len)
 	return copy_from_user(to, (void __user *)from, len);
 }
 
-size_t dirty_copy_to_user(u64 to, const void *from, size_t len)
-{
-	return copy_to_user((void __user *)to, from, len);
-}
-
 /* Whether the caller may copy from and to mm. A kernel thread adopts it for that. */
 static bool enter_mm(struct mm_struct *mm, bool *adopted)
 {
@@ -420,24 +447,69 @@ static void leave_mm_of(struct mm_struct *mm, bool adopted)
 	mmput(mm);
 }
 
-size_t dirty_read_mm(struct mm_struct *mm, void *to, u64 from, size_t len)
+/*
+ * The two copies below are made under the container's lock. They wait for a page
+ * that is not there only if `wait` is set; else they stop at it. Both return how
+ * many bytes they left.
+ */
+size_t dirty_read_mm(struct mm_struct *mm, void *to, u64 from, size_t len, bool wait)
 {
+	const void __user *user = (const void __user *)from;
 	bool adopted;
 
 	if (!enter_mm(mm, &adopted))
 		return len;
-	len = copy_from_user(to, (void __user *)from, len);
+	if (wait) {
+		len = copy_from_user(to, user, len);
+	} else if (access_ok(user, len)) {
+		pagefault_disable();
+		len = __copy_from_user_inatomic(to, user, len);
+		pagefault_enable();
+	}
 	leave_mm_of(mm, adopted);
 	return len;
 }
 
-size_t dirty_write_mm(struct mm_struct *mm, u64 to, const void *from, size_t len)
+size_t dirty_write_mm(struct mm_struct *mm, u64 to, const void *from, size_t len, bool wait)
 {
+	void __user *user = (void __user *)to;
 	bool adopted;
 
 	if (!enter_mm(mm, &adopted))
 		return len;
-	len = copy_to_user((void __user *)to, from, len);
+	if (wait) {
+		len = copy_to_user(user, from, len);
+	} else if (access_ok(user, len)) {
+		pagefault_disable();
+		len = __copy_to_user_inatomic(user, from, len);
+		pagefault_enable();
+	}
+	leave_mm_of(mm, adopted);
+	return len;
+}
+
+void dirty_hold_mm(struct mm_struct *mm)
+{
+	mmgrab(mm);
+}
+
+void dirty_drop_mm(struct mm_struct *mm)
+{
+	mmdrop(mm);
+}
+
+/*
+ * Waits for the pages of an mm, which are not changed; returns how many bytes from
+ * the first that cannot be had.
+ */
+size_t dirty_fault_in(struct mm_struct *mm, u64 addr, size_t len, bool write)
+{
+	const char __user *user = (const char __user *)addr;
+	bool adopted;
+
+	if (!access_ok(user, len) || !enter_mm(mm, &adopted))
+		return len;
+	len = write ? fault_in_safe_writeable(user, len) : fault_in_readable(user, len);
 	leave_mm_of(mm, adopted);
 	return len;
 }

@@ -59,6 +59,14 @@ void dirty_free(void *memory);
 void dirty_trace_ioctl(const void *data, unsigned int cmd, unsigned long arg, long ret);
 void dirty_trace_pin(const void *data, u64 iova, int npage, int prot, int ret);
 
+/* C: a container's lock. */
+struct mutex;
+struct mutex *dirty_mutex_new(void);
+void dirty_mutex_free(struct mutex *mutex);
+void dirty_mutex_lock(struct mutex *mutex);
+bool dirty_mutex_lock_killable(struct mutex *mutex);
+void dirty_mutex_unlock(struct mutex *mutex);
+
 /* C: devices. */
 struct dirty_devices *dirty_devices_new(void);
 void dirty_devices_free(struct dirty_devices *devices);
@@ -85,9 +93,11 @@ void dirty_uncharge(struct mm_struct *mm, struct task_struct *task, u64 npages);
 /* C: user memory; each copy returns how many bytes were not copied. */
 bool dirty_is_user_range(u64 addr, u64 len);
 size_t dirty_copy_from_user(void *to, u64 from, size_t len);
-size_t dirty_copy_to_user(u64 to, const void *from, size_t len);
-size_t dirty_read_mm(struct mm_struct *mm, void *to, u64 from, size_t len);
-size_t dirty_write_mm(struct mm_struct *mm, u64 to, const void *from, size_t len);
+size_t dirty_read_mm(struct mm_struct *mm, void *to, u64 from, size_t len, bool wait);
+size_t dirty_write_mm(struct mm_struct *mm, u64 to, const void *from, size_t len, bool wait);
+void dirty_hold_mm(struct mm_struct *mm);
+void dirty_drop_mm(struct mm_struct *mm);
+size_t dirty_fault_in(struct mm_struct *mm, u64 addr, size_t len, bool write);
 
 /* C: IOMMU domains. */
 int dirty_domain_attach(struct iommu_group *group, struct iommu_domain **domain,

@@ -12,6 +12,7 @@ use dirty_core::Errno;
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::alloc::KVec;
 
+use crate::missing::Missing;
 use crate::sys;
 
 /// log2 of the bytes of a page.
@@ -41,6 +42,10 @@ pub(crate) struct KernelHost {
     /// One entry for each mm. There are few.
     owners: KVec<Owner>,
     groups: KVec<Attached>,
+    /// Whether copies to and from user memory wait for pages.
+    wait: bool,
+    /// Where a copy that does not wait has stopped.
+    missing: Option<Missing>,
 }
 
 // SAFETY: the pointers lead to objects of the kernel, which have their own locks.
@@ -76,7 +81,47 @@ fn group_of(group: GroupId) -> *mut sys::Group {
     group.0 as *mut sys::Group
 }
 
+/// Copies an argument from the caller's memory, and waits for its pages.
+pub(crate) fn copy_from_user(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    let to = buf.as_mut_ptr().cast::<c_void>();
+    // SAFETY: `to` has room for so many bytes. C checks the user's address.
+    let left = unsafe { sys::dirty_copy_from_user(to, addr, buf.len()) };
+    copied(left, buf.len())
+}
+
 impl KernelHost {
+    /// Makes a call of the core. Its copies wait for user memory if `wait`; else
+    /// this returns also where one has stopped.
+    pub(crate) fn copies<T>(
+        &mut self,
+        wait: bool,
+        call: impl FnOnce(&mut Self) -> T,
+    ) -> (T, Option<Missing>) {
+        self.wait = wait;
+        self.missing = None;
+        (call(self), self.missing.take())
+    }
+
+    /// The result of a copy that left so many bytes of `len` at `addr` of `mm`.
+    ///
+    /// # Safety
+    ///
+    /// `mm` is valid.
+    unsafe fn stopped(
+        &mut self,
+        mm: *mut sys::MmStruct,
+        addr: u64,
+        (left, len): (usize, usize),
+        write: bool,
+    ) -> Result<(), Fault> {
+        if left != 0 && !self.wait {
+            let done = len.saturating_sub(left) as u64;
+            // SAFETY: by contract.
+            self.missing = Some(unsafe { Missing::new(mm, addr.wrapping_add(done), left, write) });
+        }
+        copied(left, len)
+    }
+
     /// The task that pays for `mm`. Null if no mapping points there, but the core
     /// asks only about an mm that it has grabbed.
     fn task(&self, mm: Mm) -> *mut sys::Task {
@@ -202,32 +247,26 @@ impl UserMemory for KernelHost {
         sys::dirty_is_user_range(addr, len)
     }
 
-    fn copy_from_user(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let to = buf.as_mut_ptr().cast::<c_void>();
-        // SAFETY: `to` has room for so many bytes. C checks the user's address.
-        let left = unsafe { sys::dirty_copy_from_user(to, addr, buf.len()) };
-        copied(left, buf.len())
-    }
-
     fn copy_to_user(&mut self, addr: u64, buf: &[u8]) -> Result<(), Fault> {
-        let from = buf.as_ptr().cast::<c_void>();
-        // SAFETY: `from` has so many bytes. C checks the user's address.
-        let left = unsafe { sys::dirty_copy_to_user(addr, from, buf.len()) };
-        copied(left, buf.len())
+        let mm = Mm(sys::dirty_current_mm() as u64); // an ioctl's caller has one
+        self.write_mm(mm, addr, buf)
     }
 
     fn read_mm(&mut self, mm: Mm, vaddr: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let to = buf.as_mut_ptr().cast::<c_void>();
-        // SAFETY: as `copy_from_user`, and the core has grabbed the mm.
-        let left = unsafe { sys::dirty_read_mm(mm_of(mm), to, vaddr, buf.len()) };
-        copied(left, buf.len())
+        let (mm, to) = (mm_of(mm), buf.as_mut_ptr().cast::<c_void>());
+        // SAFETY: `to` has room for so many bytes, and the core has grabbed the mm.
+        // C checks the user's address.
+        let left = unsafe { sys::dirty_read_mm(mm, to, vaddr, buf.len(), self.wait) };
+        // SAFETY: the core has grabbed the mm.
+        unsafe { self.stopped(mm, vaddr, (left, buf.len()), false) }
     }
 
     fn write_mm(&mut self, mm: Mm, vaddr: u64, buf: &[u8]) -> Result<(), Fault> {
-        let from = buf.as_ptr().cast::<c_void>();
-        // SAFETY: as `copy_to_user`, and the core has grabbed the mm.
-        let left = unsafe { sys::dirty_write_mm(mm_of(mm), vaddr, from, buf.len()) };
-        copied(left, buf.len())
+        let (mm, from) = (mm_of(mm), buf.as_ptr().cast::<c_void>());
+        // SAFETY: as in `read_mm`; `from` has so many bytes.
+        let left = unsafe { sys::dirty_write_mm(mm, vaddr, from, buf.len(), self.wait) };
+        // SAFETY: the mm is the caller's, or the core has grabbed it.
+        unsafe { self.stopped(mm, vaddr, (left, buf.len()), true) }
     }
 }
 

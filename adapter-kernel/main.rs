@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `dirty-core` as a VFIO IOMMU backend, in place of `vfio_iommu_type1`.
 //!
-//! [`backend`] has VFIO's operations and the lock. [`host`] is the kernel as the
-//! core's host, and [`memory`] is where the core's memory comes from. `glue.c` is
-//! the C half.
+//! [`backend`] has VFIO's operations, and the container behind a [`lock`]. [`host`] is
+//! the kernel as the core's host, [`missing`] waits for user memory without the lock,
+//! and [`memory`] is where the core's memory comes from. `glue.c` is the C half.
 
 mod backend;
 mod host;
+mod lock;
 mod memory;
+mod missing;
 mod sys;
 
 use kernel::prelude::*;

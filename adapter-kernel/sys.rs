@@ -19,7 +19,7 @@ macro_rules! opaque {
     )* };
 }
 
-opaque!(Devices, Domain, Group, MmStruct, Page, Task, VfioDevice);
+opaque!(Devices, Domain, Group, MmStruct, Mutex, Page, Task, VfioDevice);
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -56,6 +56,16 @@ unsafe extern "C" {
     pub(crate) safe fn dirty_alloc(size: usize) -> *mut c_void;
     /// `memory` came from `dirty_alloc`, and nobody uses it any more.
     pub(crate) unsafe fn dirty_free(memory: *mut c_void);
+
+    pub(crate) safe fn dirty_mutex_new() -> *mut Mutex;
+    /// Nobody uses it any more.
+    pub(crate) unsafe fn dirty_mutex_free(mutex: *mut Mutex);
+    /// This thread does not have it.
+    pub(crate) unsafe fn dirty_mutex_lock(mutex: *mut Mutex);
+    /// This thread does not have it.
+    pub(crate) unsafe fn dirty_mutex_lock_killable(mutex: *mut Mutex) -> bool;
+    /// This thread has it.
+    pub(crate) unsafe fn dirty_mutex_unlock(mutex: *mut Mutex);
 
     pub(crate) safe fn dirty_devices_new() -> *mut Devices;
     /// `devices` is empty, and nobody uses it any more.
@@ -95,18 +105,28 @@ unsafe extern "C" {
 
     pub(crate) safe fn dirty_is_user_range(addr: u64, len: u64) -> bool;
     pub(crate) unsafe fn dirty_copy_from_user(to: *mut c_void, from: u64, len: usize) -> usize;
-    pub(crate) unsafe fn dirty_copy_to_user(to: u64, from: *const c_void, len: usize) -> usize;
+    pub(crate) unsafe fn dirty_hold_mm(mm: *mut MmStruct);
+    /// The caller gives up what `dirty_hold_mm` took.
+    pub(crate) unsafe fn dirty_drop_mm(mm: *mut MmStruct);
+    pub(crate) unsafe fn dirty_fault_in(
+        mm: *mut MmStruct,
+        addr: u64,
+        len: usize,
+        write: bool,
+    ) -> usize;
     pub(crate) unsafe fn dirty_read_mm(
         mm: *mut MmStruct,
         to: *mut c_void,
         from: u64,
         len: usize,
+        wait: bool,
     ) -> usize;
     pub(crate) unsafe fn dirty_write_mm(
         mm: *mut MmStruct,
         to: u64,
         from: *const c_void,
         len: usize,
+        wait: bool,
     ) -> usize;
 
     pub(crate) unsafe fn dirty_domain_attach(
