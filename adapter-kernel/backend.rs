@@ -8,9 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use dirty_core::host::{GroupId, Prot};
 use dirty_core::uapi::VFIO_CHECK_EXTENSION;
-use dirty_core::{
-    Command, Errno, Error, IommuType, Options, Outcome, PageSize, Partial, Type1,
-};
+use dirty_core::{Command, Errno, Error, IommuType, Options, Outcome, PageSize, Partial, Type1};
 use kernel::alloc::flags::{GFP_KERNEL, GFP_KERNEL_ACCOUNT};
 use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
