@@ -10,6 +10,7 @@
 struct tiommu_domain {
 	struct iommu_domain domain;
 	u64 *root;
+	u64 bytes;	/* that are mapped */
 	bool tracking;
 	bool coherent;
 	struct list_head delayed;
@@ -82,6 +83,7 @@ static int map_pages(struct iommu_domain *domain, unsigned long iova, phys_addr_
 	}
 	tiommu_counters.mapped += *mapped;
 	tiommu_counters.bytes += *mapped;
+	d->bytes += *mapped;
 	mutex_unlock(&tiommu_lock);
 	return ret ?: refused ? -EIO : 0;
 }
@@ -110,6 +112,7 @@ static size_t unmap_pages(struct iommu_domain *domain, unsigned long iova, size_
 	}
 	tiommu_counters.unmapped += done;
 	tiommu_counters.bytes -= done;
+	d->bytes -= done;
 	mutex_unlock(&tiommu_lock);
 	if (done)
 		iommu_iotlb_gather_add_range(gather, iova, done);
@@ -202,6 +205,7 @@ static void domain_free(struct iommu_domain *domain)
 	mutex_lock(&tiommu_lock);
 	finish_writes(d);
 	tiommu_counters.domains--;
+	tiommu_counters.bytes -= d->bytes;
 	mutex_unlock(&tiommu_lock);
 	table_free(d->root);
 	kfree(d);
