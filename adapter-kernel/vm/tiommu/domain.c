@@ -73,6 +73,9 @@ static int map_pages(struct iommu_domain *domain, unsigned long iova, phys_addr_
 	int ret = 0;
 	bool refused;
 
+	if (iova < domain->geometry.aperture_start ||
+	    iova + pgsize * count - 1 > domain->geometry.aperture_end)
+		return -ERANGE;
 	mutex_lock(&tiommu_lock);
 	tiommu_counters.maps++;
 	refused = refuses(shift, &count);
@@ -298,7 +301,8 @@ struct iommu_domain *tiommu_domain_alloc(struct device *dev, u32 flags,
 	}
 	INIT_LIST_HEAD(&d->delayed);
 	d->domain.ops = &paging_ops;
-	if (flags)
+	if (flags || (config->flags & (TIOMMU_TRACKS | TIOMMU_UNASKED)) ==
+		     (TIOMMU_TRACKS | TIOMMU_UNASKED))
 		d->domain.dirty_ops = &dirty_ops;
 	mutex_lock(&tiommu_lock);
 	d->coherent = config->flags & TIOMMU_COHERENT;

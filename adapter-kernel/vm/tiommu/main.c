@@ -100,7 +100,8 @@ static bool is_valid(const struct tiommu_config *config)
 			return false;
 	return config->pgsizes && !(config->pgsizes & ~PGSIZES) &&
 	       config->first < config->last && config->last <= IOVA_LAST &&
-	       !(config->flags & ~(TIOMMU_TRACKS | TIOMMU_COHERENT | TIOMMU_UNSAFE_MSI));
+	       !(config->flags & ~(TIOMMU_TRACKS | TIOMMU_COHERENT | TIOMMU_UNSAFE_MSI |
+				   TIOMMU_UNASKED));
 }
 
 static long configure(void __user *arg)

@@ -20,6 +20,8 @@
 #define TIOMMU_COHERENT		2
 /* The device's interrupts are not isolated. */
 #define TIOMMU_UNSAFE_MSI	4
+/* With TIOMMU_TRACKS: dirty_ops exist even if nobody has asked. */
+#define TIOMMU_UNASKED		8
 
 /*
  * What the IOMMU offers to a device: page sizes (bit k for 2^k bytes, from 4K to

@@ -37,24 +37,25 @@ impl Expected {
         attached.filter(|device| tiommu::number(*device).is_some())
     }
 
-    /// The smallest page of all attached IOMMUs.
-    fn page(&self) -> u64 {
+    /// The page sizes that all attached IOMMUs have.
+    fn pgsizes(&self) -> u64 {
         let sizes = self.attached.iter().filter_map(|d| DEVICES[*d].pgsizes);
-        1 << sizes
-            .fold(!(PAGE - 1), |all, sizes| all & sizes)
-            .trailing_zeros()
+        sizes.fold(!(PAGE - 1), |all, sizes| all & sizes)
     }
 
-    /// Whether an operation changes the smallest page while tracking is on. Then the
-    /// real driver writes beyond its bitmaps (U4, D6).
-    pub(crate) fn changes_page(&self, op: &Op) -> bool {
+    /// Whether the real driver can survive an operation. It counts on a page size that
+    /// all IOMMUs have, and on one that stays while tracking is on: if that changes, it
+    /// writes beyond its bitmaps (U4, D6).
+    pub(crate) fn is_sound(&self, op: &Op) -> bool {
         let mut after = self.clone();
         match op {
             Op::Attach { device, .. } => after.attached.insert(*device),
             Op::Detach(device) => after.attached.remove(device),
-            _ => false,
+            _ => return true,
         };
-        self.model.tracking().is_some() && after.page() != self.page()
+        let smallest = |pgsizes: u64| pgsizes.trailing_zeros();
+        let changes = smallest(after.pgsizes()) != smallest(self.pgsizes());
+        after.pgsizes() != 0 && !(changes && self.model.tracking().is_some())
     }
 
     /// Runs an operation.

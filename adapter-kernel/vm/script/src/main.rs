@@ -12,6 +12,7 @@ mod expected;
 mod failnth;
 mod faults;
 mod generate;
+mod iommu;
 mod linux;
 mod memory;
 #[path = "../../../../vfio-dirty/src/replay/process.rs"]
@@ -34,6 +35,7 @@ const USAGE: &str = "usage:
   dirty-vm configure               give devices the test IOMMUs that scripts expect
   dirty-vm run SCRIPT OUT [huge]   run a script on /dev/vfio/vfio; huge: on memory
                                    of huge pages
+  dirty-vm iommu                   check the test IOMMU itself
   dirty-vm edu                     let a PCI device write memory by DMA
   dirty-vm faults [threads]        kill processes, unload the module in use
   dirty-vm failnth                 let each allocation fail in turn
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         ["configure"] => configure(),
         ["run", script, out] => run(script, out, false),
         ["run", script, out, "huge"] => run(script, out, true),
+        ["iommu"] => arena::map_all().and_then(|()| iommu::run()),
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),

@@ -22,8 +22,10 @@ pub(crate) struct Config {
     pub(crate) reserved: [[u64; 2]; 4],
 }
 
-/// Whoever allocates a domain may ask for dirty tracking.
-pub(crate) const TRACKS: u32 = 1;
+/// Domains can track dirty pages, whether that was asked for or not.
+pub(crate) const TRACKS: u32 = 1 | 8;
+/// The device's interrupts are not isolated.
+pub(crate) const UNSAFE_MSI: u32 = 4;
 
 #[repr(C)]
 #[derive(Default)]
@@ -35,6 +37,19 @@ struct Dma {
     data: u64,
     done: u64,
 }
+
+#[repr(C)]
+#[derive(Default)]
+struct Dirty {
+    device: u32,
+    flags: u32,
+    iova: u64,
+    size: u64,
+    first: u64,
+    last: u64,
+}
+
+const NO_CLEAR: u32 = 1;
 
 const WRITE: u32 = 1;
 const DELAY: u32 = 2;
@@ -66,6 +81,8 @@ const DMA: u32 = 0xc028_54d1;
 const COUNTERS: u32 = 0x8060_54d2;
 const RESET: u32 = 0x54d3;
 const REFUSE: u32 = 0x54d4;
+const TRACK: u32 = 0x4028_54d5;
+const READ_DIRTY: u32 = 0xc028_54d6;
 
 /// The devices of the scripts that are behind the test IOMMU, by their numbers there.
 const BEHIND: [DeviceIndex; 3] = [BIG0, LOW0, FOUR0];
@@ -78,6 +95,22 @@ pub(crate) fn number(device: DeviceIndex) -> Option<u32> {
         .map(|(n, _)| n)
 }
 
+/// What scripts expect of a device's IOMMU.
+pub(crate) fn config(index: DeviceIndex) -> Config {
+    let spec = &DEVICES[index];
+    let mut config = Config {
+        device: number(index).unwrap_or_default(),
+        pgsizes: spec.pgsizes.unwrap_or_default(),
+        first: spec.aperture.0,
+        last: spec.aperture.1,
+        ..Config::default()
+    };
+    for (to, (first, last)) in config.reserved.iter_mut().zip(spec.reserved) {
+        *to = [*first, *last];
+    }
+    config
+}
+
 /// The open control file.
 pub(crate) struct Tiommu(File);
 
@@ -88,19 +121,8 @@ impl Tiommu {
 
     /// Gives each device of the scripts the IOMMU that scripts expect.
     pub(crate) fn configure_all(&self) -> Answer {
-        for (device, index) in (0..).zip(BEHIND) {
-            let spec = &DEVICES[index];
-            let mut config = Config {
-                device,
-                pgsizes: spec.pgsizes.unwrap_or_default(),
-                first: spec.aperture.0,
-                last: spec.aperture.1,
-                ..Config::default()
-            };
-            for (to, (first, last)) in config.reserved.iter_mut().zip(spec.reserved) {
-                *to = [*first, *last];
-            }
-            self.configure(config)?;
+        for index in BEHIND {
+            self.configure(config(index))?;
         }
         Ok(0)
     }
@@ -152,5 +174,35 @@ impl Tiommu {
     /// Returns how many were still to come.
     pub(crate) fn refuse(&self, n: u64) -> Answer {
         raw_ioctl(&self.0, REFUSE, n)
+    }
+
+    /// Calls set_dirty_tracking of the device's domain.
+    pub(crate) fn track(&self, device: u32, on: bool) -> Answer {
+        let mut dirty = Dirty {
+            device,
+            flags: on.into(),
+            ..Dirty::default()
+        };
+        raw_ioctl(&self.0, TRACK, address(&mut dirty))
+    }
+
+    /// Calls read_and_clear_dirty of the device's domain; whether a page in the range
+    /// is dirty.
+    pub(crate) fn is_dirty(
+        &self,
+        device: u32,
+        iova: u64,
+        size: u64,
+        clear: bool,
+    ) -> Result<bool, Errno> {
+        let mut dirty = Dirty {
+            device,
+            flags: if clear { 0 } else { NO_CLEAR },
+            iova,
+            size,
+            ..Dirty::default()
+        };
+        raw_ioctl(&self.0, READ_DIRTY, address(&mut dirty))?;
+        Ok(dirty.last != 0)
     }
 }
