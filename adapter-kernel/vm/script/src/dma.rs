@@ -168,19 +168,13 @@ impl Follower {
                     self.targets.insert(iova, Some(target));
                 }
                 // New memory for a mapping. The IOMMU still has the old.
-                Op::Map(m) if known && m.flags & 4 != 0 => {
-                    self.targets.insert(m.iova, None);
+                Op::Map(m) if known && m.iova == iova && m.flags & 4 != 0 => {
+                    self.targets.insert(iova, None);
                 }
                 _ if !known => {
                     self.targets.insert(iova, None);
                 }
                 _ => {}
-            }
-        }
-        // An unmap of addresses only: the next map says where they are.
-        if let Op::Unmap(u) = op {
-            if u.flags & 4 != 0 {
-                self.targets.values_mut().for_each(|target| *target = None);
             }
         }
     }
