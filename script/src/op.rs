@@ -35,6 +35,10 @@ pub struct DeviceSpec {
     /// The page sizes of its group's IOMMU, bit k for 2^k bytes; `None` for an
     /// emulated group.
     pub pgsizes: Option<u64>,
+    /// First and last address that its IOMMU translates.
+    pub aperture: (u64, u64),
+    /// First and last address of each region that its IOMMU reserves.
+    pub reserved: &'static [(u64, u64)],
     /// Whether its driver has a dma_unmap callback.
     pub dma_unmap: bool,
     /// Whether its driver is the test driver of the recordings, which can be
@@ -49,14 +53,18 @@ const fn spec(name: &'static str, pgsizes: Option<u64>, dma_unmap: bool, pins: b
     DeviceSpec {
         name,
         pgsizes,
+        aperture: APERTURE,
+        reserved: &[MSI],
         dma_unmap,
         pins,
     }
 }
 
-/// The devices, each alone in its group. The IOMMU of `big0` has no page below
-/// 64K.
-pub const DEVICES: [DeviceSpec; 8] = [
+/// The devices, each alone in its group. Groups whose IOMMUs have the same page
+/// sizes and apertures can share a domain. The IOMMU of `big0` has no page below 64K. That of
+/// `low0` translates a narrow range, in which a part is reserved. That of `four0`
+/// has pages of 4K only, and reserves the ends of its range and not [`MSI`].
+pub const DEVICES: [DeviceSpec; 10] = [
     spec("pci0", X86, false, false),
     spec("pci1", X86, false, false),
     spec("xpci0", X86, true, true),
@@ -65,6 +73,15 @@ pub const DEVICES: [DeviceSpec; 8] = [
     spec("emu1", None, true, true),
     spec("emu2", None, false, true),
     spec("big0", Some(1 << 16 | 1 << 21), true, true),
+    DeviceSpec {
+        aperture: (0x4000, (1 << 36) - 1),
+        reserved: &[(0xc_8000, 0xc_ffff), MSI],
+        ..spec("low0", Some(1 << 12 | 1 << 16 | 1 << 21), true, true)
+    },
+    DeviceSpec {
+        reserved: &[(0, 0xfff), (APERTURE.1 - 0xffff, APERTURE.1)],
+        ..spec("four0", Some(1 << 12), true, true)
+    },
 ];
 
 /// A device, as an index into [`DEVICES`].
@@ -86,10 +103,14 @@ pub const EMU1: DeviceIndex = 5;
 pub const EMU2: DeviceIndex = 6;
 /// `big0`.
 pub const BIG0: DeviceIndex = 7;
+/// `low0`.
+pub const LOW0: DeviceIndex = 8;
+/// `four0`.
+pub const FOUR0: DeviceIndex = 9;
 
-/// First and last address that the IOMMUs translate.
+/// First and last address that most IOMMUs translate.
 pub const APERTURE: (u64, u64) = (0, (1 << 48) - 1);
-/// First and last address of the region that the IOMMUs reserve for
+/// First and last address of the region that most IOMMUs reserve for
 /// interrupts.
 pub const MSI: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
 /// The end of user addresses: the first address that is none.

@@ -104,9 +104,12 @@ fn a_module_parameter_outlives_its_case() {
 #[test]
 fn devices_have_the_numbers_of_their_constants() {
     let names = DEVICES.map(|device| device.name);
-    let by_number = [PCI0, PCI1, XPCI0, XPCI1, EMU0, EMU1, EMU2, BIG0].map(|index| names[index]);
+    let by_number = [
+        PCI0, PCI1, XPCI0, XPCI1, EMU0, EMU1, EMU2, BIG0, LOW0, FOUR0,
+    ];
+    let by_number = by_number.map(|index| names[index]);
     let expected = [
-        "pci0", "pci1", "xpci0", "xpci1", "emu0", "emu1", "emu2", "big0",
+        "pci0", "pci1", "xpci0", "xpci1", "emu0", "emu1", "emu2", "big0", "low0", "four0",
     ];
     assert_eq!(by_number, expected);
     assert_eq!(names.len(), expected.len());

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use dirty_core::Errno;
-use dirty_script::op::{DeviceIndex, APERTURE, DEVICES, MSI, PAGE};
+use dirty_script::op::{DeviceIndex, DEVICES, PAGE};
 
 use super::abi::{MAP_VADDR, MAX_PAGES};
-use super::mapping::{smallest, Mapping, Mappings};
+use super::mapping::{smallest, Domain, Mapping, Mappings};
 use super::process::{Process, Result};
 
 /// The options that a container was made with.
@@ -24,8 +24,8 @@ pub(super) struct Options {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) device: DeviceIndex,
-    /// The page sizes of its IOMMU; `None` if it is emulated.
-    pub(super) pgsizes: Option<u64>,
+    /// `None` if it is emulated.
+    pub(super) domain: Option<Domain>,
     /// Whether its devices write to pinned pages only.
     pub(super) pinned_only: bool,
 }
@@ -51,6 +51,30 @@ fn bitmap_bytes(pages: u64) -> u64 {
     8 * (2 * words + 3 * summary)
 }
 
+/// What is left of `ranges` inside an aperture and outside reserved regions.
+fn cut(ranges: &[(u64, u64)], aperture: (u64, u64), reserved: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let inside = |r: &(u64, u64)| (r.0.max(aperture.0), r.1.min(aperture.1));
+    let is_range = |r: &(u64, u64)| r.0 <= r.1;
+    let mut left: Vec<(u64, u64)> = ranges.iter().map(inside).filter(is_range).collect();
+    for hole in reserved {
+        let mut parts = Vec::new();
+        for range in left {
+            if hole.1 < range.0 || range.1 < hole.0 {
+                parts.push(range);
+                continue;
+            }
+            if range.0 < hole.0 {
+                parts.push((range.0, hole.0 - 1));
+            }
+            if hole.1 < range.1 {
+                parts.push((hole.1 + 1, range.1));
+            }
+        }
+        left = parts;
+    }
+    left
+}
+
 impl Backend {
     pub(super) fn new(v2: bool, options: Options) -> Self {
         Backend {
@@ -63,19 +87,19 @@ impl Backend {
         }
     }
 
-    /// The page sizes of each domain. Groups with the same sizes share a
-    /// domain.
-    pub(super) fn domains(&self) -> BTreeSet<u64> {
-        self.groups.iter().filter_map(|g| g.pgsizes).collect()
+    /// The domains. Groups whose domains would be the same share one.
+    pub(super) fn domains(&self) -> BTreeSet<Domain> {
+        self.groups.iter().filter_map(|g| g.domain).collect()
     }
 
     pub(super) fn has_emulated(&self) -> bool {
-        self.groups.iter().any(|g| g.pgsizes.is_none())
+        self.groups.iter().any(|g| g.domain.is_none())
     }
 
     /// The page sizes that all domains have.
     pub(super) fn pgsizes(&self) -> u64 {
-        self.domains().iter().fold(!(PAGE - 1), |all, d| all & d)
+        let all = self.domains();
+        all.iter().fold(!(PAGE - 1), |all, d| all & d.pgsizes)
     }
 
     /// The minimum page size.
@@ -94,41 +118,56 @@ impl Backend {
         if self.groups.iter().any(|g| g.device == device) {
             return Err(Errno::EINVAL);
         }
-        let pgsizes = DEVICES[device].pgsizes;
-        if let Some(pgsizes) = pgsizes {
-            self.attach_iommu(process, pgsizes)?;
+        let domain = Domain::of(device);
+        if let Some(domain) = domain {
+            self.attach_iommu(process, device, domain)?;
         }
-        let pinned_only = pgsizes.is_none();
+        let pinned_only = domain.is_none();
         self.groups.push(Group {
             device,
-            pgsizes,
+            domain,
             pinned_only,
         });
         Ok(())
     }
 
     /// Attaches a group with an IOMMU, or changes nothing.
-    fn attach_iommu(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
+    fn attach_iommu(
+        &mut self,
+        process: &mut Process,
+        device: DeviceIndex,
+        domain: Domain,
+    ) -> Result<()> {
+        let (first, last) = domain.aperture;
+        let reserved = DEVICES[device].reserved;
         // No mapping lies outside the ranges that were valid until now.
-        if let Some((_, end)) = self.ranges.last() {
-            let beyond = APERTURE.1 + 1;
-            if beyond <= *end && !self.mappings.overlapping(beyond, *end).is_empty() {
+        let taken = |first, last| !self.mappings.overlapping(first, last).is_empty();
+        if let (Some(&(start, _)), Some(&(_, end))) = (self.ranges.first(), self.ranges.last()) {
+            let below = start < first && taken(start, first - 1);
+            if below || (last < end && taken(last + 1, end)) {
                 return Err(Errno::EINVAL);
             }
         }
-        if !self.mappings.overlapping(MSI.0, MSI.1).is_empty() {
+        if reserved.iter().any(|(first, last)| taken(*first, *last)) {
             return Err(Errno::EINVAL);
         }
-        if !self.domains().contains(&pgsizes) {
-            self.add_domain(process, pgsizes)?;
+        let ranges = match &self.ranges[..] {
+            [] => cut(&[(0, u64::MAX)], domain.aperture, reserved),
+            ranges => cut(ranges, domain.aperture, reserved),
+        };
+        if ranges.is_empty() {
+            return Err(Errno::EINVAL);
         }
-        self.ranges = vec![(APERTURE.0, MSI.0 - 1), (MSI.1 + 1, APERTURE.1)];
+        if !self.domains().contains(&domain) {
+            self.add_domain(process, domain)?;
+        }
+        self.ranges = ranges;
         Ok(())
     }
 
     /// Pins and maps every mapping for a new domain, or changes nothing.
-    fn add_domain(&mut self, process: &mut Process, pgsizes: u64) -> Result<()> {
-        let page = smallest(self.pgsizes() & pgsizes);
+    fn add_domain(&mut self, process: &mut Process, domain: Domain) -> Result<()> {
+        let page = smallest(self.pgsizes() & domain.pgsizes);
         let unfit = |m: &Mapping| m.iova % page != 0 || m.last().wrapping_add(1) % page != 0;
         if page > PAGE && self.mappings.0.values().any(unfit) {
             return Err(Errno::EINVAL);
@@ -140,7 +179,7 @@ impl Backend {
                 true => 0,
                 false => m.pin_all(process, locked)?,
             };
-            m.iommu_map(pgsizes)?;
+            m.iommu_map(domain)?;
             locked += cost;
             costs.push(cost);
         }
@@ -158,7 +197,7 @@ impl Backend {
             return;
         };
         let group = self.groups.remove(at);
-        if group.pgsizes.is_some() && self.domains().is_empty() {
+        if group.domain.is_some() && self.domains().is_empty() {
             for m in self.mappings.0.values_mut() {
                 m.iommu_mapped = false;
                 let pins = m.pins.len() as u64;
@@ -169,7 +208,15 @@ impl Backend {
                     m.charged = pins;
                 }
             }
+        }
+        if group.domain.is_some() {
             self.ranges = vec![(0, u64::MAX)];
+            for Group { device, domain, .. } in &self.groups {
+                if let Some(domain) = domain {
+                    let reserved = DEVICES[*device].reserved;
+                    self.ranges = cut(&self.ranges, domain.aperture, reserved);
+                }
+            }
         }
         if !group.pinned_only {
             self.mark_everything();
@@ -245,8 +292,8 @@ impl Backend {
         if !domains.is_empty() {
             m.iommu_mapped = true;
             m.charged = m.pin_all(process, process.locked)?;
-            for pgsizes in domains {
-                m.iommu_map(pgsizes)?;
+            for domain in domains {
+                m.iommu_map(domain)?;
             }
         }
         if let Some(granule) = self.granule {

@@ -4,12 +4,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dirty_core::Errno;
-use dirty_script::op::{APERTURE, PAGE};
+use dirty_script::op::{DeviceIndex, DEVICES, PAGE};
 
 use super::process::{Process, Result};
 
 pub(super) const READ: u32 = 1;
 pub(super) const WRITE: u32 = 2;
+
+/// A domain of an IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Domain {
+    pub(super) pgsizes: u64,
+    /// First and last address that it translates.
+    pub(super) aperture: (u64, u64),
+}
+
+impl Domain {
+    /// The domain of a device that is alone; `None` if it is emulated.
+    pub(super) fn of(device: DeviceIndex) -> Option<Domain> {
+        let spec = &DEVICES[device];
+        spec.pgsizes.map(|pgsizes| Domain {
+            pgsizes,
+            aperture: spec.aperture,
+        })
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Mapping {
@@ -88,16 +107,16 @@ impl Mapping {
         Ok(pages - paid.len() as u64)
     }
 
-    /// Fails unless an IOMMU with these page sizes can map it.
-    pub(super) fn iommu_map(&self, pgsizes: u64) -> Result<()> {
-        let page = smallest(pgsizes);
+    /// Fails unless this domain can map it.
+    pub(super) fn iommu_map(&self, domain: Domain) -> Result<()> {
+        let page = smallest(domain.pgsizes);
         if [self.iova, self.size, self.vaddr]
             .iter()
             .any(|v| v % page != 0)
         {
             return Err(Errno::EINVAL);
         }
-        if self.last() > APERTURE.1 {
+        if self.iova < domain.aperture.0 || self.last() > domain.aperture.1 {
             return Err(Errno::ERANGE);
         }
         Ok(())

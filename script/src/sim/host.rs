@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::faults::Faults;
 use super::pages::Pages;
 use super::user::User;
-use crate::op::{Caller, DeviceSpec, APERTURE, DEVICES, MSI, PAGE, USER_END};
+use crate::op::{Caller, DeviceSpec, DEVICES, PAGE, USER_END};
 use dirty_core::host::*;
 use dirty_core::Errno;
 
@@ -53,6 +53,7 @@ unsafe impl Memory for CountingMemory {
 #[derive(Debug)]
 struct Domain {
     pgsizes: u64,
+    aperture: (u64, u64),
     /// For each page of iovas, 1 + the pfn that it is mapped to, or 0.
     table: Pages,
 }
@@ -308,14 +309,19 @@ impl UserMemory for SimHost {
 
 impl Iommu for SimHost {
     fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
+        let aperture = spec(group).aperture;
         let pgsizes = spec(group).pgsizes.ok_or(Errno::ENODEV)?;
         let id = self.next_domain;
         self.next_domain += 1;
-        let table = Pages::default();
-        self.domains.insert(id, Domain { pgsizes, table });
+        let domain = Domain {
+            pgsizes,
+            aperture,
+            table: Pages::default(),
+        };
+        self.domains.insert(id, domain);
         let info = DomainInfo {
             pgsize_bitmap: pgsizes,
-            aperture: APERTURE,
+            aperture,
             coherent: false,
             isolated_msi: true,
             kind: 0,
@@ -324,7 +330,8 @@ impl Iommu for SimHost {
     }
 
     fn join(&mut self, _: GroupId, old: DomainId, domain: DomainId) -> bool {
-        let alike = self.domain(old).pgsizes == self.domain(domain).pgsizes;
+        let made_for = |d: &Domain| (d.pgsizes, d.aperture);
+        let alike = made_for(self.domain(old)) == made_for(self.domain(domain));
         if alike {
             self.domains.remove(&old.0);
         }
@@ -337,8 +344,8 @@ impl Iommu for SimHost {
         }
     }
 
-    fn reserved(&self, _: GroupId, index: usize) -> Option<(u64, u64)> {
-        (index == 0).then_some(MSI)
+    fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
+        spec(group).reserved.get(index).copied()
     }
 
     fn map(
@@ -358,7 +365,8 @@ impl Iommu for SimHost {
             return Err(Errno::EINVAL);
         }
         let last = iova.checked_add(npages * PAGE - 1).ok_or(Errno::ERANGE)?;
-        if last > APERTURE.1 {
+        let aperture = self.domain(domain).aperture;
+        if iova < aperture.0 || last > aperture.1 {
             return Err(Errno::ERANGE);
         }
         let first = iova / PAGE;

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use adapter_user::{
     charged_pages, Container, Device, Errno, Error, Group, GroupId, IommuSpec, Options, Prot,
 };
-use dirty_script::op::{
-    Action, Caller, DeviceIndex, DeviceSpec, New, ReportArg, APERTURE, DEVICES, MSI,
-};
+use dirty_script::op::{Action, Caller, DeviceIndex, DeviceSpec, New, ReportArg, DEVICES};
 use dirty_script::{returned, Answer, AttachError, Driver, Stat, System};
 
 use super::arena;
@@ -80,8 +78,8 @@ fn group(index: DeviceIndex, spec: &DeviceSpec) -> Group {
     };
     let spec = IommuSpec {
         pgsize_bitmap,
-        aperture: APERTURE,
-        reserved: vec![MSI],
+        aperture: spec.aperture,
+        reserved: spec.reserved.to_vec(),
         coherent: false,
         isolated_msi: true,
     };

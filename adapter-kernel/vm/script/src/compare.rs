@@ -64,7 +64,7 @@ fn lines(path: &str) -> Result<Vec<String>, String> {
     Ok(text.lines().map(|l| l.trim().to_string()).collect())
 }
 
-/// Compares the transcripts of `script`; `real` is `-` if the real driver has none.
+/// Compares the transcripts of `script`; `real` or `replay` is `-` if there is none.
 pub(crate) fn run(
     script: &str,
     real: &str,
@@ -79,11 +79,12 @@ pub(crate) fn run(
         None => String::new(),
     };
     let mut list = listed(&list);
-    let (ours, replay) = (lines(ours)?, lines(replay)?);
-    let real = match real {
-        "-" => ours.clone(),
-        path => lines(path)?,
+    let ours = lines(ours)?;
+    let or_ours = |path| match path {
+        "-" => Ok(ours.clone()),
+        path => lines(path),
     };
+    let (real, replay) = (or_ours(real)?, or_ours(replay)?);
     let mut at = 0;
     let mut count = Count::default();
     let line_at = |lines: &[String], at: usize| -> String {

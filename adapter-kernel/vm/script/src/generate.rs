@@ -11,6 +11,8 @@ use dirty_script::run;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
+use crate::expected::Expected;
+
 /// Bytes that one script is made of.
 const BYTES: usize = 1200;
 /// Scripts in a case, each with a container of its own.
@@ -22,24 +24,46 @@ enum Kind {
     Emulated,
     Iommu,
     Mixed,
+    /// Some IOMMUs are test IOMMUs.
+    Test,
+    /// As `Test`, and some have no page below 64K.
+    Big,
 }
 
 impl Kind {
+    /// The device in such a container that stands for one of a random script.
+    fn stand_in(self, device: DeviceIndex) -> DeviceIndex {
+        match (self, device) {
+            (Kind::Test | Kind::Big, PCI1) => LOW0,
+            (Kind::Test | Kind::Big, XPCI0) => LOW0,
+            (Kind::Test | Kind::Big, XPCI1) => FOUR0,
+            (Kind::Test, BIG0) => FOUR0,
+            (Kind::Big, PCI0) => BIG0,
+            _ => device,
+        }
+    }
+
     /// Whether the VM has the device, and such a container may have it.
     fn has(self, device: DeviceIndex) -> bool {
-        let Some(spec) = DEVICES.get(device).filter(|d| d.name != "big0") else {
+        let Some(spec) = DEVICES.get(device) else {
             return false;
         };
         match self {
             Kind::Emulated => spec.pgsizes.is_none(),
-            Kind::Iommu => spec.pgsizes.is_some(),
-            Kind::Mixed => true,
+            Kind::Iommu => spec.pgsizes.is_some() && device != BIG0,
+            Kind::Mixed => device != BIG0,
+            Kind::Test | Kind::Big => true,
         }
     }
 
     /// Keeps only such a container's devices, and adds one of each kind it needs.
     fn limit(self, devices: &mut Vec<DeviceIndex>) {
         devices.retain(|d| self.has(*d));
+        match self {
+            // Emulated groups alone become groups behind an IOMMU by an attach.
+            Kind::Test | Kind::Big => return,
+            Kind::Emulated | Kind::Iommu | Kind::Mixed => {}
+        }
         if self != Kind::Emulated && devices.iter().all(|d| emulated(*d)) {
             devices.push(0);
         }
@@ -53,6 +77,24 @@ impl Kind {
 /// dirty scope, where the real driver differs (D11).
 fn emulated(device: DeviceIndex) -> bool {
     DEVICES.get(device).is_some_and(|d| d.pgsizes.is_none())
+}
+
+/// The operation with the devices that such a container has instead.
+fn with_stand_ins(mut op: Op, kind: Kind) -> Op {
+    match &mut op {
+        Op::New(new) => {
+            for device in &mut new.devices {
+                *device = kind.stand_in(*device);
+            }
+        }
+        Op::Attach { device, .. }
+        | Op::Detach(device)
+        | Op::CloseDevice(device)
+        | Op::GetDevice(device)
+        | Op::Rw { device, .. } => *device = kind.stand_in(*device),
+        _ => {}
+    }
+    op
 }
 
 /// Whether a bitmap is refused or written whole. One that faults half-way makes the
@@ -88,6 +130,8 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
             sound.then_some(op)
         }
         Op::Map(_) | Op::Unmap(_) | Op::Get(_) if halfway => Some(op),
+        // It consists of pages of 4K, which an IOMMU with larger ones cannot map.
+        Op::Map(m) if m.vaddr == RO && kind == Kind::Big => None,
         // Memory that ends half-way makes writes fault half-way (D4).
         Op::Map(m) => (m.vaddr != MEM + MEM_SIZE - PAGE || m.size <= PAGE).then_some(op),
         Op::Unmap(ref u) => (u.flags & 1 == 0 || whole(&u.bitmap, u.size)).then_some(op),
@@ -99,6 +143,11 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
             ..
         } => None,
         Op::Report(_) | Op::Harvest(_) | Op::Mark { .. } => None,
+        // Only the test IOMMU can be told to fail.
+        Op::Fault {
+            kind: FaultKind::Map,
+            ..
+        } if matches!(kind, Kind::Test | Kind::Big) => Some(op),
         Op::OnUnmap { .. } | Op::Fault { .. } => None,
         op => Some(op),
     }
@@ -166,6 +215,8 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
         "emulated" => Kind::Emulated,
         "iommu" => Kind::Iommu,
         "mixed" | "halfway" => Kind::Mixed,
+        "test" => Kind::Test,
+        "big" => Kind::Big,
         _ => return Err(format!("{kind}: no kind of container")),
     };
     let mut bytes = vec![0; BYTES];
@@ -177,7 +228,7 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
         // A limit stays with the process, which may not be allowed to raise it again:
         // a case has one at most, near its end.
         let mut limited = false;
-        let mut model = Naive::default();
+        let mut expected = Expected::new(65535);
         for k in 1..=SCRIPTS {
             random.fill_bytes(&mut bytes);
             // The kernel reads it when the type is set, the others at the open: it is
@@ -187,16 +238,25 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
                 _ => 255,
             };
             text += &format!("param name=dma_entry_limit val={limit}\n");
-            run(&mut model, &Op::EntryLimit(limit.into()));
+            expected.step(&Op::EntryLimit(limit.into()));
             let script = Script::arbitrary(&mut Unstructured::new(&bytes));
             let script = script.map_err(|e| e.to_string())?;
             let mut changed = false;
+            let mut fault = None;
             for op in script.0 {
+                let op = with_stand_ins(op, kind);
                 let Some(mut op) = runnable(op, kind, name == "halfway") else {
                     continue;
                 };
-                keeps_to_one_mapping(&model, &mut op);
-                unpins_all_it_names(&model, &mut op);
+                if let Op::Fault { n, .. } = op {
+                    fault = Some(n);
+                    continue;
+                }
+                if !expected.is_sound(&op) {
+                    continue;
+                }
+                keeps_to_one_mapping(&expected.model, &mut op);
+                unpins_all_it_names(&expected.model, &mut op);
                 // A changed limit is for later containers. The kernel would take it
                 // for this one too, if a type were set again.
                 changed |= matches!(op, Op::EntryLimit(_));
@@ -211,7 +271,20 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
                     }
                     limited = true;
                 }
-                run(&mut model, &op);
+                // A fault waits for an operation that maps.
+                let pages = expected.maps(&op);
+                if let Some(n) = fault.filter(|_| pages != 0) {
+                    let fault = Op::Fault {
+                        kind: FaultKind::Map,
+                        n: n % (pages + pages / 8) + 1,
+                    };
+                    expected.step(&fault);
+                    text += &format!("{fault}\n");
+                }
+                if pages != 0 {
+                    fault = None;
+                }
+                expected.step(&op);
                 text += &format!("{op}\n");
                 done += 1;
             }

@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use dirty_core::uapi::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
 use dirty_model::Naive;
 use dirty_script::op::*;
-use dirty_script::{run, Reply, System};
+use dirty_script::{Reply, System};
+
+use crate::expected::Expected;
 
 /// A mapping: first address and bytes.
 type Range = (u64, u64);
 
 /// The model, and the bits that the real driver's bitmaps have beyond the model's.
 pub(crate) struct Linux {
-    pub(crate) model: Naive,
+    expected: Expected,
     stale: BTreeMap<Range, Vec<u64>>,
 }
 
@@ -34,10 +36,8 @@ fn shift_up(words: &mut [u64], by: u32) {
 
 impl Linux {
     pub(crate) fn new(entry_limit: u32) -> Self {
-        let mut model = Naive::default();
-        model.set_entry_limit(entry_limit);
         Linux {
-            model,
+            expected: Expected::new(entry_limit),
             stale: BTreeMap::new(),
         }
     }
@@ -53,8 +53,8 @@ impl Linux {
         };
         // Reports to other addresses are in the tables, whose differences are listed.
         let report = report.filter(|(_, _, b)| b.data == BUF);
-        let before = report.map(|_| self.model.clone());
-        let ideal = run(&mut self.model, op);
+        let before = report.map(|_| self.expected.model.clone());
+        let ideal = self.expected.step(op);
         let mut real = ideal.clone();
         if let (Some((iova, size, bitmap)), Some(mut before)) = (report, before) {
             let words = match &mut real {
@@ -68,8 +68,8 @@ impl Linux {
                 }
             }
         }
-        let mappings = self.model.mappings();
-        let tracking = self.model.tracking().is_some();
+        let mappings = self.expected.model.mappings();
+        let tracking = self.expected.model.tracking().is_some();
         let fresh = matches!(op, Op::New(_));
         self.stale
             .retain(|range, _| tracking && !fresh && mappings.contains(range));
@@ -82,15 +82,16 @@ impl Linux {
         let fill = u64::from(bitmap.fill) * 0x0101_0101_0101_0101;
         let mut image = vec![fill; BUF_SIZE as usize / 8];
         let last = iova.wrapping_add(size).wrapping_sub(1);
+        let pgsize = before.tracking().unwrap_or(PAGE);
         for range in before.mappings() {
             if range.0 < iova || range.0 > last {
                 continue;
             }
-            let npages = range.1 / PAGE;
+            let npages = range.1 / pgsize;
             let arg = ReportArg {
                 iova: range.0,
                 size: range.1,
-                pgsize: PAGE,
+                pgsize,
                 words: npages.div_ceil(64),
                 fill: Some(0),
             };
@@ -101,7 +102,7 @@ impl Linux {
             if let Some(stale) = self.stale.get(&range) {
                 words.iter_mut().zip(stale).for_each(|(w, s)| *w |= s);
             }
-            let bit = (range.0 - iova) / PAGE;
+            let bit = (range.0 - iova) / pgsize;
             let (at, shift) = ((bit / 64) as usize, (bit % 64) as u32);
             let copied = (npages + u64::from(shift)).div_ceil(64) as usize;
             if at + copied > image.len() {

@@ -8,50 +8,69 @@ mod ask;
 mod backend;
 mod cgroup;
 mod compare;
+mod dma;
 mod edu;
+mod expected;
 mod failnth;
 mod faults;
 mod generate;
+mod iommu;
 mod linux;
+mod memory;
 #[path = "../../../../vfio-dirty/src/replay/process.rs"]
 mod process;
 mod real;
 mod speed;
+mod tiommu;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
+use dirty_script::op::{MEM, MEM_SIZE};
 use dirty_script::Case;
+use dma::Checker;
 use real::Real;
+use tiommu::Tiommu;
 
 const USAGE: &str = "usage:
-  dirty-vm run SCRIPT OUT          run a script on /dev/vfio/vfio
+  dirty-vm configure               give devices the test IOMMUs that scripts expect
+  dirty-vm run SCRIPT OUT [huge]   run a script on /dev/vfio/vfio; huge: on memory
+                                   of huge pages
+  dirty-vm iommu                   check the test IOMMU itself
   dirty-vm edu                     let a PCI device write memory by DMA
   dirty-vm faults [threads]        kill processes, unload the module in use
   dirty-vm backend                 print which driver answers a container
   dirty-vm cgroup                  start in a memory cgroup that is nearly full
   dirty-vm failnth                 let each allocation fail in turn
-  dirty-vm speed OUT               append times to a file
+  dirty-vm speed PART OUT          append times to a file; PART is emulated or iommu
   dirty-vm ratio REAL OURS         print the ratios of two drivers' times
   dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
-                                   emulated, iommu, mixed, or halfway: mixed, and
-                                   user memory ends in the middle of operations
+                                   emulated, iommu or mixed; test: behind test
+                                   IOMMUs; big: and some have no page below 64K;
+                                   halfway: mixed, and user memory ends in the
+                                   middle of operations
   dirty-vm compare SCRIPT REAL OURS REPLAY [LISTED]
                                    compare three transcripts of a script";
 
-fn run_case(case: &Case, out: File) -> io::Result<()> {
+fn run_case(case: &Case, huge: bool, out: File) -> io::Result<()> {
     let mut out = BufWriter::new(out);
+    if huge {
+        memory::replace_by_hugetlb(MEM, MEM_SIZE).map_err(io::Error::other)?;
+    }
     let mut real = Real::new(case.entry_limit)?;
+    let mut checker = Checker::new(case).map_err(io::Error::other)?;
     for line in &case.lines {
+        checker.before(&line.op);
         let reply = dirty_script::run(&mut real, &line.op);
-        writeln!(out, "  {}{reply}", line.echo)?;
+        let wrong = checker.after(&mut real, &line.op);
+        writeln!(out, "  {}{reply}{wrong}", line.echo)?;
     }
     out.flush()
 }
 
 /// Runs each case of a script in a process of its own.
-fn run(script: &str, out: &str) -> Result<(), String> {
+fn run(script: &str, out: &str, huge: bool) -> Result<(), String> {
     let text = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
     let cases = dirty_script::parse(&text, &mut 65535).map_err(|e| format!("{script}, {e}"))?;
     arena::map_all()?;
@@ -65,7 +84,7 @@ fn run(script: &str, out: &str) -> Result<(), String> {
             if case.lines.is_empty() {
                 return Ok(());
             }
-            let work = |pipe| i32::from(run_case(case, pipe).is_err());
+            let work = |pipe| i32::from(run_case(case, huge, pipe).is_err());
             match process::piped(work, &mut |bytes| file.write_all(bytes))? {
                 process::End::Exited(0) => Ok(()),
                 process::End::Exited(code) => writeln!(file, "  CHILD DIED status={code}"),
@@ -77,18 +96,27 @@ fn run(script: &str, out: &str) -> Result<(), String> {
     file.flush().map_err(|e| format!("{out}: {e}"))
 }
 
+fn configure() -> Result<(), String> {
+    let tiommu = Tiommu::open().map_err(ask::text)?;
+    tiommu.configure_all().map_err(ask::text)?;
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
-        ["run", script, out] => run(script, out),
+        ["configure"] => configure(),
+        ["run", script, out] => run(script, out, false),
+        ["run", script, out, "huge"] => run(script, out, true),
+        ["iommu"] => arena::map_all().and_then(|()| iommu::run()),
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
         ["backend"] => arena::map_all().and_then(|()| backend::run()),
         ["cgroup"] => arena::map_all().and_then(|()| cgroup::run()),
         ["failnth"] => arena::map_all().and_then(|()| failnth::run()),
-        ["speed", out] => arena::map_all().and_then(|()| speed::run(out)),
+        ["speed", part, out] => arena::map_all().and_then(|()| speed::run(part, out)),
         ["ratio", real, ours] => speed::ratio(real, ours),
         ["generate", kind, seed, ops] => generate::print(kind, seed, ops),
         ["compare", script, real, ours, replay] => compare::run(script, real, ours, replay, None),

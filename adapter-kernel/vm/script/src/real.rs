@@ -10,16 +10,19 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use dirty_core::Errno;
-use dirty_script::op::{Action, Caller, DeviceIndex, New, ReportArg, ARG, ARG_SIZE, DEVICES};
+use dirty_script::op::{
+    Action, Caller, DeviceIndex, FaultKind, New, ReportArg, ARG, ARG_SIZE, DEVICES,
+};
 use dirty_script::{Answer, AttachError, Stat, System};
 use nix::errno::Errno as Raw;
 use nix::libc;
 
+use crate::tiommu::Tiommu;
 use crate::{arena, process};
 
-const GROUP_SET_CONTAINER: u32 = 0x3b68;
+pub(crate) const GROUP_SET_CONTAINER: u32 = 0x3b68;
 const GROUP_UNSET_CONTAINER: u32 = 0x3b69;
-const GROUP_GET_DEVICE_FD: u32 = 0x3b6a;
+pub(crate) const GROUP_GET_DEVICE_FD: u32 = 0x3b6a;
 
 /// The test module's ioctls, as `emuvfio.h` declares them.
 #[repr(C)]
@@ -78,13 +81,15 @@ pub(crate) struct Real {
     parameters: String,
     /// How far the arguments of ioctls are from the scripts' address for them.
     shift: u64,
+    /// The test IOMMU while it is to refuse a map.
+    refusing: Option<Tiommu>,
     /// Which allocation of the next system call on VFIO is to fail.
     pub(crate) fail: Cell<Option<u32>>,
     /// Whether it did.
     pub(crate) failed: Cell<bool>,
 }
 
-fn raw_ioctl(fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
+pub(crate) fn raw_ioctl(fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
     // SAFETY: the kernel checks every address; memory that it writes is either
     // the scripts', of which this program keeps no reference, or a structure
     // that its caller lends.
@@ -92,11 +97,11 @@ fn raw_ioctl(fd: &impl AsRawFd, nr: u32, arg: u64) -> Answer {
     u32::try_from(ret).map_err(|_| Errno(Raw::last_raw()))
 }
 
-fn address<T>(value: &mut T) -> u64 {
+pub(crate) fn address<T>(value: &mut T) -> u64 {
     std::ptr::from_mut(value) as u64
 }
 
-fn open(path: &str) -> Result<File, Errno> {
+pub(crate) fn open(path: &str) -> Result<File, Errno> {
     let file = File::options().read(true).write(true).open(path);
     file.map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))
 }
@@ -132,6 +137,7 @@ impl Real {
             slots,
             parameters: parameters(),
             shift: 0,
+            refusing: None,
             fail: Cell::default(),
             failed: Cell::default(),
         };
@@ -161,6 +167,7 @@ impl Real {
             slots,
             parameters: self.parameters.clone(),
             shift,
+            refusing: None,
             fail: Cell::default(),
             failed: Cell::default(),
         })
@@ -323,6 +330,25 @@ impl System for Real {
             _ => return Err(Errno::EOPNOTSUPP),
         };
         raw_ioctl(self.device(index)?, EMU_NOUNPIN, nounpin)
+    }
+
+    fn fault(&mut self, kind: FaultKind, n: u64) -> Answer {
+        match kind {
+            FaultKind::Map => {
+                let tiommu = Tiommu::open()?;
+                tiommu.refuse(n)?;
+                self.refusing = Some(tiommu);
+                Ok(0)
+            }
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    fn end_faults(&mut self) {
+        if let Some(tiommu) = self.refusing.take() {
+            // It fails only for numbers that are too large.
+            let _ = tiommu.refuse(0);
+        }
     }
 
     fn stat(&self, index: DeviceIndex) -> Stat {

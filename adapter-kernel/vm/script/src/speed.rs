@@ -2,6 +2,8 @@
 //! Times the loaded driver. In an emulated machine times alone mean nothing;
 //! `dirty-vm ratio` prints the ratios of two drivers' times in one boot.
 
+mod iommu;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use dirty_script::op::{Caller, BIGB, HUGE, MEM, PAGE};
 use dirty_script::System;
 
 use crate::ask::{ask, device, expect, text};
+use crate::memory;
 use crate::real::Real;
 
 /// Bytes of the mappings in a report.
@@ -121,11 +124,16 @@ fn tracked(real: &mut Real, pieces: u64, size: u64, vaddr: u64) -> Result<(), St
     expect(real, "start", "0 ok")
 }
 
-type Times = BTreeMap<String, Duration>;
+/// What a run measures, by name.
+#[derive(Default)]
+struct Figures {
+    times: BTreeMap<String, Duration>,
+    counts: BTreeMap<String, u64>,
+}
 
 /// Reports of 64 GiB in a container that is set up.
-fn reports(real: &mut Real, times: &mut Times, of: &str) -> Result<(), String> {
-    let mut note = |what: &str, time| times.insert(format!("{what}, {of}"), time);
+fn reports(real: &mut Real, figures: &mut Figures, of: &str) -> Result<(), String> {
+    let mut note = |what: &str, time| figures.times.insert(format!("{what}, {of}"), time);
     let argument = |real: &mut Real| get_argument(real, TOTAL);
     note("GET clean", shortest(20, real, argument, get)?);
     let sparse = |real: &mut Real| mark(real, TOTAL / 1024).and_then(|()| argument(real));
@@ -143,17 +151,20 @@ fn reports(real: &mut Real, times: &mut Times, of: &str) -> Result<(), String> {
 }
 
 /// Mappings of an odd number of pages, so that most start at an odd bit.
-fn odd(real: &mut Real, times: &mut Times) -> Result<(), String> {
+fn odd(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
     let pieces = TOTAL / PIECE;
     tracked(real, pieces, ODD, MEM)?;
     let argument = |real: &mut Real| get_argument(real, ODD * pieces);
     let time = shortest(10, real, argument, get)?;
-    times.insert("GET clean, 16384 mappings at odd offsets".into(), time);
+    figures
+        .times
+        .insert("GET clean, 16384 mappings at odd offsets".into(), time);
     Ok(())
 }
 
-fn mappings(real: &mut Real, times: &mut Times) -> Result<(), String> {
-    expect(real, "new devs=emu0", "set_iommu(3)=ok")?;
+/// MAP and UNMAP in a container with this device and many mappings.
+fn mappings(real: &mut Real, figures: &mut Figures, device: &str) -> Result<(), String> {
+    expect(real, &format!("new devs={device}"), "set_iommu(3)=ok")?;
     for k in 0..MANY {
         map(real, 2 * k * PAGE, PAGE, MEM)?;
     }
@@ -171,62 +182,94 @@ fn mappings(real: &mut Real, times: &mut Times) -> Result<(), String> {
         Ok(())
     };
     let time = shortest(5, real, without, among)?;
-    times.insert("1000 MAP among 60000".into(), time);
+    let name = format!("1000 MAP among 60000, {device}");
+    figures.times.insert(name, time);
     let again = |real: &mut Real| without(real).and_then(|()| among(real));
     let time = shortest(5, real, again, without)?;
-    times.insert("1000 UNMAP among 60000".into(), time);
+    let name = format!("1000 UNMAP among 60000, {device}");
+    figures.times.insert(name, time);
     Ok(())
 }
 
-/// Appends `name nanoseconds` for each measurement to a file.
-pub(crate) fn run(out: &str) -> Result<(), String> {
+/// Reports, pins and mappings of an emulated group.
+fn emulated(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
+    // With huge pages, each byte written would take 2 MiB.
+    memory::huge_pages(false)?;
+    real.map_memory(SPACE, TOTAL, true).map_err(text)?;
+    tracked(real, 1, TOTAL, SPACE)?;
+    reports(real, figures, "one mapping")?;
+    tracked(real, TOTAL / PIECE, PIECE, MEM)?;
+    reports(real, figures, "16384 mappings")?;
+    odd(real, figures)?;
+    mappings(real, figures, "emu0")
+}
+
+/// Measures one part, `emulated` or `iommu`, and appends `kind TAB number TAB name`
+/// for each figure to a file. The kind is `ns` or `count`.
+pub(crate) fn run(part: &str, out: &str) -> Result<(), String> {
     let mut real = Real::new(65535).map_err(text)?;
     ask(&mut real, "bigbuf size=0x1000000")?;
     real.map_memory(ARG, PAGE, true).map_err(text)?;
-    let mut times = Times::new();
-    // With huge pages, each byte written would take 2 MiB.
-    fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "never").map_err(text)?;
-    real.map_memory(SPACE, TOTAL, true).map_err(text)?;
-    tracked(&mut real, 1, TOTAL, SPACE)?;
-    reports(&mut real, &mut times, "one mapping")?;
-    tracked(&mut real, TOTAL / PIECE, PIECE, MEM)?;
-    reports(&mut real, &mut times, "16384 mappings")?;
-    odd(&mut real, &mut times)?;
-    mappings(&mut real, &mut times)?;
+    let mut figures = Figures::default();
+    match part {
+        "emulated" => emulated(&mut real, &mut figures)?,
+        "iommu" => iommu::run(&mut real, &mut figures)?,
+        _ => return Err(format!("{part}: no part of the measurements")),
+    }
     let mut report = fs::read_to_string(out).unwrap_or_default();
-    for (name, time) in times {
-        report += &format!("{}\t{name}\n", time.as_nanos());
+    for (name, time) in figures.times {
+        report += &format!("ns\t{}\t{name}\n", time.as_nanos());
+    }
+    for (name, count) in figures.counts {
+        report += &format!("count\t{count}\t{name}\n");
     }
     fs::write(out, report).map_err(text)
 }
 
-/// The shortest time of each measurement in a file.
-fn read(path: &str) -> Result<BTreeMap<String, u64>, String> {
+/// The least of each figure of a kind in a file.
+fn read(path: &str, kind: &str) -> Result<BTreeMap<String, u64>, String> {
     let report = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-    let mut times = BTreeMap::new();
+    let mut figures = BTreeMap::new();
     for line in report.lines() {
-        let (time, name) = line.split_once('\t').ok_or("a line without a time")?;
-        let time: u64 = time.parse().map_err(|e| format!("{line}: {e}"))?;
-        let best = times.entry(name.to_string()).or_insert(time);
-        *best = time.min(*best);
+        let words: Vec<&str> = line.splitn(3, '\t').collect();
+        let [of, number, name] = words[..] else {
+            return Err(format!("{path}: a line without a number: {line}"));
+        };
+        if of == kind {
+            let number: u64 = number.parse().map_err(|e| format!("{line}: {e}"))?;
+            let least = figures.entry(name.to_string()).or_insert(number);
+            *least = number.min(*least);
+        }
     }
-    Ok(times)
+    Ok(figures)
 }
 
-/// Prints how many times as fast as the real driver the module is.
+/// Prints how many times as fast as the real driver the module is, and what the test
+/// IOMMU has counted.
 pub(crate) fn ratio(real: &str, ours: &str) -> Result<(), String> {
-    let (real, ours) = (read(real)?, read(ours)?);
+    let pairs = |kind| -> Result<Vec<(String, u64, u64)>, String> {
+        let mut theirs = read(ours, kind)?;
+        let pair = |(name, real)| {
+            let ours = theirs.remove(&name);
+            let ours = ours.ok_or(format!("{name} was not measured"))?;
+            Ok((name, real, ours))
+        };
+        read(real, kind)?.into_iter().map(pair).collect()
+    };
     println!(
-        "{:<42} {:>12} {:>12} {:>8}",
+        "{:<50} {:>12} {:>12} {:>8}",
         "speed", "real", "ours", "ratio"
     );
-    for (name, real) in real {
-        let ours = *ours.get(&name).ok_or(format!("{name} was not measured"))?;
+    for (name, real, ours) in pairs("ns")? {
         let (real, ours) = (real as f64 / 1000.0, ours as f64 / 1000.0);
         println!(
-            "{name:<42} {real:>9.0} us {ours:>9.0} us {:>7.2}x",
+            "{name:<50} {real:>9.0} us {ours:>9.0} us {:>7.2}x",
             real / ours
         );
+    }
+    println!("{:<50} {:>12} {:>12}", "calls of the IOMMU", "real", "ours");
+    for (name, real, ours) in pairs("count")? {
+        println!("{name:<50} {real:>12} {ours:>12}");
     }
     Ok(())
 }
