@@ -32,12 +32,13 @@ const PAGES: [u64; 9] = [
 
 #[test]
 fn the_summary_has_the_lines_that_are_dirty_or_pinned() {
-    let mut bitmap = Bitmap::new(&TestMemory::default(), NPAGES).expect("memory");
+    let mem = TestMemory::default();
+    let mut bitmap = Bitmap::new(&mem, NPAGES).expect("memory");
     let mut out = vec![0; NPAGES.div_ceil(64) as usize];
     for pinned in PAGES {
         for dirty in PAGES {
             for take in 0..3 {
-                bitmap.pin(pinned);
+                bitmap.pin(&mem, pinned).expect("memory");
                 assert!(bitmap.is_summarised());
                 bitmap.set(dirty, 1);
                 assert!(bitmap.is_summarised());

@@ -200,6 +200,46 @@ fn d5_bitmaps_have_a_budget() {
 }
 
 #[test]
+fn d5_pinned_bits_count_from_the_first_pin_on() {
+    let (size, second) = (64 * PAGE, BASE + 64 * PAGE);
+    let more = Bitmap::<TestMemory>::pinned_bytes(64);
+    let options = Options {
+        bitmap_budget: Some(2 * Bitmap::<TestMemory>::bytes(64) + more),
+        ..Options::default()
+    };
+    let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
+    rig.map(BASE, size).expect("map");
+    rig.map(second, size).expect("map");
+    rig.start();
+    rig.pin(BASE, 3)
+        .expect("room for the pinned bits of one mapping");
+    let before = (rig.snapshot(), rig.mem.bytes());
+    for _ in 0..2 {
+        let pinned = rig.pin(second, 1);
+        assert_eq!(pinned.err(), Some(Error::BitmapBudget));
+        assert_eq!((rig.snapshot(), rig.mem.bytes()), before);
+        assert_eq!(rig.dirty(second, size), []);
+    }
+    // A pin of both mappings keeps nothing of the second.
+    let both = rig.pin(second - PAGE, 2);
+    assert_eq!(both.err(), Some(Error::BitmapBudget));
+    assert_eq!(rig.mem.bytes(), before.1);
+    // The pinned bits stay when the last pin goes: devices pin and unpin often.
+    rig.unpin(BASE, 3);
+    assert_eq!(rig.pin(second, 1).err(), Some(Error::BitmapBudget));
+    rig.unmap(BASE, size).expect("unmap");
+    rig.pin(second, 1).expect("room again");
+    // STOP frees all bits. Without tracking a pin needs none, but START does.
+    rig.map(BASE, size).expect("map");
+    rig.stop();
+    rig.pin(BASE, 1).expect("pin");
+    assert_eq!(rig.try_start(), Err(Error::BitmapBudget));
+    rig.unpin(BASE, 1);
+    rig.start();
+    assert_eq!(rig.dirty(second, size), [0]);
+}
+
+#[test]
 fn d6_granularity_is_latched_when_a_larger_page_comes() {
     let mut rig = Rig::emulated();
     rig.map(BASE, 2 * K64).expect("map");

@@ -376,6 +376,40 @@ fn pin_pages() {
 }
 
 #[test]
+fn the_first_pins_of_tracked_mappings() {
+    // Both mappings get memory for pinned bits, before their first page is pinned.
+    // What fails later gives it back.
+    let setup = || {
+        let mut rig = Rig::emulated();
+        scatter(&mut rig);
+        rig.map(BASE, 10 * PAGE).expect("map");
+        rig.map(BASE + 10 * PAGE, 700 * PAGE).expect("map");
+        rig.start();
+        rig.mark(BASE + 5 * PAGE);
+        rig
+    };
+    Scenario {
+        setup: &setup,
+        call: &|rig| rig.pin(BASE + 8 * PAGE, 5).map(|_| ()),
+        faults: &[
+            (Fault::Alloc, 4),
+            (Fault::Pin, 5),
+            (Fault::Charge, 4),
+            (Fault::Limit, 4),
+        ],
+        spare: 0,
+        touched: 8..13,
+    }
+    .check();
+    // The host is not asked to pin a page without a place for its pinned bit.
+    let mut rig = setup();
+    rig.mem.fault().arm(1);
+    rig.host.pin_fault.arm(1);
+    assert_eq!(rig.pin(BASE, 1).err(), Some(Error::NoMemory));
+    assert!(rig.host.pin_fault.pending());
+}
+
+#[test]
 fn open_device() {
     Scenario {
         setup: &|| {

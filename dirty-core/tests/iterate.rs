@@ -63,10 +63,11 @@ proptest! {
         words in vec(0..520u64, 0..8),
         pinned in vec(0..33_300u64, 0..8),
     ) {
-        let mut bitmap = Bitmap::new(&TestMemory::default(), npages).expect("memory");
+        let mem = TestMemory::default();
+        let mut bitmap = Bitmap::new(&mem, npages).expect("memory");
         dirty.into_iter().for_each(|(first, n)| bitmap.set(first, n));
         words.into_iter().for_each(|word| bitmap.set(64 * word, 64));
-        pinned.into_iter().for_each(|page| bitmap.pin(page));
+        pinned.into_iter().for_each(|page| bitmap.pin(&mem, page).expect("memory"));
         let mut words = vec![0; npages.div_ceil(64) as usize];
         for _ in 0..2 {
             bitmap.copy(0, 0, &mut words);

@@ -153,7 +153,9 @@ impl Pair {
             Op::Unmap(_) | Op::Harvest(_) => self.model.unmap_callbacks_only(op),
             // Pages that were pinned for a moment may be dirty (rule V22).
             Op::Pin { iova, n, .. } => {
-                let last = iova.wrapping_add(u64::try_from(*n).unwrap_or(0) << 12);
+                let n = u64::try_from(*n).unwrap_or(0);
+                let last = iova.wrapping_add(n << 12);
+                self.model.pin_fails(*iova, n);
                 self.unreported.reported();
                 return self.settle(*iova, last);
             }

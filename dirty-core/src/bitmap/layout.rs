@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the bits of a bitmap lie: in one array. First comes a bit for each page,
-//! dirty and then pinned; then a bit for each line, in three summaries (dirty,
-//! pinned, locked).
+//! Where the bits of a bitmap lie: in two arrays. The first has a dirty bit for
+//! each page, and then a bit for each line in three summaries (dirty, pinned,
+//! locked). The second has a pinned bit for each page. It is empty until the
+//! first pin.
 //!
 //! A page that is in the bitmap has its words in the array. Checking that once
 //! more for each word would make a mark take 1.2 x the time, so this module uses
@@ -32,15 +33,15 @@ pub(crate) const fn line(page: u64) -> u64 {
 
 /// The words of a bitmap.
 pub(crate) struct Layout<M: Memory> {
-    /// INVARIANT: `2 * len` words, and behind them three summaries of
-    /// `summary(len)`.
+    /// INVARIANT: `len` words, and behind them three summaries of `summary(len)`.
     words: Words<M>,
+    /// INVARIANT: `len` words. If there are none, no line is in the pinned
+    /// summary.
+    pinned: Option<Words<M>>,
     /// INVARIANT: at most `64 * len`.
     npages: u64,
-    /// Words with a bit for each page.
+    /// Words with a bit for each page, and so the index of the first summary.
     len: usize,
-    /// Words before the first summary. INVARIANT: `2 * len`.
-    lines: usize,
 }
 
 /// The bits of a bitmap, as slices.
@@ -48,7 +49,8 @@ pub(crate) struct Layout<M: Memory> {
 pub(crate) struct View<'a> {
     /// A bit for each page. What is not in `lines` is stale.
     pub(crate) dirty: &'a [u64],
-    /// A bit for each page.
+    /// A bit for each page. What is not in `pinned_lines` has any value: without
+    /// pinned bits, these are the dirty bits.
     pub(crate) pinned: &'a [u64],
     /// A bit for each line with a dirty page.
     pub(crate) lines: &'a [u64],
@@ -109,10 +111,10 @@ fn near(first: u64, last: u64) -> Option<Range<usize>> {
     (to.wrapping_sub(from) <= LINE_WORDS).then(|| from..to + 1)
 }
 
-/// The words that hold a bit for each page, and the words of the whole array.
+/// The words that hold a bit for each page, and all words but the pinned ones.
 fn lengths(npages: u64) -> (usize, usize) {
     let len = bits::word(npages.saturating_add(63));
-    (len, 2 * len + 3 * summary(len))
+    (len, len + 3 * summary(len))
 }
 
 /// The words of a summary of so many words.
@@ -121,10 +123,16 @@ fn summary(words: usize) -> usize {
 }
 
 impl<M: Memory> Layout<M> {
-    /// The bytes that so many pages take from the host.
+    /// The bytes that so many pages take from the host without pinned bits.
     pub(crate) fn bytes(npages: u64) -> u64 {
         let (_, words) = lengths(npages);
         (words as u64).saturating_mul(8)
+    }
+
+    /// The bytes that the pinned bits of so many pages take.
+    pub(crate) fn pinned_bytes(npages: u64) -> u64 {
+        let (len, _) = lengths(npages);
+        (len as u64).saturating_mul(8)
     }
 
     pub(crate) fn new(mem: &M, npages: u64) -> Result<Self, Error> {
@@ -134,10 +142,27 @@ impl<M: Memory> Layout<M> {
         let (len, words) = lengths(npages);
         Ok(Layout {
             words: Words::new(mem, words)?,
+            pinned: None,
             npages,
             len,
-            lines: 2 * len,
         })
+    }
+
+    /// Whether there are pinned bits.
+    #[inline]
+    pub(crate) fn has_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// Takes memory for the pinned bits.
+    pub(crate) fn add_pinned(&mut self, mem: &M) -> Result<(), Error> {
+        self.pinned = Some(Words::new(mem, self.len)?);
+        Ok(())
+    }
+
+    /// Frees the pinned bits. No page may be pinned.
+    pub(crate) fn drop_pinned(&mut self) {
+        self.pinned = None;
     }
 
     pub(crate) fn npages(&self) -> u64 {
@@ -156,9 +181,12 @@ impl<M: Memory> Layout<M> {
         let (len, summary) = (self.len, summary(self.len));
         let words = &*self.words.exclusive();
         let (dirty, rest) = words.split_at_checked(len).unwrap_or_default();
-        let (pinned, rest) = rest.split_at_checked(len).unwrap_or_default();
         let (lines, rest) = rest.split_at_checked(summary).unwrap_or_default();
         let (pinned_lines, _) = rest.split_at_checked(summary).unwrap_or_default();
+        let pinned = match &mut self.pinned {
+            Some(pinned) => pinned.exclusive(),
+            None => dirty, // of the right length, and nobody looks at them
+        };
         View {
             dirty,
             pinned,
@@ -173,7 +201,7 @@ impl<M: Memory> Layout<M> {
         if page >= self.npages {
             return None;
         }
-        let at = self.lines + bits::word(line(page));
+        let at = self.len + bits::word(line(page));
         let words = self.words.exclusive();
         debug_assert!(at < words.len());
         // SAFETY: `page` is below 64 * `len`, so its word is below `len` and the
@@ -193,7 +221,7 @@ impl<M: Memory> Layout<M> {
         if page >= self.npages {
             return None;
         }
-        let at = self.lines + bits::word(line(page));
+        let at = self.len + bits::word(line(page));
         let words = self.words.shared();
         debug_assert!(at < words.len());
         // SAFETY: as `valid`.
@@ -233,40 +261,34 @@ impl<M: Memory> Layout<M> {
     /// Has the words of a page fetched.
     #[inline]
     pub(crate) fn prefetch(&mut self, page: u64) {
-        let word = bits::word(page);
-        let len = self.len;
-        let words = &*self.words.exclusive();
-        for at in [word, len + word] {
-            stream::prefetch(words.get(at..at + 1).unwrap_or_default());
-        }
+        let at = bits::word(page);
+        let dirty = self.words.exclusive().get(at..at + 1);
+        stream::prefetch(dirty.unwrap_or_default());
+        let pinned = self.pinned().get(at..at + 1);
+        stream::prefetch(pinned.unwrap_or_default());
     }
 
-    /// The words with the dirty bits of a line.
-    pub(crate) fn dirty(&self, line: u64) -> Range<usize> {
+    /// The words of the pinned bits, if there are any.
+    #[inline]
+    pub(crate) fn pinned(&mut self) -> &mut [u64] {
+        self.pinned.as_mut().map_or(&mut [], Words::exclusive)
+    }
+
+    /// The place of a line's words among those of the dirty or the pinned bits.
+    pub(crate) fn words_of(&self, line: u64) -> Range<usize> {
         let first = line as usize * LINE_WORDS;
         first..self.len.min(first + LINE_WORDS)
     }
 
-    /// The words with the pinned bits of a line.
-    pub(crate) fn pinned(&self, line: u64) -> Range<usize> {
-        let dirty = self.dirty(line);
-        self.len + dirty.start..self.len + dirty.end
-    }
-
     /// The words of the dirty summary.
     pub(crate) fn lines(&self) -> Range<usize> {
-        self.lines..self.lines + summary(self.len)
-    }
-
-    /// The number of a page's pinned bit.
-    pub(crate) fn pinned_bit(&self, page: u64) -> u64 {
-        64 * self.len as u64 + page
+        self.len..self.len + summary(self.len)
     }
 
     /// The number of a line's bit in the dirty summary.
     #[inline]
     pub(crate) fn line_bit(&self, line: u64) -> u64 {
-        64 * self.lines as u64 + line
+        64 * self.len as u64 + line
     }
 
     /// The number of a line's bit in the pinned summary.

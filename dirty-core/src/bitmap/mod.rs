@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The dirty bitmap of one mapping.
 //!
-//! A bit is a page of the container's granularity. The pinned bits lie beside
-//! the dirty bits. A report has the pages that are dirty or pinned, so it is a
-//! pass over words and never a walk over pins.
+//! A bit is a page of the container's granularity. A report has the pages that
+//! are dirty or pinned. It is a pass over words and never a walk over pins: each
+//! page has a pinned bit beside its dirty bit. The memory for the pinned bits
+//! comes with the first pin. So a bitmap without pins takes 1 bit for each page
+//! (and 0.6 % for the summaries), and one with pins takes 2.
 //!
 //! There are two summaries with one bit for each line of 512 pages: the lines
 //! with a dirty page, and the lines with a pinned page. A clean line costs a
@@ -48,10 +50,17 @@ pub struct Bitmap<M: Memory> {
 }
 
 impl<M: Memory> Bitmap<M> {
-    /// Bytes that a bitmap of `npages` pages takes from the host.
+    /// Bytes that a bitmap of `npages` pages takes from the host as long as no
+    /// page was pinned.
     #[must_use]
     pub fn bytes(npages: u64) -> u64 {
         Layout::<M>::bytes(npages)
+    }
+
+    /// Bytes that it takes besides with the first pin.
+    #[must_use]
+    pub fn pinned_bytes(npages: u64) -> u64 {
+        Layout::<M>::pinned_bytes(npages)
     }
 
     /// A clean bitmap of `npages` pages, without pins.
@@ -125,7 +134,7 @@ impl<M: Memory> Bitmap<M> {
     /// Zeroes the dirty bits of a line if the line is stale.
     #[inline]
     fn wipe(&mut self, line: u64) {
-        let (stale, bit) = (self.layout.dirty(line), self.layout.line_bit(line));
+        let (stale, bit) = (self.layout.words_of(line), self.layout.line_bit(line));
         let words = self.layout.exclusive();
         if bits::get(words, bit) {
             return;
@@ -199,7 +208,7 @@ impl<M: Memory> Bitmap<M> {
             }
             // Another thread may have wiped it before this one had the lock.
             if lines.load(Relaxed) & bit == 0 {
-                let stale = words.get(self.layout.dirty(line)).unwrap_or_default();
+                let stale = words.get(self.layout.words_of(line)).unwrap_or_default();
                 stale.iter().for_each(|w| w.store(0, Relaxed));
                 lines.fetch_or(bit, Release);
             }
@@ -227,15 +236,50 @@ impl<M: Memory> Bitmap<M> {
 
     /// Notes that a page is pinned: it is in every report until
     /// [`unpin`](Bitmap::unpin). No effect beyond the end.
-    pub fn pin(&mut self, page: u64) {
+    ///
+    /// The first pin takes [`pinned_bytes`](Bitmap::pinned_bytes) from the host.
+    /// The bitmap keeps them when the last pin goes.
+    ///
+    /// # Errors
+    ///
+    /// `NoMemory`; nothing changes then.
+    pub fn pin(&mut self, mem: &M, page: u64) -> Result<(), Error> {
+        if page < self.npages() {
+            self.reserve_pins(mem)?;
+        }
+        self.set_pinned(page);
+        Ok(())
+    }
+
+    /// Whether there is memory for pinned bits.
+    #[inline]
+    pub(crate) fn has_pins_reserved(&self) -> bool {
+        self.layout.has_pinned()
+    }
+
+    /// Takes memory for pinned bits, if there is none yet.
+    pub(crate) fn reserve_pins(&mut self, mem: &M) -> Result<(), Error> {
+        match self.layout.has_pinned() {
+            true => Ok(()),
+            false => self.layout.add_pinned(mem),
+        }
+    }
+
+    /// Frees the memory for pinned bits. No page may be pinned.
+    pub(crate) fn free_pins(&mut self) {
+        self.layout.drop_pinned();
+    }
+
+    /// As `pin`, after [`reserve_pins`](Bitmap::reserve_pins).
+    #[inline]
+    pub(crate) fn set_pinned(&mut self, page: u64) {
         if page >= self.npages() {
             return;
         }
-        let page_bit = self.layout.pinned_bit(page);
+        debug_assert!(self.layout.has_pinned());
+        bits::set(self.layout.pinned(), page, page);
         let line_bit = self.layout.pinned_line_bit(line(page));
-        let words = self.layout.exclusive();
-        bits::set(words, page_bit, page_bit);
-        bits::set(words, line_bit, line_bit);
+        bits::set(self.layout.exclusive(), line_bit, line_bit);
     }
 
     /// Notes that the last pin of a page is gone: the page is dirty once more.
@@ -244,17 +288,16 @@ impl<M: Memory> Bitmap<M> {
         if page >= self.npages() {
             return;
         }
-        let page_bit = self.layout.pinned_bit(page);
         let line_bit = self.layout.pinned_line_bit(line(page));
-        let beside = self.layout.pinned(line(page));
-        let words = self.layout.exclusive();
-        if !bits::get(words, page_bit) {
+        let beside = self.layout.words_of(line(page));
+        let pinned = self.layout.pinned();
+        if !bits::get(pinned, page) {
             return;
         }
-        bits::clear(words, page_bit);
-        let beside = words.get(beside).unwrap_or_default();
+        bits::clear(pinned, page);
+        let beside = pinned.get(beside).unwrap_or_default();
         if beside.iter().fold(0, |all, w| all | w) == 0 {
-            bits::clear(words, line_bit);
+            bits::clear(self.layout.exclusive(), line_bit);
         }
         self.set(page, 1);
     }
@@ -272,12 +315,13 @@ impl<M: Memory> Bitmap<M> {
         if locks.any(|w| *w != 0) {
             return false;
         }
+        let has_pins = self.layout.has_pinned();
         let view = self.view();
         let pinned = view.pinned.chunks(LINE_WORDS);
         let mut lines = (0..).zip(view.dirty.chunks(LINE_WORDS).zip(pinned));
         lines.all(|(line, (dirty, pinned))| {
             let some = dirty.iter().any(|w| *w != 0);
-            let pins = pinned.iter().any(|w| *w != 0);
+            let pins = has_pins && pinned.iter().any(|w| *w != 0);
             (some || !bits::get(view.lines, line)) && pins == bits::get(view.pinned_lines, line)
         })
     }

@@ -42,8 +42,10 @@ impl<M: Memory> Type1<M> {
     /// In this order: `NotV2`; `ZeroSize` if `pfns` is empty; `Wraps`;
     /// `VaddrInvalid` while the vaddr of any mapping is invalid. Then for each
     /// page: `Unmapped`; `Denied` if its mapping lacks a right of `prot`;
-    /// `PinCount`; `Pin`; `Charge`; `NoStructPage`; `NoMemory`. No page stays
-    /// pinned then, but pages that were pinned for a moment are dirty.
+    /// `PinCount`; for the first pin in its mapping while tracking is on
+    /// `BitmapBudget` or `NoMemory`, before the host pins; `Pin`; `Charge`;
+    /// `NoStructPage`; `NoMemory`. No page stays pinned then, but pages that were
+    /// pinned for a moment are dirty.
     #[inline]
     pub fn pin_pages(
         &mut self,
@@ -55,7 +57,7 @@ impl<M: Memory> Type1<M> {
     ) -> Result<(), Error> {
         self.check_v2()?;
         let size = (pfns.len() as u64).checked_mul(self.options.page_size.bytes());
-        Span::new(iova, size.ok_or(Error::Wraps)?)?;
+        let span = Span::new(iova, size.ok_or(Error::Wraps)?)?;
         if self.vaddr_invalid != 0 {
             return Err(Error::VaddrInvalid);
         }
@@ -66,7 +68,19 @@ impl<M: Memory> Type1<M> {
             }
             Err((pinned, e)) => {
                 self.unpin_pages(host, iova, pinned);
+                self.free_pinned_bits(span);
                 Err(e)
+            }
+        }
+    }
+
+    /// Frees the pinned bits of the mappings in `span` that have no pins: a pin
+    /// that fails leaves no memory behind.
+    #[cold]
+    fn free_pinned_bits(&mut self, span: Span) {
+        for dma in self.dmas.range_mut(span).filter(|d| d.pins.is_empty()) {
+            if let Some(bitmap) = &mut dma.bitmap {
+                self.budget.free_pins(bitmap);
             }
         }
     }
@@ -100,6 +114,10 @@ impl<M: Memory> Type1<M> {
                 Ok(pfn) => pfn,
                 Err(NotRepinned::Full) => return Err((pinned, Error::PinCount)),
                 Err(NotRepinned::NotPinned) => {
+                    if let Some(bitmap) = &mut dma.bitmap {
+                        let reserved = self.budget.reserve_pins(bitmap);
+                        reserved.map_err(|e| (pinned, e))?;
+                    }
                     let pfn = dma.pin_page(host, iova, pays, pgsize);
                     pfn.map_err(|e| (pinned, e))?
                 }
@@ -295,6 +313,7 @@ fn copied(result: Result<(), Fault>, n: usize) -> usize {
 }
 
 impl<M: Memory> Dma<M> {
+    /// Pins the page behind `iova` for a device. A bitmap has pinned bits.
     fn pin_page(
         &mut self,
         host: &mut dyn Host,
@@ -305,7 +324,7 @@ impl<M: Memory> Dma<M> {
         let pfn = self.first_pin(host, iova, pays)?;
         let bit = self.bit(iova, pgsize);
         if let Some(bitmap) = &mut self.bitmap {
-            bitmap.pin(bit);
+            bitmap.set_pinned(bit);
         }
         Ok(pfn)
     }

@@ -57,10 +57,9 @@ impl<M: Memory> Type1<M> {
             return Ok(());
         }
         let pgsize = self.min_page();
-        let budget = self.options.bitmap_budget;
         let mut result = Ok(());
         for dma in self.dmas.iter_mut() {
-            result = dma.track(&self.mem, pgsize, budget, &mut self.bitmap_bytes);
+            result = dma.track(pgsize, &mut self.budget);
             if result.is_err() {
                 break;
             }
@@ -91,7 +90,7 @@ impl<M: Memory> Type1<M> {
 
     fn untrack(&mut self) {
         for dma in self.dmas.iter_mut() {
-            dma.untrack(&mut self.bitmap_bytes);
+            dma.untrack(&mut self.budget);
         }
         self.tracking = None;
     }

@@ -8,7 +8,7 @@ use crate::mem::tree::Tree;
 use crate::pgsize::PageSize;
 use crate::pins::Pins;
 use crate::span::Span;
-use crate::uapi::DIRTY_BITMAP_PAGES_MAX;
+use crate::type1::budget::Budget;
 
 /// A mapping of user memory for devices.
 pub(super) struct Dma<M: Memory> {
@@ -26,7 +26,8 @@ pub(super) struct Dma<M: Memory> {
     /// Whether its pages are pinned and mapped in every domain.
     pub(super) iommu_mapped: bool,
     pub(super) pins: Pins<M>,
-    /// INVARIANT: there while tracking is on, and only then.
+    /// INVARIANT: there while tracking is on, and only then. If there are pins, it
+    /// has pinned bits.
     pub(super) bitmap: Option<Bitmap<M>>,
 }
 
@@ -116,32 +117,26 @@ impl<M: Memory> Dma<M> {
     }
 
     /// Gives the mapping a bitmap at `pgsize`, in which every pinned page is
-    /// pinned, and adds its bytes to `used`, which may not exceed `budget`.
-    pub(super) fn track(
-        &mut self,
-        mem: &M,
-        pgsize: PageSize,
-        budget: Option<u64>,
-        used: &mut u64,
-    ) -> Result<(), Error> {
-        let npages = self.npages(pgsize);
-        let total = used.saturating_add(Bitmap::<M>::bytes(npages));
-        if npages <= DIRTY_BITMAP_PAGES_MAX && budget.is_some_and(|b| total > b) {
-            return Err(Error::BitmapBudget);
-        }
-        let mut bitmap = Bitmap::new(mem, npages)?;
-        for (iova, _) in self.pins.iter() {
-            bitmap.pin(self.bit(iova, pgsize));
+    /// pinned.
+    pub(super) fn track(&mut self, pgsize: PageSize, budget: &mut Budget<M>) -> Result<(), Error> {
+        let mut bitmap = budget.bitmap(self.npages(pgsize))?;
+        if !self.pins.is_empty() {
+            if let Err(e) = budget.reserve_pins(&mut bitmap) {
+                budget.free(bitmap);
+                return Err(e);
+            }
+            for (iova, _) in self.pins.iter() {
+                bitmap.set_pinned(self.bit(iova, pgsize));
+            }
         }
         self.bitmap = Some(bitmap);
-        *used = total;
         Ok(())
     }
 
     /// Undoes [`track`](Dma::track).
-    pub(super) fn untrack(&mut self, used: &mut u64) {
+    pub(super) fn untrack(&mut self, budget: &mut Budget<M>) {
         if let Some(bitmap) = self.bitmap.take() {
-            *used = used.saturating_sub(Bitmap::<M>::bytes(bitmap.npages()));
+            budget.free(bitmap);
         }
     }
 }

@@ -101,8 +101,7 @@ impl<M: Memory> Type1<M> {
             domains.pin_and_map(host, dma)?;
         }
         if let Some(tracking) = &self.tracking {
-            let budget = self.options.bitmap_budget;
-            dma.track(&self.mem, tracking.pgsize, budget, &mut self.bitmap_bytes)?;
+            dma.track(tracking.pgsize, &mut self.budget)?;
         }
         Ok(())
     }
@@ -150,7 +149,7 @@ impl<M: Memory> Type1<M> {
         let locked = dma.locked;
         dma.uncharge(host, locked);
         host.release(dma.mm);
-        dma.untrack(&mut self.bitmap_bytes);
+        dma.untrack(&mut self.budget);
         if dma.vaddr_invalid {
             self.vaddr_invalid = self.vaddr_invalid.saturating_sub(1);
         }

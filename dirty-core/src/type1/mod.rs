@@ -6,9 +6,10 @@
 //! `unmap` and `dirty` do what the user of the container asks for; `access`
 //! does what devices ask for. `report` and `user_report` carry dirty pages out.
 //! `dma` is a mapping and the tree of mappings, `domain` a mapping's pages in an
-//! IOMMU, `iova` the valid iovas.
+//! IOMMU, `iova` the valid iovas, `budget` the memory of bitmaps.
 
 pub(crate) mod access;
+mod budget;
 pub(crate) mod command;
 mod dirty;
 mod dma;
@@ -26,6 +27,7 @@ use crate::host::{Host, Memory};
 use crate::mem::{List, Words};
 use crate::pgsize::PageSize;
 use crate::span::Span;
+use crate::type1::budget::Budget;
 use crate::type1::dma::Dmas;
 use crate::type1::domain::Domain;
 use crate::type1::groups::Group;
@@ -40,8 +42,9 @@ pub struct Options {
     /// The most mappings at a time. 65535 by default, as the Linux module's
     /// parameter of this name.
     pub dma_entry_limit: u32,
-    /// The most bytes for bitmaps: START and MAP_DMA fail with `BitmapBudget`
-    /// beyond it (D5). `None`, the default, sets no limit.
+    /// The most bytes for bitmaps. START, MAP_DMA and the first pin in a mapping
+    /// fail with `BitmapBudget` beyond it (D5). A mapping has one bit for each
+    /// page, and from its first pin on two. `None`, the default, sets no limit.
     pub bitmap_budget: Option<u64>,
     /// Devices behind an IOMMU do not make a mapping without WRITE dirty (D10).
     /// False by default, as in Linux: they make every mapping dirty.
@@ -120,8 +123,7 @@ pub struct Type1<M: Memory> {
     /// The number of groups whose dirty scope is everything.
     num_non_pinned_groups: u32,
     tracking: Option<Tracking<M>>,
-    /// The bytes of all bitmaps.
-    bitmap_bytes: u64,
+    budget: Budget<M>,
 }
 
 impl<M: Memory> Type1<M> {
@@ -152,7 +154,7 @@ impl<M: Memory> Type1<M> {
             pgsize_bitmap: groups::common_pgsizes(&[], options.page_size),
             num_non_pinned_groups: 0,
             tracking: None,
-            bitmap_bytes: 0,
+            budget: Budget::new(&mem, options.bitmap_budget),
             mem,
         })
     }

@@ -61,7 +61,7 @@ impl Guest {
     }
 
     pub(crate) fn pin(&self, page: u64) {
-        self.change(|bitmap| bitmap.pin(page));
+        self.change(|bitmap| bitmap.pin(&self.or, page).expect("memory"));
     }
 
     pub(crate) fn unpin(&self, page: u64) {

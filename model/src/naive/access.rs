@@ -60,6 +60,7 @@ impl Backend {
                 for k in 0..k {
                     self.unpin_page(process, iova + k * PAGE);
                 }
+                self.drop_pinned_bits(iova, n);
                 return Err(e);
             }
         }
@@ -82,6 +83,9 @@ impl Backend {
             *count += 1;
             return Ok(());
         }
+        let key = m.iova;
+        self.add_pinned_bits(key)?;
+        let m = self.mappings.find_mut(iova).ok_or(Errno::EINVAL)?;
         let page = (m.vaddr + (iova - m.iova)) / PAGE * PAGE;
         if process.accessible(page, PAGE, m.writable()) < PAGE {
             return Err(Errno::EFAULT);

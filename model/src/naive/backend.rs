@@ -43,12 +43,13 @@ pub(super) struct Backend {
     pub(super) granule: Option<u64>,
 }
 
-/// What the core's bitmap of so many pages costs: dirty and pinned words, and a
-/// summary of them.
-fn bitmap_bytes(pages: u64) -> u64 {
+/// What the core's bitmap of so many pages costs: a dirty bit for each page, the
+/// summaries, and with `pins` a pinned bit for each page.
+fn bitmap_bytes(pages: u64, pins: bool) -> u64 {
     let words = pages.div_ceil(64);
     let summary = words.div_ceil(8).div_ceil(64);
-    8 * (2 * words + 3 * summary)
+    let pinned = if pins { words } else { 0 };
+    8 * (words + pinned + 3 * summary)
 }
 
 /// What is left of `ranges` inside an aperture and outside reserved regions.
@@ -286,6 +287,7 @@ impl Backend {
             iommu_mapped: false,
             charged: 0,
             pins: Default::default(),
+            pinned_bits: false,
             dirty: Default::default(),
         };
         let domains = self.domains();
@@ -297,10 +299,7 @@ impl Backend {
             }
         }
         if let Some(granule) = self.granule {
-            // The bitmaps that exist count for the budget only.
-            let budget = self.options.budget.is_some();
-            let sizes = self.mappings.0.values().filter(|_| budget).map(|m| m.size);
-            self.check_bitmaps(granule, sizes.chain([size]))?;
+            self.check_bitmaps(granule, self.bitmaps().chain([(size, false)]))?;
         }
         process.locked += m.charged;
         self.mappings.0.insert(iova, m);
@@ -312,20 +311,67 @@ impl Backend {
         self.options.entry_limit - self.mappings.0.len() as u32
     }
 
-    /// Fails unless mappings of these sizes can have bitmaps.
-    fn check_bitmaps(&self, granule: u64, sizes: impl Iterator<Item = u64>) -> Result<()> {
+    /// The size of each mapping that has a bitmap, and whether the bitmap has
+    /// pinned bits. Without a budget it does not matter which there are.
+    fn bitmaps(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let budget = self.options.budget.is_some();
+        let mappings = self.mappings.0.values().filter(move |_| budget);
+        mappings.map(|m| (m.size, m.pinned_bits))
+    }
+
+    /// Fails unless mappings of these sizes can have bitmaps, with pinned bits or
+    /// without.
+    fn check_bitmaps(
+        &self,
+        granule: u64,
+        bitmaps: impl Iterator<Item = (u64, bool)>,
+    ) -> Result<()> {
         let mut used = 0;
-        for size in sizes {
+        for (size, pins) in bitmaps {
             let pages = size / granule;
             if pages > MAX_PAGES {
                 return Err(Errno::EINVAL);
             }
-            used += bitmap_bytes(pages);
+            used += bitmap_bytes(pages, pins);
             if self.options.budget.is_some_and(|budget| used > budget) {
                 return Err(Errno::ENOMEM);
             }
         }
         Ok(())
+    }
+
+    /// Gives the mapping at `key` pinned bits, before its first pin while tracking
+    /// is on.
+    pub(super) fn add_pinned_bits(&mut self, key: u64) -> Result<()> {
+        let Some((granule, m)) = self.granule.zip(self.mappings.0.get(&key)) else {
+            return Ok(());
+        };
+        if m.pinned_bits {
+            return Ok(());
+        }
+        let more = bitmap_bytes(m.size / granule, true) - bitmap_bytes(m.size / granule, false);
+        let pages = |size| size / granule;
+        let used = self
+            .bitmaps()
+            .map(|(size, pins)| bitmap_bytes(pages(size), pins));
+        let total = used.sum::<u64>() + more;
+        if self.options.budget.is_some_and(|budget| total > budget) {
+            return Err(Errno::ENOMEM);
+        }
+        self.mappings
+            .0
+            .entry(key)
+            .and_modify(|m| m.pinned_bits = true);
+        Ok(())
+    }
+
+    /// After a failed pin of `n` pages: the mappings in the range that have no
+    /// pins have no pinned bits either.
+    pub(super) fn drop_pinned_bits(&mut self, iova: u64, n: u64) {
+        for key in self.mappings.overlapping(iova, iova + (n * PAGE - 1)) {
+            let m = self.mappings.0.entry(key);
+            m.and_modify(|m| m.pinned_bits &= !m.pins.is_empty());
+        }
     }
 
     /// START.
@@ -337,9 +383,11 @@ impl Backend {
             return Ok(());
         }
         let granule = self.page();
-        self.check_bitmaps(granule, self.mappings.0.values().map(|m| m.size))?;
+        let mappings = self.mappings.0.values();
+        self.check_bitmaps(granule, mappings.map(|m| (m.size, !m.pins.is_empty())))?;
         self.granule = Some(granule);
         for m in self.mappings.0.values_mut() {
+            m.pinned_bits = !m.pins.is_empty();
             m.clean(granule);
         }
         Ok(())

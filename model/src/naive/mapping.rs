@@ -45,6 +45,8 @@ pub(super) struct Mapping {
     pub(super) charged: u64,
     /// Iovas that devices have pinned, and how often.
     pub(super) pins: BTreeMap<u64, u64>,
+    /// While tracking is on, whether its bitmap has pinned bits.
+    pub(super) pinned_bits: bool,
     /// What is dirty, while tracking is on: first and last granule of each
     /// range. A granule is what a dirty bit stands for.
     pub(super) dirty: BTreeSet<(u64, u64)>,

@@ -118,6 +118,14 @@ impl Naive {
         self.unmap_fails = false;
     }
 
+    /// Does what a pin of `n` pages does to pinned bits if it fails.
+    pub fn pin_fails(&mut self, iova: u64, n: u64) {
+        let backend = self.container.as_mut().and_then(|c| c.backend.as_mut());
+        if let Some(backend) = backend {
+            backend.drop_pinned_bits(iova, n);
+        }
+    }
+
     /// The container's backend.
     fn backend(&self) -> Result<&Backend, Errno> {
         let container = self.container.as_ref().ok_or(Errno::EBADF)?;
