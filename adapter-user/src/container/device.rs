@@ -104,9 +104,10 @@ impl Device {
     /// - [`Error::NotV2`] if the IOMMU type is version 1.
     /// - [`Error::VaddrInvalid`] while the vaddr of a mapping is invalid.
     /// - For the first page that fails: [`Error::Unmapped`]; [`Error::Denied`] if the
-    ///   mapping does not allow `prot`; [`Error::PinCount`]; [`Error::Pin`] if the
-    ///   page cannot be faulted in or locked; [`Error::Charge`] beyond
-    ///   RLIMIT_MEMLOCK; [`Error::NoMemory`].
+    ///   mapping does not allow `prot`; [`Error::PinCount`]; while tracking is on,
+    ///   if the mapping had no pins yet, [`Error::BitmapBudget`] or
+    ///   [`Error::NoMemory`]; [`Error::Pin`] if the page cannot be faulted in or
+    ///   locked; [`Error::Charge`] beyond RLIMIT_MEMLOCK; [`Error::NoMemory`].
     pub fn pin(&self, iova: u64, size: u64, prot: Prot) -> Result<PinGuard, Error> {
         let (key, pages) = self.pins.pin(iova, size, prot)?;
         Ok(PinGuard::new(&self.pins, key, pages, self.on_mark.clone()))

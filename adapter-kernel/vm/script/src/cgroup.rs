@@ -76,8 +76,8 @@ fn charge(real: &mut Real) -> Result<(), String> {
     if charged < BITS {
         return Err("the bits are not charged".into());
     }
-    // Twice, for dirty and pinned pages, and what the cgroup charges in advance.
-    if charged > 2 * BITS + (1 << 20) {
+    // One bit for each page, since none is pinned, and what the cgroup charges in advance.
+    if charged > BITS + (1 << 20) {
         return Err("more is charged than the bits need".into());
     }
     Ok(())
