@@ -76,20 +76,26 @@ impl<M: Memory> Bitmap<M> {
     /// at 16 words. Returns whether a page is dirty or pinned.
     #[inline]
     pub(crate) fn copy_small(&mut self, shift: u32, out: &mut [u64]) -> bool {
-        let view = self.view();
-        let lines = Lines::of(view, 0);
-        if lines.nonempty() == 0 {
+        let (dirty, pinned) = self.layout.first_lines();
+        if dirty | pinned == 0 {
             return false;
         }
+        let len = self.layout.dirty().len();
+        let lines = Lines {
+            dirty,
+            pinned,
+            all: last_lines(len),
+        };
         let mode = Mode {
             shift,
             zeroed: true,
             stream: false,
         };
         let carry = match lines.is_whole() {
-            true => put_words(mode, view.dirty, out, 0),
+            true => put_words(mode, self.layout.dirty(), out, 0),
             false => {
-                let out = out.get_mut(..view.dirty.len()).unwrap_or_default();
+                let view = self.view();
+                let out = out.get_mut(..len).unwrap_or_default();
                 let source = Source {
                     lines,
                     at: 0,
@@ -99,7 +105,7 @@ impl<M: Memory> Bitmap<M> {
                 copy_block(mode, source, out, 0)
             }
         };
-        if let Some(out) = out.get_mut(view.dirty.len()) {
+        if let Some(out) = out.get_mut(len) {
             *out = carry;
         }
         true
@@ -253,7 +259,7 @@ impl Lines {
             dirty: view.lines.get(block).copied().unwrap_or(0),
             pinned: view.pinned_lines.get(block).copied().unwrap_or(0),
             all: match last {
-                true => bits::up_to_bit((view.dirty.len() as u64 - 1) / LINE_WORDS as u64),
+                true => last_lines(view.dirty.len()),
                 false => !0,
             },
         }
@@ -279,6 +285,12 @@ impl Lines {
     fn is_whole(self) -> bool {
         self.dirty == self.all && self.pinned == 0
     }
+}
+
+/// The lines of the last block of a bitmap of so many words, at least one.
+#[inline]
+fn last_lines(words: usize) -> u64 {
+    bits::up_to_bit((words as u64 - 1) / LINE_WORDS as u64)
 }
 
 /// The first nonempty block of those with these words, or the block after them.

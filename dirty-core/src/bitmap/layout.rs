@@ -177,6 +177,7 @@ impl<M: Memory> Layout<M> {
         self.words.shared()
     }
 
+    #[inline]
     pub(crate) fn view(&mut self) -> View<'_> {
         let (len, summary) = (self.len, summary(self.len));
         let words = &*self.words.exclusive();
@@ -193,6 +194,22 @@ impl<M: Memory> Layout<M> {
             lines,
             pinned_lines,
         }
+    }
+
+    /// The first 64 lines, a bit each: those with a dirty page, those with a
+    /// pinned page.
+    #[inline]
+    pub(crate) fn first_lines(&mut self) -> (u64, u64) {
+        let (dirty, pinned) = (self.len, self.len + summary(self.len));
+        let words = &*self.words.exclusive();
+        let word = |at: usize| words.get(at).copied().unwrap_or(0);
+        (word(dirty), word(pinned))
+    }
+
+    /// A dirty bit for each page. Lines that are not in the summary are stale.
+    #[inline]
+    pub(crate) fn dirty(&mut self) -> &[u64] {
+        self.words.exclusive().get(..self.len).unwrap_or_default()
     }
 
     /// The dirty word of a page, if the page's line is valid.

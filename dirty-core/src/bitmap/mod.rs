@@ -79,6 +79,7 @@ impl<M: Memory> Bitmap<M> {
         self.layout.npages()
     }
 
+    #[inline]
     pub(crate) fn view(&mut self) -> View<'_> {
         self.layout.view()
     }
