@@ -19,6 +19,7 @@ mod heap;
 mod host;
 pub(crate) mod iommu;
 mod locked;
+mod log;
 pub(crate) mod memory;
 pub(crate) mod pinned;
 mod pins;
