@@ -113,25 +113,44 @@ mod atomic {
     pub(crate) use std::sync::atomic::{fence, AtomicU64, Ordering};
 }
 mod barrier;
+#[cfg(feature = "container")]
 mod container;
 pub mod device_log;
 mod dirty_bits;
+mod domain;
 mod error;
 pub mod guest;
 mod process_memory;
 mod ranges;
 
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::charge::charged_pages;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::device::{Device, OnUnmap};
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::group::{Group, IommuType};
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::guard::PinGuard;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::iommu::IommuSpec;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::memory::{GuestMemory, OutOfBounds};
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::pinned::OnMark;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{normalise, pages, runs, uapi, Errno, Error, Extent, Options, PageSize};
+pub use domain::Domain;
 pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
