@@ -26,7 +26,6 @@ use crate::guest::{DirtyIovas, DirtyLog, IovaRange, SourceError};
 impl DirtyLog for DeviceLog {
     fn read(&mut self, ask: &[IovaRange], dirty: &mut DirtyIovas) -> Result<(), SourceError> {
         let log: &DeviceLog = self;
-        log.read().on()?;
         // What was removed may be of mappings that the view has forgotten.
         dirty.allow_beside();
         for range in ask {
