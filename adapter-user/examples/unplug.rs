@@ -6,7 +6,7 @@
 //! round by round. In the middle one device is unplugged. At the end everybody stops, the
 //! last round is copied, and source and destination are compared.
 //!
-//! `cargo run --release -p adapter-user --example unplug --features vm-memory` exits with
+//! `cargo run --release -p adapter-user --example unplug` exits with
 //! status 0 if they are equal. With `-- --lose` the VMM makes a mistake: it lets go of the
 //! device before it asks the log for the last time. Then pages differ, and the status
 //! is 1.
