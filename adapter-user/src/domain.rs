@@ -298,3 +298,13 @@ impl Domain {
         unmapped.map(|_| ())
     }
 }
+
+/// Memory that is no guest memory is not for devices, so this needs `unsafe`.
+///
+/// ```compile_fail,E0133
+/// # use adapter_user::{guest::Tracker, Container, Domain, Options};
+/// # let container = Container::new(Options::default());
+/// Domain::new(Tracker::new(None).iova_view()).with_container(container);
+/// ```
+#[cfg(doctest)]
+struct ContainersAreUnsafe;

@@ -13,7 +13,8 @@ const CHUNK: usize = 4096;
 /// A clone of the container can be [added](crate::guest::Tracker::add_log) to a tracker,
 /// with the view of its devices' mappings. Each take then has the dirty pages of every
 /// mapping that overlaps the IOVAs that it asks for, and makes them clean; pinned pages
-/// stay dirty. Nobody else should read the container meanwhile.
+/// stay dirty. Nobody else should read the container meanwhile. Start it before the
+/// tracker, and stop it after the tracker.
 ///
 /// What [`Container::unmap`] forgets is lost for the tracker too. Unmap with
 /// [`Domain::unmap`](crate::Domain::unmap), or give the bitmap of

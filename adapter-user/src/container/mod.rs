@@ -7,7 +7,7 @@
 //! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
 //! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
 //! guards (`pinned`, `access`), and the others by how many each page has (`counts`).
-//! `tracking` has the calls that report and mark dirty pages.
+//! `tracking` has the calls that report and mark dirty pages, and `log` answers a tracker.
 
 mod access;
 pub(crate) mod charge;
