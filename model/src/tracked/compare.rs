@@ -141,24 +141,27 @@ impl Run {
                 self.unmap_dirty(view, iova, n, words | told)
             }
             Op::Vmm { memory, page } => {
-                if page < self.world.pages[memory] {
-                    // A memory that was no slot yet has bits that are on.
-                    let _ = self.bits[memory].mark(page * PAGE, 1);
-                    self.world.allowed.insert((memory, page));
-                    self.world.write((memory, page));
+                if page >= self.world.pages[memory] {
+                    return Ok(());
                 }
-                Ok(())
+                // A memory that was no slot yet has bits that are on.
+                let marked = self.bits[memory].mark(page * PAGE, 1);
+                self.world.allowed.insert((memory, page));
+                self.world.write((memory, page));
+                let is_slot = self.world.place[memory].is_some();
+                expect("mark of a slot", marked.is_ok() || !is_slot)
             }
             Op::Mark { view, iova } => {
                 let target = self.world.views[view].live[iova as usize];
                 let marked = self.views[view].mark(iova * PAGE + 5, 1);
-                if let Some(target) = target {
-                    self.world.write_to(target);
-                }
-                expect(
-                    "mark of what is not mapped",
-                    target.is_some() || marked.is_err(),
-                )
+                let Some(target) = target else {
+                    return expect("mark of what is not mapped", marked.is_err());
+                };
+                self.world.write_to(target);
+                let slot = target
+                    .bound
+                    .and_then(|(memory, _)| self.world.place[memory]);
+                expect("mark of a mapping", marked.is_ok() || slot.is_none())
             }
             Op::Late { handle, page } => {
                 let Some((mapping, targets)) = self.handles.iter().rev().nth(handle) else {
