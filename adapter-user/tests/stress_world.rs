@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A migration of a guest whose memory moves, goes and comes back, and whose devices
 //! map, unmap and change their logs, all from threads of their own. Some reports are
-//! never delivered. In the end the destination has every write, at the address where
-//! the memory is.
+//! never delivered. Now and then everybody waits, and then the destination has every
+//! write, at the address where the memory is.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard};
 use std::thread;
@@ -12,17 +11,20 @@ use std::time::{Duration, Instant};
 
 use adapter_user::device_log::{DeviceLog, Holes, LogOptions};
 use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, Report, Slot, Source, Tracker};
-use adapter_user::{DirtyBits, Extent, PageSize};
+use adapter_user::{runs, DirtyBits, Extent, PageSize};
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 
 const PAGE: u64 = 4096;
-/// Pages of each memory.
-const PAGES: u64 = 256;
+/// Pages of each memory: so many that few are written again soon, which would hide a
+/// lost write.
+const PAGES: u64 = 1 << 14;
 const MEMORIES: usize = 3;
 /// Where a memory can be, in steps of its size. Memory 0 stays at place 0.
 const PLACES: u64 = 5;
 /// Threads that write. Each has pages of its own, so a page has one last write.
-const WRITERS: u64 = 4;
+const WRITERS: u64 = 8;
+/// How often a thread writes before it lets the others check.
+const BATCH: u32 = 32;
 /// Pages that a device has mapped at once.
 const WINDOW: u64 = 8;
 const TIME: Duration = Duration::from_millis(1500);
@@ -35,6 +37,8 @@ struct World {
     /// The place of each memory that is a slot. Whoever maps must know what is mapped,
     /// as a VMM does, so a slot changes under this lock.
     places: RwLock<[Option<u64>; MEMORIES]>,
+    /// Whoever checks has it alone.
+    gate: RwLock<()>,
     stop: AtomicBool,
 }
 
@@ -50,6 +54,7 @@ impl World {
                 .map(|_| DirtyBits::new(PAGES * PAGE, pgsize).unwrap())
                 .collect(),
             places: RwLock::new([0, 1, 2].map(Some)),
+            gate: RwLock::new(()),
             stop: AtomicBool::new(false),
             tracker,
         };
@@ -80,8 +85,12 @@ impl World {
         self.memory[memory][page as usize].store(random.random(), Ordering::Relaxed);
     }
 
-    fn runs(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
+    /// Does something until the test ends, and pauses where others check.
+    fn repeat(&self, mut what: impl FnMut()) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let _gate = self.gate.read().unwrap();
+            (0..BATCH).for_each(|_| what());
+        }
     }
 }
 
@@ -93,12 +102,12 @@ fn page(writer: u64, random: &mut SmallRng) -> u64 {
 /// The VMM writes, also to memory that is no slot at the time.
 fn vmm(world: &World, writer: u64) {
     let mut random = SmallRng::seed_from_u64(writer);
-    while world.runs() {
+    world.repeat(|| {
         let (memory, page) = (random.random_range(0..MEMORIES), page(writer, &mut random));
         world.write(memory, page, &mut random);
         // The mark is refused, and kept, if the memory is no slot.
         let _ = world.bits[memory].mark(page * PAGE, 8);
-    }
+    });
 }
 
 /// A device that marks through its mappings, sometimes after they are gone.
@@ -106,11 +115,11 @@ fn device_with_mappings(world: &World, writer: u64) {
     let mut random = SmallRng::seed_from_u64(writer);
     let view = world.tracker.iova_view();
     let mut late = None;
-    while world.runs() {
+    world.repeat(|| {
         let (memory, page) = (random.random_range(0..MEMORIES), page(writer, &mut random));
         let places = world.places();
         let Some(place) = places[memory] else {
-            continue;
+            return;
         };
         let gpa = (place * PAGES + page) * PAGE;
         let mapping = view.map(0, gpa, PAGE).unwrap();
@@ -123,7 +132,7 @@ fn device_with_mappings(world: &World, writer: u64) {
             world.write(memory, page, &mut random);
             let _ = mapping.mark(8, 8);
         }
-    }
+    });
 }
 
 /// Adds a log to the tracker, which fails now and then.
@@ -133,9 +142,6 @@ fn plug(world: &World, view: &IovaView, log: &DeviceLog) -> Source {
     let mut reads = 0;
     let read = move |ask: &[IovaRange], dirty: &mut DirtyIovas| {
         reads += 1;
-        if reads % 13 == 0 {
-            return Err("the log fails".into());
-        }
         for IovaRange { iova, size } in ask.iter().copied() {
             let npages = size / PAGE;
             let mut words = vec![0; npages.div_ceil(64) as usize];
@@ -148,7 +154,10 @@ fn plug(world: &World, view: &IovaView, log: &DeviceLog) -> Source {
             };
             dirty.or_bitmap(&words, extent)?;
         }
-        Ok(())
+        match reads % 13 {
+            0 => Err("the log fails after its read".into()),
+            _ => Ok(()),
+        }
     };
     world.tracker.add_log("device", view, 0, read).unwrap()
 }
@@ -165,9 +174,9 @@ fn device_with_a_log(world: &World, writer: u64) {
         ..LogOptions::default()
     });
     log.start_all(PAGE).unwrap();
-    let mut source = plug(world, &view, &log);
+    let mut source = Some(plug(world, &view, &log));
     let mut window: [Option<(usize, u64)>; WINDOW as usize] = Default::default();
-    while world.runs() {
+    world.repeat(|| {
         let at = random.random_range(0..WINDOW);
         let entry = &mut window[at as usize];
         if entry.is_some() && random.random_range(0..3) == 0 {
@@ -179,7 +188,7 @@ fn device_with_a_log(world: &World, writer: u64) {
             let (memory, page) = (random.random_range(0..MEMORIES), page(writer, &mut random));
             let places = world.places();
             let Some(place) = places[memory] else {
-                continue;
+                return;
             };
             let gpa = (place * PAGES + page) * PAGE;
             view.map(at * PAGE, gpa, PAGE).unwrap();
@@ -196,20 +205,21 @@ fn device_with_a_log(world: &World, writer: u64) {
         }
         if random.random_range(0..500) == 0 {
             // It is asked once more. If it fails, all memory behind the view is dirty.
-            let _ = source.remove();
-            source = plug(world, &view, &log);
+            let _ = source.take().unwrap().remove();
+            source = Some(plug(world, &view, &log));
         }
-    }
+    });
 }
 
 /// The guest's memory moves, goes and comes back.
-fn hot_plug(world: &World) {
-    let mut random = SmallRng::seed_from_u64(100);
-    while world.runs() {
+fn hot_plug(world: &World, writer: u64) {
+    let mut random = SmallRng::seed_from_u64(writer);
+    while !world.stop.load(Ordering::Relaxed) {
+        let _gate = world.gate.read().unwrap();
         let memory = random.random_range(1..MEMORIES);
         let mut places = world.places.write().unwrap();
         let place = random.random_range(1..PLACES);
-        if places.iter().any(|taken| *taken == Some(place)) {
+        if places.contains(&Some(place)) {
             continue;
         }
         let gpa = place * PAGES * PAGE;
@@ -222,18 +232,18 @@ fn hot_plug(world: &World) {
                 world.tracker.remove_slot(memory as u32).unwrap();
                 places[memory] = None;
             }
-            None => {
+            // Its bits have all that was written since it was delivered.
+            None if random.random_range(0..20) != 0 => {
                 let slot = world.slot(memory, place);
-                match random.random() {
-                    // Its bits have all that was written since it was delivered.
-                    true => world.tracker.add_known(slot).unwrap(),
-                    false => world.tracker.add(slot).unwrap(),
-                }
+                world.tracker.add_known(slot).unwrap();
+                places[memory] = Some(place);
+            }
+            None => {
+                world.write(memory, page(writer, &mut random), &mut random);
+                world.tracker.add(world.slot(memory, place)).unwrap();
                 places[memory] = Some(place);
             }
         }
-        drop(places);
-        thread::yield_now();
     }
 }
 
@@ -253,30 +263,56 @@ impl Destination {
     }
 
     fn copy_words(&mut self, world: &World, id: u32, words: &[u64]) {
-        let pages = (0..PAGES).filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 != 0);
-        pages.for_each(|page| self.copy(world, id as usize, page));
+        for run in runs(words) {
+            run.for_each(|page| self.copy(world, id as usize, page));
+        }
     }
 
-    /// Copies by slot, and what slots had that are removed.
+    fn deliver_removed(&mut self, world: &World, report: &Report) {
+        for (slot, words) in report.removed() {
+            self.copy_words(world, slot.id, words);
+        }
+    }
+
+    /// Copies by slot.
     fn deliver(&mut self, world: &World, report: &mut Report) {
         for slot in report.slots() {
             self.copy_words(world, slot.id, report.slot(slot.id).unwrap());
         }
-        for (slot, words) in report.removed() {
-            self.copy_words(world, slot.id, words);
-        }
+        self.deliver_removed(world, report);
         report.clear();
     }
 
-    /// Copies by guest address.
-    fn deliver_by_address(&mut self, world: &World, report: &Report) {
-        let places = world.places();
-        let at: HashMap<u64, usize> = (0..MEMORIES)
-            .filter_map(|memory| Some((places[memory]?, memory)))
-            .collect();
+    /// Copies by guest address, while no slot moves.
+    fn deliver_by_address(&mut self, world: &World, report: &mut Report) {
+        let places = *world.places.read().unwrap();
         for range in report.ranges(PAGE).unwrap() {
             for page in range.gpa / PAGE..(range.gpa + range.size) / PAGE {
-                self.copy(world, at[&(page / PAGES)], page % PAGES);
+                let memory = places.iter().position(|at| *at == Some(page / PAGES));
+                let memory = memory.expect("a slot at the address");
+                self.copy(world, memory, page % PAGES);
+            }
+        }
+        self.deliver_removed(world, report);
+        report.clear();
+    }
+
+    /// Takes a last report while nobody writes, and compares.
+    fn check(&mut self, world: &World, report: &mut Report) {
+        let _gate = world.gate.write().unwrap();
+        // Each of the two logs may fail in one of these takes.
+        assert!((0..3).any(|_| world.tracker.take(report).is_ok()));
+        self.deliver_by_address(world, report);
+        let places = *world.places.read().unwrap();
+        for memory in 0..MEMORIES {
+            for (page, there) in (0..).zip(&self.0[memory]) {
+                let here = world.memory[memory][page as usize].load(Ordering::Relaxed);
+                // Memory that is away has its writes in its bits.
+                let away = places[memory].is_none() && world.bits[memory].is_dirty(page * PAGE);
+                assert!(
+                    here == *there || away,
+                    "page {page} of memory {memory} is stale"
+                );
             }
         }
     }
@@ -290,17 +326,18 @@ fn a_guest_that_changes_while_it_migrates_loses_nothing() {
     world.tracker.start().unwrap();
     there.copy_all(world);
     thread::scope(|scope| {
+        let _stop = Stop(&world.stop);
         scope.spawn(|| vmm(world, 0));
         scope.spawn(|| device_with_mappings(world, 1));
         scope.spawn(|| device_with_a_log(world, 2));
         scope.spawn(|| device_with_a_log(world, 3));
-        scope.spawn(|| hot_plug(world));
+        scope.spawn(|| hot_plug(world, 4));
         let mut random = SmallRng::seed_from_u64(200);
         let end = Instant::now() + TIME;
         while Instant::now() < end {
-            // A log that failed makes what is behind its view dirty.
+            // A log that fails makes what is behind its view dirty.
             let _ = world.tracker.take(&mut report);
-            match random.random_range(0..50) {
+            match random.random_range(0..100) {
                 // The migration starts anew.
                 0 => {
                     world.tracker.stop();
@@ -308,37 +345,26 @@ fn a_guest_that_changes_while_it_migrates_loses_nothing() {
                     report.clear();
                     there.copy_all(world);
                 }
-                // The pages do not arrive.
-                1..20 => {}
                 // The report is lost with what it had, so all memory is copied.
-                20 => {
+                1 => {
                     report = Report::new();
                     there.copy_all(world);
                 }
+                // The pages do not arrive.
+                2..40 => {}
+                40..60 => there.check(world, &mut report),
                 _ => there.deliver(world, &mut report),
             }
         }
-        world.stop.store(true, Ordering::Relaxed);
+        there.check(world, &mut report);
     });
-    // Memory that is away comes back: its bits have what was written meanwhile.
-    for memory in 0..MEMORIES {
-        let mut places = world.places.write().unwrap();
-        if places[memory].is_none() {
-            let free = (1..PLACES).find(|place| !places.contains(&Some(*place)));
-            let free = free.unwrap();
-            let slot = world.slot(memory, free);
-            world.tracker.add_known(slot).unwrap();
-            places[memory] = Some(free);
-        }
-    }
-    // Each of the two logs may fail in one of these takes.
-    assert!((0..3).any(|_| world.tracker.take(&mut report).is_ok()));
-    assert_eq!(report.removed().count(), 0);
-    there.deliver_by_address(world, &report);
-    for memory in 0..MEMORIES {
-        for (page, there) in there.0[memory].iter().enumerate() {
-            let here = world.memory[memory][page].load(Ordering::Relaxed);
-            assert_eq!(here, *there, "page {page} of memory {memory} is stale");
-        }
+}
+
+/// Lets the threads end, also after a failed check.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
