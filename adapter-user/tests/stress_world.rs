@@ -136,10 +136,10 @@ fn device_with_mappings(world: &World, writer: u64) {
 }
 
 /// Adds a log to the tracker, which fails now and then.
-fn plug(world: &World, view: &IovaView, log: &DeviceLog) -> Source {
+fn plug(world: &World, view: &IovaView, log: &DeviceLog, random: &mut SmallRng) -> Source {
     let log = log.clone();
     let pgsize = PageSize::new(PAGE).unwrap();
-    let mut reads = 0;
+    let mut reads = random.random_range(0..8);
     let read = move |ask: &[IovaRange], dirty: &mut DirtyIovas| {
         reads += 1;
         for IovaRange { iova, size } in ask.iter().copied() {
@@ -154,7 +154,7 @@ fn plug(world: &World, view: &IovaView, log: &DeviceLog) -> Source {
             };
             dirty.or_bitmap(&words, extent)?;
         }
-        match reads % 13 {
+        match reads % 8 {
             0 => Err("the log fails after its read".into()),
             _ => Ok(()),
         }
@@ -174,7 +174,7 @@ fn device_with_a_log(world: &World, writer: u64) {
         ..LogOptions::default()
     });
     log.start_all(PAGE).unwrap();
-    let mut source = Some(plug(world, &view, &log));
+    let mut source = Some(plug(world, &view, &log, &mut random));
     let mut window: [Option<(usize, u64)>; WINDOW as usize] = Default::default();
     world.repeat(|| {
         let at = random.random_range(0..WINDOW);
@@ -203,10 +203,10 @@ fn device_with_a_log(world: &World, writer: u64) {
                 _ => log.mark(at * PAGE, 1).unwrap(),
             }
         }
-        if random.random_range(0..500) == 0 {
+        if random.random_range(0..5000) == 0 {
             // It is asked once more. If it fails, all memory behind the view is dirty.
             let _ = source.take().unwrap().remove();
-            source = Some(plug(world, &view, &log));
+            source = Some(plug(world, &view, &log, &mut random));
         }
     });
 }
@@ -215,6 +215,7 @@ fn device_with_a_log(world: &World, writer: u64) {
 fn hot_plug(world: &World, writer: u64) {
     let mut random = SmallRng::seed_from_u64(writer);
     while !world.stop.load(Ordering::Relaxed) {
+        thread::yield_now();
         let _gate = world.gate.read().unwrap();
         let memory = random.random_range(1..MEMORIES);
         let mut places = world.places.write().unwrap();
