@@ -305,11 +305,11 @@ impl Destination {
         assert!((0..3).any(|_| world.tracker.take(report).is_ok()));
         self.deliver_by_address(world, report);
         let places = *world.places.read().unwrap();
-        for memory in 0..MEMORIES {
+        for (memory, place) in places.iter().enumerate() {
             for (page, there) in (0..).zip(&self.0[memory]) {
                 let here = world.memory[memory][page as usize].load(Ordering::Relaxed);
                 // Memory that is away has its writes in its bits.
-                let away = places[memory].is_none() && world.bits[memory].is_dirty(page * PAGE);
+                let away = place.is_none() && world.bits[memory].is_dirty(page * PAGE);
                 assert!(
                     here == *there || away,
                     "page {page} of memory {memory} is stale"
