@@ -14,11 +14,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 #[allow(dead_code)]
 mod data;
 #[allow(dead_code)]
+mod flag;
+#[allow(dead_code)]
 mod guest;
 #[allow(dead_code)]
 mod host;
 
 use data::{distinct, huge_pages, naive, random_words, scattered, zeroed, Size, GIB_1, GIB_64};
+use flag::Flag;
 use guest::Guest;
 use host::{Heap, PAGE};
 
@@ -85,6 +88,10 @@ const CASES: &[Case] = &[
     }),
     ("write 64 bytes, no bitmap", "write", || {
         writes(&guest_memory::<()>())
+    }),
+    // The least that a bitmap which can be switched on costs.
+    ("write 64 bytes, a flag", "write", || {
+        writes(&guest_memory::<Flag>())
     }),
     ("write 64 bytes, tracker off", "write", || {
         let memory = guest_memory::<DirtyBits>();

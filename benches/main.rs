@@ -15,6 +15,7 @@ mod books;
 mod chart;
 mod churn;
 mod data;
+mod flag;
 mod get;
 mod guest;
 mod harness;

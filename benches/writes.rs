@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A write of 64 bytes through vm-memory: without a bitmap, with one that is off, and
+//! A device's writes through vm-memory: without a bitmap, with one that is off, and
 //! with one that is on.
+//!
+//! A bitmap costs more than its own instructions. vm-memory moves a slice of memory
+//! several times in each write, and the bitmap's slice is a part of it: two words for
+//! every bitmap that knows its pages. [`Flag`] is the least such bitmap, so it shows
+//! how much of the cost is vm-memory's.
 
 use std::hint::black_box;
 
@@ -9,20 +14,28 @@ use adapter_user::DirtyBits;
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use crate::flag::Flag;
 use crate::harness::Bench;
 use crate::host::PAGE;
 use crate::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
-/// Writes in an iteration, each to another page.
+/// Descriptors in an iteration, each of another page.
 const BATCH: usize = 256;
 
+/// Writes for a descriptor: the data, and the entry of a used ring.
+const WRITES: usize = 2;
+
 pub(crate) fn run(bench: &mut Bench) {
-    let row = |case| Row::new("write", case, "64 bytes").per(BATCH);
-    let mut off = row("tracker off").of("no bitmap", 1.1);
+    let row = |case| Row::new("write", case, "64 and 8 bytes").per(BATCH * WRITES);
+    let off = row("tracker off").of("no bitmap", 1.1);
+    let mut off = off.of(Flag::NAME, 1.1);
     write(bench, &mut off, Who::Ours, "ours", || tracked(false));
     write(bench, &mut off, Who::Limit, "no bitmap", || {
         (memory::<()>(), None)
+    });
+    write(bench, &mut off, Who::Peer, Flag::NAME, || {
+        (memory::<Flag>(), None)
     });
     bench.add(off);
     let mut on = row("tracker on").of(Atomic::NAME, 1.1);
@@ -56,20 +69,37 @@ fn write<B: NewBitmap + 'static>(
     name: &'static str,
     setup: impl FnOnce() -> (GuestMemoryMmap<B>, Option<Tracker>),
 ) {
-    bench.time_on(row, who, name, setup, |(memory, _), b| {
-        b.iter(|| writes(memory));
+    let setup = || (setup(), black_box(descriptors()));
+    bench.time_on(row, who, name, setup, |((memory, _), descriptors), b| {
+        b.iter(|| requests(memory, descriptors));
     });
 }
 
-/// Writes to each page. It is one function for each bitmap, with one call in it, so that
-/// the compiler treats them alike: what it inlines of vm-memory decides more than what
-/// the bitmap does.
+/// A buffer of the guest that a device writes.
+struct Descriptor {
+    at: GuestAddress,
+    len: usize,
+}
+
+fn descriptors() -> Vec<Descriptor> {
+    let pages = 0..BATCH as u64;
+    let descriptors = pages.map(|page| Descriptor {
+        at: GuestAddress(page * PAGE + page % 63 * 64), // in all sets of the cache
+        len: 64,
+    });
+    descriptors.collect()
+}
+
+/// Serves requests as a device model does. It is one function for each bitmap, so that
+/// the compiler treats them alike.
 #[inline(never)]
-fn writes<B: NewBitmap + 'static>(memory: &GuestMemoryMmap<B>) {
-    let bytes = [7; 64];
-    for page in 0..BATCH as u64 {
-        let at = GuestAddress(page * PAGE + page % 63 * 64); // in all sets of the cache
-        let written = memory.write_slice(black_box(&bytes), at);
+fn requests<B: NewBitmap + 'static>(memory: &GuestMemoryMmap<B>, descriptors: &[Descriptor]) {
+    let data = black_box([7; 256]);
+    for (used, Descriptor { at, len }) in (0..).zip(descriptors) {
+        let written = memory.write_slice(&data[..*len], *at);
+        written.expect("inside the memory");
+        let entry = GuestAddress(PAGE + used % 256 * 8);
+        let written = memory.write_obj(used << 32 | *len as u64, entry);
         written.expect("inside the memory");
     }
 }
