@@ -5,16 +5,23 @@
 use std::hint::black_box;
 use std::ops::Range;
 
+use adapter_user::guest::Tracker;
+use adapter_user::DirtyBits;
 use dirty_core::{normalise, Dest, Extent, PageSize};
+use vm_memory::bitmap::NewBitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 #[allow(dead_code)]
 mod data;
+#[allow(dead_code)]
+mod flag;
 #[allow(dead_code)]
 mod guest;
 #[allow(dead_code)]
 mod host;
 
 use data::{distinct, huge_pages, naive, random_words, scattered, zeroed, Size, GIB_1, GIB_64};
+use flag::Flag;
 use guest::Guest;
 use host::{Heap, PAGE};
 
@@ -78,6 +85,19 @@ const CASES: &[Case] = &[
     }),
     ("unpin a page of 1e5", "unpin", || {
         pins(|guest, page| guest.unpin(page, 1))
+    }),
+    ("write 64 bytes, no bitmap", "write", || {
+        writes(&guest_memory::<()>())
+    }),
+    // The least that a bitmap which can be switched on costs.
+    ("write 64 bytes, a flag", "write", || {
+        writes(&guest_memory::<Flag>())
+    }),
+    ("write 64 bytes, tracker off", "write", || {
+        let memory = guest_memory::<DirtyBits>();
+        let tracker = Tracker::new(None);
+        tracker.add_memory(memory.iter()).expect("new slots");
+        writes(&memory)
     }),
 ];
 
@@ -177,4 +197,22 @@ fn pins(op: fn(&mut Guest, u64)) -> usize {
     let mut out = zeroed(GIB_64.words());
     guest.get(0, GIB_64.pages, Dest::Words(&mut out));
     pages.len()
+}
+
+/// 1 MiB of guest memory.
+fn guest_memory<B: NewBitmap>() -> GuestMemoryMmap<B> {
+    let ram = [(GuestAddress(0), 1 << 20)];
+    GuestMemoryMmap::from_ranges(&ram).expect("memory")
+}
+
+/// Writes through vm-memory, in one page.
+fn writes<B: NewBitmap + 'static>(memory: &GuestMemoryMmap<B>) -> usize {
+    let bytes = [7; 64];
+    let write = |k: u64| {
+        let at = GuestAddress(0x3000 + k % 32 * 64);
+        let written = memory.write_slice(black_box(&bytes), at);
+        written.expect("inside the memory");
+    };
+    counted(|| (0..10_000).for_each(write));
+    10_000
 }

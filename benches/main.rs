@@ -13,24 +13,30 @@ use std::path::Path;
 
 mod books;
 mod chart;
+mod churn;
 mod data;
+mod flag;
 mod get;
 mod guest;
 mod harness;
+mod harvest;
 mod host;
 mod iterate;
 mod limits;
 mod mappings;
 mod mark;
 mod pins;
+mod ranges;
 mod rescale;
 mod row;
 mod sets;
 mod shared;
+mod slots;
 mod start;
 mod table;
 mod units;
 mod vmm;
+mod writes;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo gives target/tmp.
@@ -43,6 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         rescale::run(&mut bench);
         iterate::run(&mut bench);
         mappings::run(&mut bench);
+        ranges::run(&mut bench);
+        churn::run(&mut bench);
+        harvest::run(&mut bench);
+        slots::run(&mut bench);
+        writes::run(&mut bench);
         shared::run(&mut bench);
         start::run(&mut bench);
         vmm::run(&mut bench);

@@ -14,14 +14,14 @@ use crate::host::live;
 use crate::row::{Row, Who};
 
 /// Pages of a mapping, and of the gap behind it.
-const PAGES: u64 = 512;
+pub(crate) const PAGES: u64 = 512;
 const WORDS: usize = PAGES as usize / 64;
 /// Operations in an iteration.
-const BATCH: usize = 256;
+pub(crate) const BATCH: usize = 256;
 
-const FEW: usize = 64;
+pub(crate) const FEW: usize = 64;
 /// With the mapping that comes and goes, the most that a container may hold.
-const MANY: usize = 65_534;
+pub(crate) const MANY: usize = 65_534;
 
 pub(crate) fn run(bench: &mut Bench) {
     let row = |case| {
@@ -106,12 +106,12 @@ fn get(bench: &mut Bench, row: &mut Row, who: Who, name: &'static str, n: usize)
 }
 
 /// First page of the k-th mapping.
-fn place(k: usize) -> u64 {
+pub(crate) fn place(k: usize) -> u64 {
     k as u64 * 2 * PAGES
 }
 
 /// First page of the gap behind it.
-fn gap(k: usize) -> u64 {
+pub(crate) fn gap(k: usize) -> u64 {
     place(k) + PAGES
 }
 
@@ -123,19 +123,19 @@ fn guest(n: usize) -> Guest {
 }
 
 /// Mappings in random order.
-struct Batches {
+pub(crate) struct Batches {
     order: Vec<usize>,
     at: usize,
 }
 
 impl Batches {
-    fn new(n: usize) -> Self {
+    pub(crate) fn new(n: usize) -> Self {
         let mut rng = random(5);
         let order = (0..256 * BATCH).map(|_| rng.random_range(0..n)).collect();
         Batches { order, at: 0 }
     }
 
-    fn next(&mut self) -> &[usize] {
+    pub(crate) fn next(&mut self) -> &[usize] {
         self.at = (self.at + BATCH) % self.order.len();
         &self.order[self.at..][..BATCH]
     }

@@ -199,12 +199,14 @@ impl Row {
             Some(false) => "MISSED",
             None => return String::new(),
         };
-        let relative = self.targets.iter().filter(|t| !matches!(t.of, Of::Nothing));
-        if relative.count() == 0 {
-            return verdict.to_owned(); // the row shows ours itself
-        }
         let reached = self.reached().unwrap_or_default();
-        let reached: Vec<String> = reached.into_iter().map(times).collect();
-        format!("{verdict}: {}", reached.join(", "))
+        let reached = self.targets.iter().zip(reached);
+        // What a target of nothing else reached is ours, which the row shows anyway.
+        let relative = reached.filter(|(target, _)| !matches!(target.of, Of::Nothing));
+        let relative: Vec<String> = relative.map(|(_, reached)| times(reached)).collect();
+        if relative.is_empty() {
+            return verdict.to_owned();
+        }
+        format!("{verdict}: {}", relative.join(", "))
     }
 }

@@ -19,17 +19,16 @@
 //! tables', a `DeviceLog`'s, a `Container`'s. Each `take` asks the sources, and each
 //! ORs its log into the report.
 //!
-//! A `DeviceLog` and a `Container` report IOVAs. If IOVAs are guest-physical
-//! addresses, their bitmaps go into the report as they are. Behind a virtual IOMMU an
-//! [`IovaView`] keeps the mappings. A [`DirtyLog`] that is added with the view is
-//! translated, also for mappings that are gone.
+//! A `DeviceLog` and a `Container` report IOVAs. An [`IovaView`] keeps the mappings of
+//! the devices behind one IOMMU domain. A [`DirtyLog`] that is added with the view is
+//! translated, also for mappings that are gone. A [`Domain`] keeps a view, a log and a
+//! container in step: one map, one unmap and one mark reach all of them.
 //!
 //! Here a container and a tracker share the guest memory of vm-memory.
-//! [`Container::map_process`] maps memory that another crate owns.
 //!
 //! ```
 //! use adapter_user::guest::{Report, Tracker};
-//! use adapter_user::{Container, DirtyBits, Group, GroupId, IommuType, Options, Prot};
+//! use adapter_user::{Container, DirtyBits, Domain, Group, GroupId, IommuType, Options, Prot};
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 //!
 //! let ram = [(GuestAddress(0), 64 << 20)];
@@ -42,23 +41,16 @@
 //! let container = Container::new(Options::default());
 //! container.add_group(Group::emulated(GroupId(1)))?;
 //! container.set_iommu(IommuType::Type1v2)?;
+//! let domain = Domain::new(tracker.iova_view());
+//! // SAFETY: the slots are guest memory, which lives longer than the container.
+//! let domain = unsafe { domain.with_container(container.clone()) };
 //! for slot in tracker.slots() {
-//!     let host = slot.host.expect("add_memory knows it");
-//!     // SAFETY: it is guest memory, which lives as long as `memory`.
-//!     unsafe { container.map_process(slot.gpa, host, slot.bits.len(), Prot::READ_WRITE)? };
+//!     domain.map(slot.gpa, slot.gpa, slot.size, Prot::READ_WRITE)?;
 //! }
 //! let device = container.open_device(GroupId(1), None)?;
 //!
-//! // The device's writes do not go through vm-memory, so the container is a source.
-//! let log = container.clone();
-//! tracker.add_source("container", move |report| {
-//!     for slot in report.slots() {
-//!         let mut dirty = vec![0; (slot.size / 4096).div_ceil(64) as usize];
-//!         log.dirty_bitmap_zeroed(slot.gpa, slot.size, 4096, &mut dirty)?;
-//!         report.or_slot(slot.id, &dirty)?;
-//!     }
-//!     Ok(())
-//! });
+//! // The device's writes do not go through vm-memory, so the container is a log.
+//! tracker.add_log("container", domain.view(), 0, container.clone())?;
 //!
 //! container.start()?;
 //! tracker.start()?; // now copy all memory
@@ -73,9 +65,9 @@
 //!
 //! # Threads
 //!
-//! Every handle ([`Tracker`], [`IovaView`], [`Mapping`], `DirtyBits`, `DeviceLog`,
-//! [`LogRange`], `Container`, [`Device`], [`PinGuard`]) may be used by any number of
-//! threads at once. Marks through `DirtyBits`, `Mapping` and `LogRange` take no lock. A [`Report`]
+//! Every handle ([`Tracker`], [`IovaView`], [`Mapping`], [`Domain`], `DirtyBits`,
+//! `DeviceLog`, [`LogRange`], `Container`, [`Device`], [`PinGuard`]) may be used by any
+//! number of threads at once. Marks through `DirtyBits`, `Mapping` and `LogRange` take no lock. A [`Report`]
 //! belongs to one thread.
 //!
 //! No write is lost if everybody keeps this order:
@@ -92,6 +84,8 @@
 //!
 //! # Features
 //!
+//! - `container`, which is on by default: `Container` and its devices. A VMM that only
+//!   needs the tracker and device logs switches it off, and links neither nix nor caps.
 //! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.17 and
 //!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
 //!   [`Tracker::add_slot`] returns the bits to mark.
@@ -113,27 +107,46 @@ mod atomic {
     pub(crate) use std::sync::atomic::{fence, AtomicU64, Ordering};
 }
 mod barrier;
+#[cfg(feature = "container")]
 mod container;
 pub mod device_log;
 mod dirty_bits;
+mod domain;
 mod error;
 pub mod guest;
 mod process_memory;
 mod ranges;
 
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::charge::charged_pages;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::device::{Device, OnUnmap};
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::group::Group;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::guard::PinGuard;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::iommu::IommuSpec;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::memory::{GuestMemory, OutOfBounds};
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::pinned::OnMark;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{
     normalise, pages, runs, uapi, Errno, Error, Extent, IommuType, Options, PageSize,
 };
+pub use domain::Domain;
 pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]

@@ -2,48 +2,22 @@
 //! Every short sequence of operations over a few pages, on the core and on the
 //! model.
 
-use std::{env, thread};
-
+#[path = "support/sequences.rs"]
+mod sequences;
 mod support;
 
 use dirty_model::compare;
+use sequences::depth;
 use support::ops;
 
-/// Compares core and model on every sequence of `depth` operations of
-/// `alphabet` after `prefix`. Returns how many sequences there are.
-fn all_sequences(prefix: &str, alphabet: &str, depth: u32) -> u64 {
-    let (prefix, alphabet) = (ops(prefix), ops(alphabet));
-    let count = (alphabet.len() as u64).pow(depth);
-    let check = |first: u64, step: u64| {
-        let mut script = prefix.clone();
-        for number in (first..count).step_by(step as usize) {
-            script.truncate(prefix.len());
-            let mut rest = number;
-            for _ in 0..depth {
-                let digit = rest % alphabet.len() as u64;
-                script.push(alphabet[digit as usize].clone());
-                rest /= alphabet.len() as u64;
-            }
-            if let Err(difference) = compare(&script) {
-                panic!("{difference}");
-            }
+/// Compares core and model on every sequence of operations of `alphabet` after
+/// `prefix`. Returns how many sequences there are.
+fn all_sequences(prefix: &str, alphabet: &str) -> u64 {
+    sequences::all(&ops(prefix), &ops(alphabet), |script| {
+        if let Err(difference) = compare(script) {
+            panic!("{difference}");
         }
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| check(0, 2));
-        scope.spawn(|| check(1, 2));
-    });
-    count
-}
-
-/// Operations in a sequence: DIRTY_DEPTH if it is set, else 5, or 4 in a build
-/// without optimisation.
-fn depth() -> u32 {
-    let default = if cfg!(debug_assertions) { 4 } else { 5 };
-    match env::var("DIRTY_DEPTH") {
-        Ok(depth) => depth.parse().expect("DIRTY_DEPTH is a number"),
-        Err(_) => default,
-    }
+    })
 }
 
 /// Mappings, tracking, pins and writes of one emulated device: 16 operations.
@@ -65,7 +39,7 @@ fn an_emulated_device() {
         rw iova=0x1fff len=2
         fault alloc=1
         fault copy=5";
-    let n = all_sequences("new devs=emu0", alphabet, depth());
+    let n = all_sequences("new devs=emu0", alphabet);
     assert_eq!(n, 16u64.pow(depth()));
 }
 
@@ -88,7 +62,7 @@ fn groups_and_scope() {
         unmap flags=6
         map iova=0 size=16p flags=4
         fault map=1";
-    let n = all_sequences("new devs=emu0\nmap iova=0 size=16p", alphabet, depth());
+    let n = all_sequences("new devs=emu0\nmap iova=0 size=16p", alphabet);
     assert_eq!(n, 16u64.pow(depth()));
 }
 
@@ -109,6 +83,6 @@ fn latched_granularity() {
         unpin dev=emu0 iova=15p
         detach dev=big0
         attach dev=big0";
-    let n = all_sequences("new devs=big0,emu0", alphabet, depth());
+    let n = all_sequences("new devs=big0,emu0", alphabet);
     assert_eq!(n, 13u64.pow(depth()));
 }

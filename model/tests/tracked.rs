@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random scripts with faults of a guest whose memory, mappings and logs change while
-//! they are tracked: the tracker against a naive model.
+//! they are tracked: the tracker against a naive model. The seeds of the fuzz target,
+//! which include past findings, are such scripts too.
+
+use std::fs;
 
 use dirty_model::tracked::{decode, run};
 use proptest::collection::vec;
@@ -16,4 +19,16 @@ proptest! {
             prop_assert!(false, "{what}\n{}", ops.join("\n"));
         }
     }
+}
+
+#[test]
+fn seeds_of_tracker_ops() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/tracker_ops");
+    let mut seeds = 0;
+    for entry in fs::read_dir(dir).expect("seeds") {
+        let bytes = fs::read(entry.expect("entry").path()).expect("a seed");
+        run(&decode(&bytes)).unwrap_or_else(|what| panic!("{what}"));
+        seeds += 1;
+    }
+    assert!(seeds >= 1, "no seed");
 }

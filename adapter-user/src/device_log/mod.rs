@@ -11,8 +11,7 @@
 //!
 //! ```
 //! use adapter_user::device_log::DeviceLog;
-//! use adapter_user::guest::{DirtyIovas, IovaRange, Report, Tracker};
-//! use adapter_user::{Extent, PageSize};
+//! use adapter_user::guest::{Report, Tracker};
 //!
 //! let tracker = Tracker::new(None);
 //! tracker.add_slot(0, 0, None, 16 << 20)?;
@@ -22,18 +21,7 @@
 //! log.add_range(0xf000_0000, 0x10_0000)?;
 //! log.start(&[(0, 1 << 40)], 4096)?;
 //!
-//! let device = log.clone();
-//! let pgsize = PageSize::new(4096).expect("a power of two");
-//! let read = move |ask: &[IovaRange], dirty: &mut DirtyIovas| {
-//!     for IovaRange { iova, size } in ask.iter().copied() {
-//!         let npages = size / 4096;
-//!         let mut words = vec![0; npages.div_ceil(64) as usize];
-//!         device.report(iova, size, 4096, &mut words)?;
-//!         dirty.or_bitmap(&words, Extent { bit: 0, iova, npages, pgsize })?;
-//!     }
-//!     Ok(())
-//! };
-//! tracker.add_log("device", &iommu, 0, read)?;
+//! tracker.add_log("device", &iommu, 0, log.clone())?;
 //! tracker.start()?;
 //!
 //! log.mark(0xf000_3000, 1)?; // the device has written
@@ -45,6 +33,7 @@
 
 // Each file uses only files below it.
 mod ioctl; // a device's log by ioctls
+mod tracked; // a device's log as a log of the tracker
 
 mod report; // reports, and what is cleared
 

@@ -78,6 +78,35 @@ impl<'a> Part<'a> {
         self.piece.clear(self.first_word(), &words);
     }
 
+    /// Gives the dirty pages to `put`, some words at a time, and clears them. A page
+    /// that is asked for in part is given as a whole.
+    fn take(
+        &self,
+        put: &mut impl FnMut(&[u64], Extent) -> Result<(), TrackError>,
+    ) -> Result<(), TrackError> {
+        let (from, to) = self.pages;
+        let pgsize = self.piece.pgsize;
+        for word in (self.first_word()..=to / 64).step_by(BLOCK) {
+            let start = word * 64;
+            let more = (to / 64 - word).min(BLOCK as u64 - 1) as usize;
+            let mut words = [0; BLOCK];
+            let words = &mut words[..=more];
+            self.piece.peek(word, words);
+            keep(words, from.saturating_sub(start), to - start);
+            if words.iter().any(|word| *word != 0) {
+                let pages = Extent {
+                    bit: 0,
+                    iova: start << pgsize.shift(),
+                    npages: (to - start + 1).min(words.len() as u64 * 64),
+                    pgsize,
+                };
+                put(words, pages)?;
+                self.piece.clear(word, words);
+            }
+        }
+        Ok(())
+    }
+
     /// Clears all pages, but not those that are asked for in part.
     fn clear_all(&self) {
         for word in (self.first_word()..=self.pages.1 / 64).step_by(BLOCK) {
@@ -318,6 +347,19 @@ impl DeviceLog {
         }
         Ok(())
     }
+}
+
+/// Gives the dirty pages of the mapped IOVAs from `first` to `last` to `put`, some
+/// words at a time, and clears them. A page of the log that is only in part among
+/// them is given and cleared as a whole.
+pub(super) fn take(
+    on: &On,
+    first: u64,
+    last: u64,
+    mut put: impl FnMut(&[u64], Extent) -> Result<(), TrackError>,
+) -> Result<(), TrackError> {
+    let mut pieces = on.live(first, last);
+    pieces.try_for_each(|piece| Part::new(piece, first, last).take(&mut put))
 }
 
 /// Makes the pages of the IOVAs from `first` to `last` clean.

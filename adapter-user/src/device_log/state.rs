@@ -139,12 +139,18 @@ impl State {
         Ok(())
     }
 
+    /// Checks that the log was started for all IOVAs from `first` to `last`.
+    pub(super) fn check_started(&self, first: u64, last: u64) -> Result<(), TrackError> {
+        let filter = &self.on()?.filter;
+        check_covered(cut(filter, first, last).collect(), first, last)
+    }
+
     /// Checks that a report may ask for the IOVAs from `first` to `last`.
     pub(super) fn check_reportable(&self, first: u64, last: u64) -> Result<(), TrackError> {
-        let on = self.on()?;
         if self.options.holes == Holes::Clean {
-            return check_covered(cut(&on.filter, first, last).collect(), first, last);
+            return self.check_started(first, last);
         }
+        let on = self.on()?;
         let live = on.live(first, last).map(|piece| (piece.first, piece.last));
         let known = on.removed.known(first, last);
         // The cap may have joined removed ranges over IOVAs outside the filter.

@@ -36,7 +36,7 @@ pub(super) fn harvest(
     let ask = view.read().ranges(gap);
     let mut dirty = DirtyIovas::default();
     let result = log.read(&ask, &mut dirty).and_then(|()| {
-        let expected = if new {
+        let expected = if new || dirty.has_beside() {
             Expected::Anything
         } else {
             Expected::Asked(&ask)

@@ -8,11 +8,11 @@ use crate::error::TrackError;
 
 /// A log of dirty pages by IOVA that somebody else keeps, for the devices behind
 /// one [`IovaView`](super::IovaView): VFIO's DMA logging, iommufd's dirty tracking,
-/// a type1 container, a vfio-user device, a
-/// [`DeviceLog`](crate::device_log::DeviceLog).
+/// a type1 container, a vfio-user device.
 ///
-/// [`Tracker::add_log`](super::Tracker::add_log) adds one. A closure with the
-/// arguments of [`read`](DirtyLog::read) is a log too.
+/// [`Tracker::add_log`](super::Tracker::add_log) adds one. A
+/// [`DeviceLog`](crate::device_log::DeviceLog) is one, and so are a `Container` and a
+/// closure with the arguments of [`read`](DirtyLog::read).
 pub trait DirtyLog: Send {
     /// Reads and clears the log for the IOVAs of `ask`, and puts what it has into
     /// `dirty`. The tracker calls it once in each take.
@@ -66,6 +66,8 @@ impl IovaRange {
 #[derive(Debug, Default)]
 pub struct DirtyIovas {
     parts: Vec<Part>,
+    /// Whether pages that are neither asked for nor mapped are no sign of an error.
+    beside: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,10 @@ impl DirtyIovas {
     /// - [`Error::BitmapSize`] if it has more bits than `words`.
     /// - [`Error::Wraps`] if it goes beyond the last address.
     pub fn or_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
+        Ok(self.or(words, extent)?)
+    }
+
+    pub(crate) fn or(&mut self, words: &[u64], extent: Extent) -> Result<(), Error> {
         let clean = extent.ranges(words)?.next().is_none();
         if !clean {
             self.parts.push(Part::Bitmap(extent, words.to_vec()));
@@ -114,6 +120,16 @@ impl DirtyIovas {
             self.parts.push(Part::Range(iova, last));
         }
         Ok(())
+    }
+
+    /// Lets the log have pages that are neither asked for nor mapped: a log that has
+    /// larger pages or ranges than the view, or that keeps what was unmapped.
+    pub(crate) fn allow_beside(&mut self) {
+        self.beside = true;
+    }
+
+    pub(super) fn has_beside(&self) -> bool {
+        self.beside
     }
 
     /// The runs of dirty IOVAs, in no order.

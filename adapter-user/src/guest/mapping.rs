@@ -46,6 +46,9 @@ struct Part {
     bits: DirtyBits,
     /// The byte of the slot that `first` is.
     at: u64,
+    /// Its address in this process, if the slot has one.
+    #[cfg_attr(not(feature = "container"), expect(dead_code))]
+    host: Option<u64>,
 }
 
 impl Mapping {
@@ -96,7 +99,7 @@ impl Mapping {
     }
 
     /// The last IOVA.
-    pub(super) fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.iova + (self.size - 1)
     }
 
@@ -136,6 +139,20 @@ impl Mapping {
     pub(super) fn mark_inside(&self, first: u64, last: u64) {
         let start = self.skip + (first - self.iova);
         let _ = self.behind.mark(start, start + (last - first), true);
+    }
+
+    /// The parts of a mapping, which nobody has cut, that lead to a slot: the first
+    /// IOVA, the address in this process if the slot has one, and the bytes.
+    #[cfg(feature = "container")]
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, Option<u64>, u64)> + '_ {
+        let parts = self.behind.parts.iter();
+        parts.map(|part| {
+            (
+                self.iova + part.first,
+                part.host,
+                part.last - part.first + 1,
+            )
+        })
     }
 
     /// Marks the whole mapping.
@@ -205,6 +222,7 @@ impl Part {
             last: last.min(slot.last()) - gpa,
             bits: slot.bits.clone(),
             at: from - slot.gpa,
+            host: slot.host.map(|host| host + (from - slot.gpa)),
         }
     }
 }

@@ -14,6 +14,8 @@ use dirty_core::{Error, Extent};
 
 use super::harvest::{translate, Expected};
 use super::log::runs;
+#[cfg(feature = "container")]
+use super::log::DirtyIovas;
 use super::mapping::Mapping;
 use super::maps::Maps;
 use super::slots::Slots;
@@ -76,6 +78,16 @@ impl IovaView {
         self.inner.slots.id
     }
 
+    /// Checks a range of IOVAs, and an address that must be aligned as they are, and
+    /// returns the last IOVA.
+    pub(crate) fn last_of(iova: u64, aligned: u64, size: u64) -> Result<u64, Error> {
+        if !BASE_PAGE.aligns(iova | aligned | size) {
+            return Err(Error::Misaligned);
+        }
+        let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
+        iova.checked_add(more).ok_or(Error::Wraps)
+    }
+
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Maps> {
         let maps = self.inner.maps.read();
         maps.unwrap_or_else(PoisonError::into_inner)
@@ -84,6 +96,18 @@ impl IovaView {
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Maps> {
         let maps = self.inner.maps.write();
         maps.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mappings that overlap the IOVAs from `first` to `last`, in order.
+    pub(crate) fn mappings(&self, first: u64, last: u64) -> Vec<Mapping> {
+        self.read().overlapping(first, last).cloned().collect()
+    }
+
+    /// Marks the memory behind dirty IOVAs. What is in no mapping is left out.
+    #[cfg(feature = "container")]
+    pub(crate) fn mark_dirty(&self, dirty: &DirtyIovas) {
+        let marked = translate(self, dirty.runs(), Expected::Anything);
+        debug_assert_eq!(marked, Ok(()));
     }
 
     /// Marks all memory that a log of the view may report.
@@ -108,7 +132,7 @@ impl IovaView {
     /// - [`Error::Wraps`] if the IOVAs or the guest addresses wrap.
     /// - [`Error::Overlap`] if an IOVA is mapped already.
     pub fn map(&self, iova: u64, gpa: u64, size: u64) -> Result<Mapping, TrackError> {
-        let last = last_of(iova, gpa, size)?;
+        let last = Self::last_of(iova, gpa, size)?;
         gpa.checked_add(size - 1).ok_or(Error::Wraps)?;
         let mapping = Mapping::new(iova, gpa, size, &self.inner.slots);
         let mut maps = self.write();
@@ -131,7 +155,7 @@ impl IovaView {
     /// - [`Error::ZeroSize`].
     /// - [`Error::Wraps`] if the IOVAs wrap.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, TrackError> {
-        let last = last_of(iova, 0, size)?;
+        let last = Self::last_of(iova, 0, size)?;
         let (unmapped, no_room) = self.write().unmap(iova, last);
         // The view's lock is free again: this walks words.
         no_room.iter().for_each(Mapping::mark_all);
@@ -157,7 +181,7 @@ impl IovaView {
         words: &[u64],
         dirty: Extent,
     ) -> Result<u64, TrackError> {
-        last_of(iova, 0, size)?;
+        Self::last_of(iova, 0, size)?;
         translate(self, runs(words, dirty)?, Expected::Anything)?;
         self.unmap(iova, size)
     }
@@ -217,16 +241,6 @@ impl IovaView {
     pub fn remembered(&self) -> usize {
         self.read().remembered()
     }
-}
-
-/// Checks a range of IOVAs, and an address that must be aligned as they are, and
-/// returns the last IOVA.
-fn last_of(iova: u64, aligned: u64, size: u64) -> Result<u64, Error> {
-    if !BASE_PAGE.aligns(iova | aligned | size) {
-        return Err(Error::Misaligned);
-    }
-    let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
-    iova.checked_add(more).ok_or(Error::Wraps)
 }
 
 impl fmt::Debug for IovaView {

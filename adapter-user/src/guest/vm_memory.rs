@@ -12,6 +12,15 @@ use crate::error::TrackError;
 
 /// The dirty bits of a region from some byte on. vm-memory hands one out with each
 /// piece of a region.
+///
+/// While the tracker is off, a mark takes four instructions. A write through vm-memory
+/// still costs more than one without a bitmap: vm-memory moves each piece several
+/// times, and this slice makes a piece two words longer. Any bitmap whose slice has an
+/// offset costs as much. On a Zen 4 processor, a write of 64 bytes took 1.15 times as
+/// long as without a bitmap in a program built with `lto = true`, `codegen-units = 1`
+/// and `opt-level = "s"`, and 1.45 times with `opt-level = 3`. With several codegen
+/// units it took from 1.05 to 5 times, because the cut between them decides what of
+/// vm-memory is inlined.
 #[derive(Clone, Copy, Debug)]
 pub struct BitsSlice<'a> {
     bits: &'a DirtyBits,
@@ -56,8 +65,8 @@ impl Bitmap for DirtyBits {
     }
 }
 
-/// Marks bits that are not off. It is cold so that a write which is not tracked runs
-/// straight through: that one must cost as if there was no bitmap.
+/// Marks bits that are not off. It is cold and not inlined, so that a write which is
+/// not tracked has only a load and a branch that falls through.
 #[cold]
 #[inline(never)]
 fn mark_on(bits: &DirtyBits, start: usize, offset: usize, len: usize) {

@@ -196,6 +196,14 @@ impl<M: Memory> Type1<M> {
         self.tracking.as_ref().map(|t| t.pgsize)
     }
 
+    /// The mappings that overlap the addresses from `first` to `last`, in order:
+    /// the first address and the bytes of each.
+    pub fn mappings(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let span = Span::between(first, last).into_iter();
+        let hits = span.flat_map(|span| self.dmas.range(span));
+        hits.map(|dma| (dma.span.first(), dma.span.size()))
+    }
+
     /// Refuses what version 1 does not have.
     fn check_v2(&self) -> Result<(), Error> {
         if self.v2 {

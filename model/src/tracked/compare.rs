@@ -2,69 +2,20 @@
 //! Runs operations on a tracker and on the model.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use adapter_user::guest::{
-    DirtyIovas, DirtyLog, IovaRange, IovaView, Mapping, Report, Slot, Source, SourceError, Tracker,
-};
+use adapter_user::guest::{IovaView, Mapping, Report, Slot, Source, SourceError, Tracker};
 use adapter_user::{DirtyBits, Extent, PageSize};
 
-use super::ops::{Op, IOVAS, MEMORIES, PLACE, SMALL, VIEWS};
+use super::logs::{Keeper, Log, Logs, Remap};
+use super::ops::{LogKind, Op, IOVAS, MEMORIES, PAGE, PLACE, SMALL, VIEWS};
 use super::world::{Page, Target, World};
-
-const PAGE: u64 = 4096;
-
-/// What devices and KVM share with the sources that read their logs.
-#[derive(Default)]
-struct Shared {
-    logs: [BTreeSet<u64>; VIEWS],
-    fail_log: [bool; VIEWS],
-    kvm: BTreeSet<Page>,
-    fail_kvm: bool,
-}
-
-#[derive(Clone, Default)]
-struct Logs(Arc<Mutex<Shared>>);
-
-impl Logs {
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Log {
-    view: usize,
-    strict: bool,
-    logs: Logs,
-}
-
-impl DirtyLog for Log {
-    fn read(&mut self, ask: &[IovaRange], dirty: &mut DirtyIovas) -> Result<(), SourceError> {
-        let mut shared = self.logs.lock();
-        if std::mem::take(&mut shared.fail_log[self.view]) {
-            return Err("the log fails".into());
-        }
-        let asked = |iova: u64| {
-            ask.iter()
-                .any(|r| r.iova <= iova * PAGE && iova * PAGE <= r.last())
-        };
-        let log = std::mem::take(&mut shared.logs[self.view]);
-        for iova in log {
-            match self.strict && !asked(iova) {
-                true => drop(shared.logs[self.view].insert(iova)),
-                false => dirty.or_range(iova * PAGE, PAGE)?,
-            }
-        }
-        Ok(())
-    }
-}
 
 struct Run {
     world: World,
     tracker: Tracker,
     bits: Vec<DirtyBits>,
     views: Vec<IovaView>,
-    sources: [Option<Source>; VIEWS],
+    sources: [Option<(Source, Keeper)>; VIEWS],
     handles: Vec<(Mapping, Vec<Target>)>,
     logs: Logs,
     report: Report,
@@ -93,6 +44,10 @@ fn expect(what: &str, right: bool) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("wrong: {what}")),
     }
+}
+
+fn describe(cause: SourceError) -> String {
+    cause.to_string()
 }
 
 impl Run {
@@ -168,6 +123,10 @@ impl Run {
             }
             Op::Map { view, iova, gpa, n } => self.map(view, iova, gpa, n),
             Op::Unmap { view, iova, n } => {
+                let told = self.unmap_device(view, iova, n)?;
+                if told != 0 {
+                    return self.unmap_dirty(view, iova, n, told);
+                }
                 let unmapped = self.views[view].unmap(iova * PAGE, n * PAGE);
                 let wanted = self.world.unmap(view, iova, n) * PAGE;
                 expect("unmap", unmapped == Ok(wanted))
@@ -177,26 +136,32 @@ impl Run {
                 iova,
                 n,
                 words,
-            } => self.unmap_dirty(view, iova, n, words),
+            } => {
+                let told = self.unmap_device(view, iova, n)?;
+                self.unmap_dirty(view, iova, n, words | told)
+            }
             Op::Vmm { memory, page } => {
-                if page < self.world.pages[memory] {
-                    // A memory that was no slot yet has bits that are on.
-                    let _ = self.bits[memory].mark(page * PAGE, 1);
-                    self.world.allowed.insert((memory, page));
-                    self.world.write((memory, page));
+                if page >= self.world.pages[memory] {
+                    return Ok(());
                 }
-                Ok(())
+                // A memory that was no slot yet has bits that are on.
+                let marked = self.bits[memory].mark(page * PAGE, 1);
+                self.world.allowed.insert((memory, page));
+                self.world.write((memory, page));
+                let is_slot = self.world.place[memory].is_some();
+                expect("mark of a slot", marked.is_ok() || !is_slot)
             }
             Op::Mark { view, iova } => {
                 let target = self.world.views[view].live[iova as usize];
                 let marked = self.views[view].mark(iova * PAGE + 5, 1);
-                if let Some(target) = target {
-                    self.world.write_to(target);
-                }
-                expect(
-                    "mark of what is not mapped",
-                    target.is_some() || marked.is_err(),
-                )
+                let Some(target) = target else {
+                    return expect("mark of what is not mapped", marked.is_err());
+                };
+                self.world.write_to(target);
+                let slot = target
+                    .bound
+                    .and_then(|(memory, _)| self.world.place[memory]);
+                expect("mark of a mapping", marked.is_ok() || slot.is_none())
             }
             Op::Late { handle, page } => {
                 let Some((mapping, targets)) = self.handles.iter().rev().nth(handle) else {
@@ -210,8 +175,9 @@ impl Run {
             }
             Op::Log { view, iova } => {
                 let target = self.world.views[view].live[iova as usize];
-                if let (Some(target), true) = (target, self.sources[view].is_some()) {
-                    self.logs.lock().logs[view].insert(iova);
+                if let (Some(target), Some((_, keeper))) = (target, &self.sources[view]) {
+                    keeper.write(iova).map_err(describe)?;
+                    self.logs.lock().pending[view].insert(iova);
                     self.world.write_to(target);
                 }
                 Ok(())
@@ -231,7 +197,12 @@ impl Run {
                 self.logs.lock().fail_kvm = true;
                 Ok(())
             }
-            Op::Plug { view, strict } => self.plug(view, strict),
+            Op::Plug { view, kind } => self.plug(view, kind),
+            Op::Remap { view, iova, gpa } => {
+                let remap = self.sources[view].as_ref().map(|_| Remap { iova, gpa });
+                self.logs.lock().remap[view] = remap;
+                Ok(())
+            }
             Op::Discard { memory, page } => {
                 self.bits[memory].discard(page * PAGE, PAGE);
                 // It may be in a log or in the report all the same.
@@ -319,8 +290,31 @@ impl Run {
                 world.views[view].live[iova as usize] = Some(*target);
             }
             self.handles.push((mapping, targets));
+            if let Some((_, keeper)) = &self.sources[view] {
+                keeper.map(iova..iova + n).map_err(describe)?;
+            }
         }
         Ok(())
+    }
+
+    /// The devices behind a view lose pages. Returns a bit for each that is dirty and
+    /// that their log does not keep.
+    fn unmap_device(&mut self, view: usize, iova: u64, n: u64) -> Result<u64, String> {
+        let Some((_, keeper)) = &self.sources[view] else {
+            return Ok(0);
+        };
+        let live = &self.world.views[view].live;
+        let mapped = (iova..iova + n).filter(|iova| live[*iova as usize].is_some());
+        let mapped: Vec<u64> = mapped.collect();
+        let told = keeper.unmap(&mapped).map_err(describe)?;
+        if let Keeper::Container(..) = keeper {
+            let pending = &mut self.logs.lock().pending[view];
+            let gone = pending.iter().copied().filter(|at| mapped.contains(at));
+            let gone: BTreeSet<u64> = gone.collect();
+            pending.retain(|at| !gone.contains(at));
+            expect("what the unmap of a container tells", told == gone)?;
+        }
+        Ok(told.iter().fold(0, |words, at| words | 1 << (at - iova)))
     }
 
     fn unmap_dirty(&mut self, view: usize, iova: u64, n: u64, words: u64) -> Result<(), String> {
@@ -342,30 +336,44 @@ impl Run {
         expect("unmap_dirty", unmapped == Ok(wanted))
     }
 
-    fn plug(&mut self, view: usize, strict: bool) -> Result<(), String> {
-        let Some(source) = self.sources[view].take() else {
-            let logs = self.logs.clone();
-            let log = Log { view, strict, logs };
+    fn plug(&mut self, view: usize, kind: LogKind) -> Result<(), String> {
+        let Some((source, _)) = self.sources[view].take() else {
+            let keeper = Keeper::new(kind).map_err(describe)?;
+            let live = self.world.views[view].live.iter().enumerate();
+            let live = live.filter(|(_, target)| target.is_some());
+            keeper
+                .map(live.map(|(iova, _)| iova as u64))
+                .map_err(describe)?;
+            let log = Log {
+                view,
+                iommu: self.views[view].clone(),
+                keeper: keeper.clone(),
+                logs: self.logs.clone(),
+            };
             let added = self.tracker.add_log("log", &self.views[view], 0, log);
-            self.sources[view] = Some(added.map_err(|cause| cause.to_string())?);
+            self.sources[view] = Some((added.map_err(|cause| cause.to_string())?, keeper));
             self.world.views[view].logged = true;
             return Ok(());
         };
         let fails = self.world.on && self.logs.lock().fail_log[view];
         self.allow_log(view, fails);
+        self.logs.lock().remap[view] = None;
         let removed = source.remove();
         let mut shared = self.logs.lock();
-        shared.logs[view].clear();
+        shared.pending[view].clear();
         shared.fail_log[view] = false;
         drop(shared);
         self.world.views[view].logged = false;
         self.world.views[view].gone.clear();
-        expect("remove", removed.is_err() == fails)
+        match removed {
+            Err(failed) if !fails => Err(format!("wrong: {}", describe(failed.cause))),
+            removed => expect("remove", removed.is_err() == fails),
+        }
     }
 
     /// What the read of a log may make dirty.
     fn allow_log(&mut self, view: usize, fails: bool) {
-        let pending = self.logs.lock().logs[view].clone();
+        let pending = self.logs.lock().pending[view].clone();
         for iova in 0..IOVAS {
             if fails || pending.contains(&iova) {
                 self.world.allow(view, iova);
@@ -393,8 +401,11 @@ impl Run {
         if !on || fail_kvm {
             self.world.allow_all();
         }
-        let taken = self.tracker.take(&mut self.report);
-        expect("the result of take", taken.is_err() == fails)?;
+        self.allow_remaps();
+        match self.tracker.take(&mut self.report) {
+            Err(failed) if !fails => return Err(format!("wrong: {}", describe(failed.cause))),
+            taken => expect("the result of take", taken.is_err() == fails)?,
+        }
         let told = self.told()?;
         self.check(&told)?;
         self.world.since.clear();
@@ -423,7 +434,42 @@ impl Run {
                 .retain(|(memory, _)| place[*memory].is_none());
             self.report.clear();
         }
+        self.remapped();
         Ok(())
+    }
+
+    /// The tracker translates when all logs are read. So what a log has may count for
+    /// a mapping that was made after the read.
+    fn allow_remaps(&mut self) {
+        let shared = self.logs.lock();
+        for view in 0..VIEWS {
+            let (pending, fails) = (&shared.pending[view], shared.fail_log[view]);
+            let remap = shared.remap[view].filter(|remap| pending.contains(&remap.iova));
+            if let (Some(Remap { gpa, .. }), false) = (remap, fails) {
+                let bound = self.world.at(gpa);
+                let target = Target { gpa, bound };
+                let pages: Vec<Page> = self.world.behind(target).collect();
+                self.world.allowed.extend(pages);
+            }
+        }
+    }
+
+    /// What the guest did in the midst of a take, after its log was read.
+    fn remapped(&mut self) {
+        let remapped = std::mem::take(&mut self.logs.lock().remapped);
+        for done in remapped {
+            let Remap { iova, gpa } = done.remap;
+            let old = self.world.views[done.view].live[iova as usize];
+            if let (Some(old), true) = (old, done.wrote_before) {
+                self.world.write_to(old);
+            }
+            self.world.unmap(done.view, iova, 1);
+            let bound = self.world.at(gpa);
+            let target = Target { gpa, bound };
+            self.world.views[done.view].live[iova as usize] = Some(target);
+            self.world.write_to(target);
+            self.handles.push((done.mapping, vec![target]));
+        }
     }
 
     /// The pages that the report has, by where each memory is now.

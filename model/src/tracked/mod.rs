@@ -7,8 +7,9 @@
 //! page is that the documentation does not allow.
 
 mod compare;
+mod logs;
 mod ops;
 mod world;
 
 pub use compare::run;
-pub use ops::{decode, Op};
+pub use ops::{decode, LogKind, Op};

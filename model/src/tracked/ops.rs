@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What happens to a tracked guest.
 
+/// The bytes of a page.
+pub(super) const PAGE: u64 = 4096;
 /// How many pieces of memory there are.
 pub(super) const MEMORIES: usize = 3;
 /// How many places there are for them, of [`PLACE`] pages each.
@@ -13,6 +15,19 @@ pub(super) const SMALL: u64 = 5;
 pub(super) const VIEWS: usize = 2;
 /// The pages of IOVAs that a view has.
 pub(super) const IOVAS: u64 = 16;
+
+/// Who keeps the log of a view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogKind {
+    /// A simulated log that tells all that it has.
+    Loose,
+    /// A simulated log that tells only what it is asked.
+    Strict,
+    /// A `DeviceLog`.
+    Device,
+    /// A `Container`, whose device writes.
+    Container,
+}
 
 /// One step. Addresses are numbers of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +75,11 @@ pub enum Op {
     FailLog { view: usize },
     /// The next read of KVM's log fails.
     FailKvm,
-    /// The log of a view comes or goes. If `strict`, it tells only what it is asked.
-    Plug { view: usize, strict: bool },
+    /// The log of a view comes or goes.
+    Plug { view: usize, kind: LogKind },
+    /// In the next take, after the read of a view's log, a device writes, the guest maps
+    /// another page to the IOVA, and the device writes again.
+    Remap { view: usize, iova: u64, gpa: u64 },
     /// A page is discarded from the bits.
     Discard { memory: usize, page: u64 },
     /// A page is discarded from the report.
@@ -127,12 +145,22 @@ fn op(bytes: &[u8]) -> Op {
         26 => Op::FailKvm,
         27 => Op::Plug {
             view,
-            strict: c % 2 == 0,
+            kind: match (b % 8, c % 2) {
+                (0 | 1, _) => LogKind::Device,
+                (2 | 3, _) => LogKind::Container,
+                (_, 0) => LogKind::Strict,
+                _ => LogKind::Loose,
+            },
         },
         28 => Op::Discard { memory, page },
         29 => Op::DiscardTaken { memory, page },
         30 => Op::Start,
         31 if c % 4 == 0 => Op::Stop,
+        31 => Op::Remap {
+            view,
+            iova,
+            gpa: c / 4 % (PLACES * PLACE),
+        },
         32..=35 => Op::Map {
             view,
             iova,

@@ -11,18 +11,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use adapter_user::device_log::DeviceLog;
-use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, Mapping, Tracker};
-use adapter_user::{Extent, PageSize};
+use adapter_user::guest::{Mapping, Tracker};
+use adapter_user::{Domain, Prot};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest::{
-    OFFSETS, PAGE, REG_DOORBELL, REG_IOVA, REG_MAP, REG_UNMAP, WINDOWS, WINDOW_COUNT,
-};
+use crate::guest::{OFFSETS, PAGE, REG_DOORBELL, REG_IOVA, REG_MAP, REG_UNMAP};
 use crate::memory::DeviceMemory;
 use crate::{Lose, Result};
 
 pub(crate) struct Dma {
-    view: IovaView,
+    domain: Domain,
     /// The log of device 1.
     pub(crate) log: Option<DeviceLog>,
     /// The IOVA page that REG_MAP and REG_DOORBELL use.
@@ -40,13 +38,11 @@ impl Dma {
         memory: &Arc<DeviceMemory>,
         lose: Option<Lose>,
     ) -> Result<Dma> {
-        let view = tracker.iova_view();
-        let log = (index == 1).then(|| {
-            let (iova, size) = APERTURE;
-            let log = DeviceLog::new(None);
-            log.add_range(iova, size).expect("whole pages");
-            log
-        });
+        let mut domain = Domain::new(tracker.iova_view());
+        let log = (index == 1).then(|| DeviceLog::new(None));
+        if let Some(log) = &log {
+            domain = domain.with_log(log.clone());
+        }
         let done = Arc::new(AtomicU64::new(0));
         let (queue, jobs) = channel::<(Mapping, u32)>();
         let device = Device {
@@ -62,10 +58,10 @@ impl Dma {
             }
         });
         if let Some(log) = log.as_ref().filter(|_| lose != Some(Lose::Log)) {
-            add_log(tracker, &view, log.clone())?;
+            tracker.add_log("device", domain.view(), 0, log.clone())?;
         }
         Ok(Dma {
-            view,
+            domain,
             log,
             iova: AtomicU32::new(0),
             windows: Mutex::default(),
@@ -88,7 +84,7 @@ impl Dma {
             REG_MAP => self.map(iova, page)?,
             REG_UNMAP => {
                 self.windows().remove(&page);
-                self.view.unmap(page, PAGE)?;
+                self.domain.unmap(page, PAGE)?;
             }
             REG_DOORBELL => {
                 let mapping = self.windows().get(&iova).cloned();
@@ -102,7 +98,7 @@ impl Dma {
     }
 
     fn map(&self, iova: u64, gpa: u64) -> Result<()> {
-        let mapping = self.view.map(iova, gpa, PAGE)?;
+        let mapping = self.domain.map(iova, gpa, PAGE, Prot::READ_WRITE)?;
         self.windows().insert(iova, mapping);
         Ok(())
     }
@@ -156,27 +152,4 @@ impl Device {
             None => {}
         }
     }
-}
-
-/// The IOVA range in which a device has its windows: first address and bytes.
-pub(crate) const APERTURE: (u64, u64) = (WINDOWS * PAGE, WINDOW_COUNT * PAGE);
-
-/// Adds the log of a device behind `view`. It is read as a whole: its ranges do not
-/// follow the mappings.
-fn add_log(tracker: &Tracker, view: &IovaView, log: DeviceLog) -> Result<()> {
-    let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
-    let (iova, size) = APERTURE;
-    let extent = Extent {
-        bit: 0,
-        iova,
-        npages: WINDOW_COUNT,
-        pgsize,
-    };
-    let read = move |_: &[IovaRange], dirty: &mut DirtyIovas| {
-        let mut words = [0; WINDOW_COUNT.div_ceil(64) as usize];
-        log.report(iova, size, PAGE, &mut words)?;
-        Ok(dirty.or_bitmap(&words, extent)?)
-    };
-    tracker.add_log("device", view, 0, read)?;
-    Ok(())
 }

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use adapter_user::guest::{Range, Report, Tracker};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::APERTURE;
 use crate::guest::{CYCLE, PAGE};
 use crate::hammer::Hammers;
 use crate::machine::{Cpu, Machine, Stop};
@@ -142,7 +141,7 @@ fn start_logs(machine: &Machine, hammers: &Hammers) -> Result<()> {
         .iter()
         .filter_map(|device| device.log.as_ref())
     {
-        log.start(&[APERTURE], PAGE)?;
+        log.start_all(PAGE)?;
     }
     for log in &hammers.logs {
         log.set_tracking(true)?;
