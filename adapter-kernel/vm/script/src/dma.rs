@@ -14,8 +14,8 @@ use crate::tiommu::{self, Tiommu};
 
 /// Mappings that are tried after each operation.
 const TRIED: usize = 6;
-/// Where the delayed writes are in their pages; the others are at the start.
-const DELAYED: u64 = 64;
+/// Bytes of a write.
+const WORD: u64 = 8;
 
 /// What the device reaches at a mapping.
 #[derive(Clone, Copy)]
@@ -40,6 +40,9 @@ struct Follower {
     /// The mappings; `None` if their memory is not known, because MAP changed it.
     targets: BTreeMap<u64, Option<Target>>,
     delayed: Vec<Delayed>,
+    /// How often writes were delayed. Each time they have a place of their own in their
+    /// pages, because those of two domains may arrive in any order.
+    rounds: u64,
     /// The last value that was written.
     value: u64,
 }
@@ -67,6 +70,7 @@ impl Checker {
             expected: Expected::new(case.entry_limit),
             targets: BTreeMap::new(),
             delayed: Vec::new(),
+            rounds: 0,
             value: 0,
         })))
     }
@@ -103,6 +107,9 @@ impl Follower {
         let Some(&device) = self.numbers().first() else {
             return;
         };
+        self.rounds += 1;
+        // The first word of a page is for other writes.
+        let place = WORD * (1 + self.rounds % (PAGE / WORD - 1));
         let targets: Vec<(u64, Option<Target>)> =
             self.targets.iter().map(|(k, v)| (*k, *v)).collect();
         for (iova, target) in targets {
@@ -110,7 +117,7 @@ impl Follower {
                 continue;
             };
             let value = self.next_value();
-            let offset = target.size - PAGE + DELAYED;
+            let offset = target.size - PAGE + place;
             let bytes = value.to_ne_bytes();
             let written = self.tiommu.write_delayed(device, iova + offset, &bytes);
             if written.is_ok() {
@@ -125,6 +132,9 @@ impl Follower {
     fn after(&mut self, real: &mut Real, op: &Op) -> Result<(), String> {
         self.expected.step(op);
         self.follow(op);
+        if matches!(op, Op::Rw { .. }) {
+            self.delayed.clear(); // it may have written the same memory
+        }
         if !matches!(
             op,
             Op::New(_)
