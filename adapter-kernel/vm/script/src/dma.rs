@@ -10,7 +10,7 @@ use dirty_script::{Case, System};
 
 use crate::expected::Expected;
 use crate::real::Real;
-use crate::tiommu::{self, Tiommu};
+use crate::tiommu::{self, Counters, Tiommu};
 
 /// Mappings that are tried after each operation.
 const TRIED: usize = 6;
@@ -36,6 +36,8 @@ struct Delayed {
 /// Follows a case by the model.
 struct Follower {
     tiommu: Tiommu,
+    /// What it had counted before the case.
+    before: Counters,
     expected: Expected,
     /// The mappings; `None` if their memory is not known, because MAP changed it.
     targets: BTreeMap<u64, Option<Target>>,
@@ -64,9 +66,10 @@ impl Checker {
             return Ok(Checker(None));
         }
         let tiommu = Tiommu::open().map_err(|e| format!("/dev/tiommu: {e}"))?;
-        tiommu.reset().map_err(|e| e.to_string())?;
+        let before = tiommu.counters().map_err(|e| e.to_string())?;
         Ok(Checker(Some(Follower {
             tiommu,
+            before,
             expected: Expected::new(case.entry_limit),
             targets: BTreeMap::new(),
             delayed: Vec::new(),
@@ -216,10 +219,10 @@ impl Follower {
                 counters.bytes
             ));
         }
-        if counters.split != 0 {
+        if counters.split != self.before.split {
             return Err("an unmap ended inside a page of the IOMMU".into());
         }
-        if counters.late != 0 {
+        if counters.late != self.before.late {
             return Err("memory was unpinned before the IOTLB sync".into());
         }
         Ok(())

@@ -227,6 +227,8 @@ fn stress() -> Result<(), String> {
 
 /// With `threads`, also the threads, which meet a defect of the real driver (U3).
 pub(crate) fn run(threads: bool) -> Result<(), String> {
+    let tiommu = Tiommu::open().map_err(text)?;
+    tiommu.reset().map_err(text)?;
     unload()?;
     killed()?;
     if threads {
