@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dirty_script::op::{LOW0, PAGE};
 use nix::libc;
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::waitpid;
@@ -16,6 +17,7 @@ use rand::{Rng, SeedableRng};
 use crate::ask::{ask, expect, text};
 use crate::process;
 use crate::real::Real;
+use crate::tiommu::{self, Tiommu};
 
 /// Processes that are killed.
 const VICTIMS: u64 = 60;
@@ -53,18 +55,25 @@ fn victim(k: u64) {
         Ok(real) => real,
         Err(_) => return,
     };
-    let devices = ["emu0", "emu0,pci0", "pci0", "emu0,emu1"][(k % 4) as usize];
+    let devices = [
+        "emu0",
+        "emu0,pci0",
+        "pci0",
+        "emu0,emu1",
+        "low0",
+        "emu0,pci0,low0",
+    ][(k % 6) as usize];
     let _ = ask(&mut real, &format!("new devs={devices}"));
     for round in 0u64.. {
         for line in [
-            "map iova=0 size=2048p vaddr=mem",
+            "map iova=1M size=2048p vaddr=mem",
             "map iova=16M size=7p vaddr=mem+1p",
             "start",
-            "pin dev=emu0 iova=3p n=200",
-            "pin dev=emu0 iova=900p n=500",
-            "rw dev=emu0 iova=0x1fff len=9000",
-            "get size=2048p bsize=256",
-            "unpin dev=emu0 iova=10p n=100",
+            "pin dev=emu0 iova=259p n=200",
+            "pin dev=emu0 iova=1156p n=500",
+            "rw dev=emu0 iova=0x101fff len=9000",
+            "get iova=1M size=2048p bsize=256",
+            "unpin dev=emu0 iova=266p n=100",
             "unmap iova=16M size=7p flags=1",
         ] {
             let _ = ask(&mut real, line);
@@ -90,6 +99,7 @@ fn killed() -> Result<(), String> {
         waitpid(child, None).map_err(text)?;
     }
     settled(before)?;
+    unmapped()?;
     println!("faults: {VICTIMS} processes killed, no pin is left");
     Ok(())
 }
@@ -132,39 +142,69 @@ fn work(lines: &[&str], mut real: Real, rounds: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
+/// Lets a device behind the test IOMMU write until it is told to stop. Some writes are
+/// still under way when their mapping goes.
+fn write(rounds: &AtomicU64, stop: &AtomicBool) -> Result<(), String> {
+    let tiommu = Tiommu::open().map_err(text)?;
+    let device = tiommu::number(LOW0).ok_or("no low0")?;
+    let mut random = StdRng::seed_from_u64(2);
+    while !stop.load(Ordering::Relaxed) {
+        let iova = (1 << 20) + random.random_range(0..164 * PAGE);
+        // Nothing may be mapped there at the moment.
+        let _ = match random.random() {
+            true => tiommu.write(device, iova, &[1; 8]),
+            false => tiommu.write_delayed(device, iova, &[2; 8]),
+        };
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Checks that nothing is mapped in the test IOMMU, and that no memory was unpinned
+/// while a device could write it.
+fn unmapped() -> Result<(), String> {
+    let tiommu = Tiommu::open().map_err(text)?;
+    let counters = tiommu.counters().map_err(text)?;
+    match (counters.bytes, counters.late, counters.split) {
+        (0, 0, 0) => Ok(()),
+        _ => Err(format!("the test IOMMU: {counters:?}")),
+    }
+}
+
 /// Threads share a container: one changes mappings, one uses a device, one starts,
-/// reports and stops, one moves a group.
+/// reports and stops, one moves a group, and a device does DMA.
 fn stress() -> Result<(), String> {
     let before = pins()?;
     let mut real = Real::new(65535).map_err(text)?;
-    expect(&mut real, "new devs=emu0,emu1,pci0", "set_iommu(3)=ok")?;
+    expect(&mut real, "new devs=emu0,emu1,pci0,low0", "set_iommu(3)=ok")?;
     let stop = &AtomicBool::new(false);
-    let rounds: [AtomicU64; 4] = Default::default();
+    let rounds: [AtomicU64; 5] = Default::default();
     let jobs: [&[&str]; 4] = [
         &[
-            "map iova=0 size=64p vaddr=mem",
-            "map iova=64p size=100p vaddr=mem+64p",
-            "unmap iova=0 size=64p",
-            "unmap iova=0 size=164p flags=1 bsize=24",
+            "map iova=1M size=64p vaddr=mem",
+            "map iova=320p size=100p vaddr=mem+64p",
+            "unmap iova=1M size=64p",
+            "unmap iova=1M size=164p flags=1 bsize=24",
         ],
         &[
-            "pin dev=emu0 iova=0 n=30",
-            "rw dev=emu1 iova=0x1fff len=300000",
-            "pin dev=emu1 iova=70p n=60",
-            "unpin dev=emu0 iova=0 n=30",
-            "unpin dev=emu1 iova=70p n=60",
+            "pin dev=emu0 iova=1M n=30",
+            "rw dev=emu1 iova=0x101fff len=300000",
+            "pin dev=emu1 iova=326p n=60",
+            "unpin dev=emu0 iova=1M n=30",
+            "unpin dev=emu1 iova=326p n=60",
         ],
         &[
             "start",
-            "get size=164p bsize=24",
-            "get iova=64p size=100p bsize=16",
+            "get iova=1M size=164p bsize=24",
+            "get iova=320p size=100p bsize=16",
             "stop",
         ],
         &["attach dev=pci1", "info argsz=4096", "detach dev=pci1"],
     ];
     let shares: Result<Vec<Real>, _> = (1..).zip(&jobs).map(|(k, _)| real.share(k)).collect();
     let shares = shares.map_err(text)?;
-    thread::scope(|scope| {
+    let wrote = thread::scope(|scope| {
+        let writer = scope.spawn(|| write(&rounds[4], stop));
         for ((lines, share), rounds) in jobs.into_iter().zip(shares).zip(&rounds) {
             scope.spawn(move || work(lines, share, rounds, stop));
         }
@@ -174,16 +214,21 @@ fn stress() -> Result<(), String> {
             thread::sleep(Duration::from_millis(50));
         }
         stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap_or(Err("the writer panicked".into()))
     });
+    wrote?;
     drop(real);
     settled(before)?;
-    println!("faults: four threads on one container, no pin is left");
+    unmapped()?;
+    println!("faults: four threads and a device on one container, no pin is left");
     eprintln!("rounds of each: {rounds:?}");
     Ok(())
 }
 
 /// With `threads`, also the threads, which meet a defect of the real driver (U3).
 pub(crate) fn run(threads: bool) -> Result<(), String> {
+    let tiommu = Tiommu::open().map_err(text)?;
+    tiommu.reset().map_err(text)?;
     unload()?;
     killed()?;
     if threads {

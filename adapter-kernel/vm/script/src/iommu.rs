@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Checks the test IOMMU itself, under the loaded driver: DMA, delayed writes, refused
-//! maps, dirty bits.
+//! maps, dirty bits, coherency and interrupts.
 
 use dirty_core::Errno;
 use dirty_script::op::{DeviceIndex, FaultKind, LOW0, MEM, PAGE};
@@ -8,7 +8,7 @@ use dirty_script::System;
 
 use crate::ask::{ask, expect, text};
 use crate::real::Real;
-use crate::tiommu::{self, Tiommu, TRACKS, UNSAFE_MSI};
+use crate::tiommu::{self, Tiommu, COHERENT, TRACKS, UNSAFE_MSI};
 
 const DEVICE: DeviceIndex = LOW0;
 const IOVA: u64 = 0x10_0000;
@@ -154,6 +154,22 @@ fn dirty(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
+/// A container is coherent (VFIO_DMA_CC_IOMMU) if its IOMMU can enforce that.
+fn coherency(bench: &mut Bench) -> Result<(), String> {
+    for (flags, answer) in [(COHERENT, "=> 1 ok"), (0, "=> 0 ok")] {
+        ask(&mut bench.real, "new")?;
+        let config = tiommu::config(DEVICE);
+        bench
+            .tiommu
+            .configure(tiommu::Config { flags, ..config })
+            .map_err(text)?;
+        expect(&mut bench.real, "new devs=low0", "set_iommu(3)=ok")?;
+        expect(&mut bench.real, "ext n=4", answer)?;
+    }
+    println!("iommu: a container is coherent if its IOMMU can be");
+    Ok(())
+}
+
 /// A group whose interrupts are not isolated is refused.
 fn interrupts(bench: &mut Bench) -> Result<(), String> {
     ask(&mut bench.real, "new")?;
@@ -170,6 +186,7 @@ fn interrupts(bench: &mut Bench) -> Result<(), String> {
 
 pub(crate) fn run() -> Result<(), String> {
     let tiommu = Tiommu::open().map_err(text)?;
+    tiommu.reset().map_err(text)?;
     let config = tiommu::config(DEVICE);
     let flags = TRACKS;
     tiommu
@@ -185,6 +202,7 @@ pub(crate) fn run() -> Result<(), String> {
     delay(&mut bench)?;
     refusal(&mut bench)?;
     dirty(&mut bench)?;
+    coherency(&mut bench)?;
     interrupts(&mut bench)?;
     ask(&mut bench.real, "new")?;
     bench.tiommu.configure(config).map_err(text)?;

@@ -74,6 +74,8 @@ fn run(script: &str, out: &str, huge: bool) -> Result<(), String> {
     let text = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
     let cases = dirty_script::parse(&text, &mut 65535).map_err(|e| format!("{script}, {e}"))?;
     arena::map_all()?;
+    let tiommu = Tiommu::open().map_err(|e| format!("/dev/tiommu: {e}"))?;
+    tiommu.reset().map_err(ask::text)?;
     let file = File::create(out).map_err(|e| format!("{out}: {e}"))?;
     let mut file = BufWriter::new(file);
     for case in &cases {
@@ -93,7 +95,26 @@ fn run(script: &str, out: &str, huge: bool) -> Result<(), String> {
         };
         step().map_err(|e| format!("{out}: {e}"))?;
     }
-    file.flush().map_err(|e| format!("{out}: {e}"))
+    file.flush().map_err(|e| format!("{out}: {e}"))?;
+    counted(&tiommu, out)
+}
+
+/// Writes to a file beside the transcript what the test IOMMU has counted, if the
+/// script has used it.
+fn counted(tiommu: &Tiommu, out: &str) -> Result<(), String> {
+    let tiommu::Counters {
+        maps,
+        unmaps,
+        syncs,
+        faults,
+        ..
+    } = tiommu.counters().map_err(ask::text)?;
+    if maps == 0 {
+        return Ok(());
+    }
+    let text = format!("{maps} maps, {unmaps} unmaps, {syncs} IOTLB syncs, {faults} faults\n");
+    let name = format!("{}.iommu", out.trim_end_matches(".out"));
+    fs::write(&name, text).map_err(|e| format!("{name}: {e}"))
 }
 
 fn configure() -> Result<(), String> {

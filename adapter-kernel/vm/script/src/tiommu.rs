@@ -24,6 +24,8 @@ pub(crate) struct Config {
 
 /// Domains can track dirty pages, whether that was asked for or not.
 pub(crate) const TRACKS: u32 = 1 | 8;
+/// Domains can enforce cache coherency.
+pub(crate) const COHERENT: u32 = 2;
 /// The device's interrupts are not isolated.
 pub(crate) const UNSAFE_MSI: u32 = 4;
 
