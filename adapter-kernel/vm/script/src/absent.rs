@@ -201,7 +201,14 @@ const OTHERS: [&[&str]; 8] = [
 ];
 /// Their answers, in order. What GET answers depends on who is first.
 const ANSWERS: [&str; 8] = [
-    "ret=0", "pgsizes=", "size=0x1000", "1 ok", "ret=0", "0 ok", "0 ok", "size=0",
+    "ret=0",
+    "pgsizes=",
+    "size=0x1000",
+    "1 ok",
+    "ret=0",
+    "0 ok",
+    "0 ok",
+    "size=0",
 ];
 
 /// Which of its own threads has which memory for arguments.

@@ -119,11 +119,7 @@ fn once(kernel_thread: bool) -> Result<(), String> {
 fn evicted() -> Result<(), String> {
     let (mut real, _pages) = container()?;
     memory::shared(SHARED, 17 * PAGE)?;
-    expect(
-        &mut real,
-        "map iova=1G size=16p vaddr=0x700001000",
-        "0 ok",
-    )?;
+    expect(&mut real, "map iova=1G size=16p vaddr=0x700001000", "0 ok")?;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let evictor = Work::start("evict", move || {

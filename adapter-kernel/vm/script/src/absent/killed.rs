@@ -73,7 +73,10 @@ fn kill_victim(case: &Case) -> Result<(), String> {
     kill(pid, Signal::SIGKILL).map_err(text)?;
     ended(pid).map_err(|e| format!("{}: {e}", case.name))?;
     let took = start.elapsed();
-    println!("absent: killed while it waits, {}: gone after {took:.1?}", case.name);
+    println!(
+        "absent: killed while it waits, {}: gone after {took:.1?}",
+        case.name
+    );
     Ok(())
 }
 
