@@ -17,6 +17,7 @@ use dirty_script::System;
 
 use crate::ask::{ask, expect, text};
 use crate::faults::{pins, settled};
+use crate::memory;
 use crate::process;
 use crate::real::Real;
 use crate::userfault::{page, Userfault};
@@ -111,11 +112,13 @@ fn waiting(works: &[Work]) -> Result<Vec<&str>, String> {
     Err("an operation neither ends nor waits".into())
 }
 
-/// Waits until a page is asked for, by `work` among others.
-fn asked(pages: &Userfault, work: &Work) -> Result<u64, String> {
+/// Waits until `work` asks for the page at `addr`.
+fn needs(pages: &Userfault, work: &Work, addr: u64) -> Result<(), String> {
     for _ in 0..LOOKS {
-        if let Some(page) = pages.asked().map_err(text)? {
-            return Ok(page);
+        match pages.asked().map_err(text)? {
+            Some(page) if page == addr => return Ok(()),
+            Some(page) => return Err(format!("{}: asked for {page:#x}", work.name)),
+            None => {}
         }
         if work.done() {
             break;
@@ -128,6 +131,28 @@ fn asked(pages: &Userfault, work: &Work) -> Result<u64, String> {
 /// A line of a script, and the end of its answer. `{}` stands for the bits of pages 3
 /// and 9.
 type Line = (&'static str, &'static str);
+
+/// How often the module makes a call again before its copies wait under the lock.
+const TRIES: u32 = 16;
+
+/// Brings `work`, a call that needs two pages from `first` on, to wait for the first of
+/// them under the lock: whenever one of them comes, the other goes. The real driver does
+/// so at once.
+fn wait_under_lock(
+    pages: &Userfault,
+    work: &Work,
+    first: u64,
+    real_driver: bool,
+) -> Result<(), String> {
+    let turns = [(first, first + PAGE), (first + PAGE, first)];
+    let tries = if real_driver { 0 } else { TRIES };
+    for (next, other) in (0..tries).flat_map(|_| turns) {
+        needs(pages, work, next)?;
+        memory::evict(other, PAGE)?;
+        pages.give(next, &page(&[])).map_err(text)?;
+    }
+    needs(pages, work, first)
+}
 
 /// A call that needs a missing page.
 #[derive(Clone, Copy)]
@@ -261,10 +286,8 @@ fn block(real: &Real, pages: &Userfault, case: &Case) -> Result<Work, String> {
         }
         line => Work::lines(real, BLOCKED, &[line])?,
     };
-    match asked(pages, &work)? {
-        ABSENT => Ok(work),
-        page => Err(format!("{}: {page:#x} was asked for", case.name)),
-    }
+    needs(pages, &work, ABSENT)?;
+    Ok(work)
 }
 
 /// The bits of the second mapping in an answer of GET.

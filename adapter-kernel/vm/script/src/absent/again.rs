@@ -8,15 +8,13 @@ use std::sync::Arc;
 use dirty_script::op::PAGE;
 use dirty_script::System;
 
-use super::{asked, child, container, expect_all, look, waiting, Line, Work};
+use super::{child, container, expect_all, look, needs, wait_under_lock, waiting, Line, Work};
 use super::{ABSENT, BLOCKED, LOOKS};
 use crate::ask::{expect, text};
 use crate::memory;
 use crate::real::Real;
 use crate::userfault::page;
 
-/// How often the module makes a call again before its copies wait under the lock.
-const TRIES: u32 = 16;
 /// Mapped memory for a bitmap of two pages, and its pages.
 const LARGE: u64 = 0x6_0000_0000;
 const LARGE_PAGES: u64 = 40000;
@@ -59,22 +57,12 @@ fn in_turns(call: Line, done: &[Line]) -> Result<(), String> {
     ];
     expect_all(&mut real, &lines, "")?;
     let work = Work::lines(&real, BLOCKED, &[call.0])?;
-    for _ in 0..TRIES {
-        for (next, other) in [(ABSENT, ABSENT + PAGE), (ABSENT + PAGE, ABSENT)] {
-            let at = asked(&pages, &work)?;
-            if at != next {
-                return Err(format!("{}: {at:#x} was asked for", call.0));
-            }
-            memory::evict(other, PAGE)?;
-            pages.give(at, &page(&[])).map_err(text)?;
-        }
-    }
-    let last = asked(&pages, &work)?;
+    wait_under_lock(&pages, &work, ABSENT, false)?;
     let info = [Work::lines(&real, 1, &["info"])?];
     if waiting(&info)?.is_empty() {
         return Err(format!("{}: waits without the lock for ever", call.0));
     }
-    pages.give(last, &page(&[])).map_err(text)?;
+    pages.give(ABSENT, &page(&[])).map_err(text)?;
     let answer = work.end()?;
     if !answer.ends_with(call.1) {
         return Err(format!("{answer}, expected {}", call.1));
@@ -95,7 +83,7 @@ fn once(kernel_thread: bool) -> Result<(), String> {
         false => "rw iova=0x40000000fc0 len=128",
     };
     let work = Work::lines(&real, BLOCKED, &[call])?;
-    asked(&pages, &work)?;
+    needs(&pages, &work, ABSENT + PAGE)?;
     let lines = [
         ("peek a=0x500000ffc n=4", "5a5a5a5a"),
         ("get iova=0x40000000000 size=16p", "0 ok bm=1,0"),

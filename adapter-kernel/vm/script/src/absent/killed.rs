@@ -6,25 +6,23 @@ use std::io::{Read, Write};
 use std::time::Instant;
 
 use dirty_script::op::PAGE;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::{pipe, Pid};
 
-use super::{asked, block, child, container, look, sleeps, waiting, Case, Work};
+use super::{block, child, container, look, needs, sleeps, wait_under_lock, waiting, Case, Work};
 use super::{ABSENT, ASLEEP, CASES, LOOKS};
 use crate::ask::{ask, text};
 use crate::process;
 use crate::real::Real;
 use crate::userfault::{page, Userfault};
 
-/// Pins a missing page in a thread, which then waits for it with the lock. The real
-/// driver pins under its lock too.
-fn hold_lock(real: &Real, pages: &Userfault) -> Result<Work, String> {
-    let holder = Work::lines(real, 10, &["pin iova=0x40000001000 n=1"])?;
-    match asked(pages, &holder)? {
-        at if at == ABSENT + PAGE => Ok(holder),
-        at => Err(format!("{at:#x} was asked for instead of the page to pin")),
-    }
+/// Starts a thread that waits for a page under the lock.
+fn hold_lock(real: &Real, pages: &Userfault, real_driver: bool) -> Result<Work, String> {
+    let holder = Work::lines(real, 10, &["rw iova=0x40000002000 len=2p"])?;
+    wait_under_lock(pages, &holder, ABSENT + 2 * PAGE, real_driver)?;
+    Ok(holder)
 }
 
 /// A call waits for its page, a thread waits for another page with the lock, and a third
@@ -32,7 +30,7 @@ fn hold_lock(real: &Real, pages: &Userfault) -> Result<Work, String> {
 fn victim(case: &Case, mut ready: File) -> Result<(), String> {
     let (real, pages) = container()?;
     let _blocked = block(&real, &pages, case)?;
-    let _holder = hold_lock(&real, &pages)?;
+    let _holder = hold_lock(&real, &pages, false)?;
     let info = [Work::lines(&real, 1, &["info"])?];
     if waiting(&info)?.is_empty() {
         return Err("nobody holds the lock".into());
@@ -93,12 +91,14 @@ fn asleep(pid: Pid) -> bool {
 fn lock_waiter(real_driver: bool) -> Result<(), String> {
     let (mut real, pages) = container()?;
     let waiter = process::child(|| loop {
+        // So that it does not outlive a failure.
+        let _ = set_pdeathsig(Signal::SIGKILL);
         if ask(&mut real, "info").is_err() {
             return 1;
         }
     });
     let waiter = waiter.map_err(text)?;
-    let holder = hold_lock(&real, &pages)?;
+    let holder = hold_lock(&real, &pages, real_driver)?;
     if !(0..LOOKS).any(|_| asleep(waiter)) {
         return Err("nobody waits for the lock".into());
     }
@@ -112,12 +112,18 @@ fn lock_waiter(real_driver: bool) -> Result<(), String> {
         ended(waiter)?;
         println!("absent: a process that waits for the lock can be killed");
     }
-    pages.give(ABSENT + PAGE, &page(&[])).map_err(text)?;
+    let mut next = ABSENT + 2 * PAGE;
+    pages.give(next, &page(&[])).map_err(text)?;
+    if real_driver {
+        next += PAGE;
+        needs(&pages, &holder, next)?;
+        pages.give(next, &page(&[])).map_err(text)?;
+    }
     let answer = holder.end()?;
     if real_driver {
         ended(waiter)?;
     }
-    match answer.ends_with("ret=1") {
+    match answer.ends_with("ret=0") {
         true => Ok(()),
         false => Err(answer),
     }
