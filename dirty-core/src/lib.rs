@@ -15,9 +15,10 @@
 //! - [`Container`] is VFIO's generic layer: groups, open devices, and which
 //!   backend. It answers GET_API_VERSION and SET_IOMMU, and hands out its
 //!   backend.
-//! - [`Type1`] is the backend. It turns ioctls into typed calls
-//!   ([`Type1::ioctl`]), maps and unmaps ([`Map`], [`Unmap`]), pins and unpins,
-//!   and reports what is dirty ([`Type1::get_bitmap`]).
+//! - [`Command`] is an ioctl whose argument was read, which needs no lock.
+//! - [`Type1`] is the backend. It runs commands ([`Type1::run`]), maps and unmaps
+//!   ([`Map`], [`Unmap`]), pins and unpins, and reports what is dirty
+//!   ([`Type1::get_bitmap`]).
 //! - Each mapping has its pinned pages and, while tracking is on, a [`Bitmap`].
 //!   Threads mark pages beside each other through `&self`; reports take `&mut
 //!   self`.

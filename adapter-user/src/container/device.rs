@@ -168,7 +168,10 @@ impl Device {
     /// Writes `data` at `iova` as the device would, and marks the pages.
     ///
     /// Devices write at the same time. A report and an unmap wait until a write is
-    /// marked.
+    /// marked. So does every call that needs the container for itself: each ioctl, map
+    /// and pin. If a page of the guest memory has to come first, from a disk or from a
+    /// handler of userfaultfd, they wait for that page too. So the handler must not call
+    /// this container. A [`PinGuard`] writes without the container's lock.
     ///
     /// # Errors
     ///
@@ -186,7 +189,8 @@ impl Device {
         self.write_by(Caller::Process, iova, data)
     }
 
-    /// Reads as many bytes at `iova` as `data` has, as the device would.
+    /// Reads as many bytes at `iova` as `data` has, as the device would. The same calls
+    /// wait for it as for a [`write`](Device::write).
     ///
     /// # Errors
     ///

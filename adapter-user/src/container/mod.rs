@@ -117,6 +117,10 @@ impl Container {
     /// VFIO_SET_IOMMU, and the address of a structure in this process for the
     /// VFIO_IOMMU_ ioctls; [`uapi`] has the structures.
     ///
+    /// A page of the structure or of a bitmap may have to come first, from a disk or from
+    /// a handler of userfaultfd. The ioctl waits for it without the container's lock, so
+    /// other calls go on.
+    ///
     /// # Errors
     ///
     /// Each ioctl checks its argument in the order in which Linux does (rules A2 to

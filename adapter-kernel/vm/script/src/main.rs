@@ -2,6 +2,7 @@
 //! The VM's program. Inside the VM it runs scripts on the real `/dev/vfio/vfio`; outside
 //! it makes them and compares their transcripts.
 
+mod absent;
 #[path = "../../../../vfio-dirty/src/replay/arena.rs"]
 mod arena;
 mod ask;
@@ -22,6 +23,8 @@ mod process;
 mod real;
 mod speed;
 mod tiommu;
+#[path = "../../../../adapter-user/tests/support/userfault.rs"]
+mod userfault;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -40,6 +43,8 @@ const USAGE: &str = "usage:
   dirty-vm iommu                   check the test IOMMU itself
   dirty-vm edu                     let a PCI device write memory by DMA
   dirty-vm faults [threads]        kill processes, unload the module in use
+  dirty-vm absent [real]           use memory whose pages come late; real: expect
+                                   what the real driver does
   dirty-vm backend                 print which driver answers a container
   dirty-vm cgroup                  start in a memory cgroup that is nearly full
   dirty-vm failnth                 let each allocation fail in turn
@@ -134,6 +139,8 @@ fn main() -> ExitCode {
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
+        ["absent"] => arena::map_all().and_then(|()| absent::run(false)),
+        ["absent", "real"] => arena::map_all().and_then(|()| absent::run(true)),
         ["backend"] => arena::map_all().and_then(|()| backend::run()),
         ["cgroup"] => arena::map_all().and_then(|()| cgroup::run()),
         ["failnth"] => arena::map_all().and_then(|()| failnth::run()),

@@ -3,15 +3,17 @@
 //! registers of a device.
 #![allow(unsafe_code)]
 
+use std::ffi::c_void;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
 
 use dirty_core::uapi::VFIO_SET_IOMMU;
 use dirty_script::op::PAGE;
 use dirty_script::System;
 use nix::sys::memfd::{memfd_create, MFdFlags};
-use nix::sys::mman::{mmap, mmap_anonymous, MapFlags, ProtFlags};
+use nix::sys::mman::{madvise, mmap, mmap_anonymous, MapFlags, MmapAdvise, ProtFlags};
 
 use crate::ask::text;
 use crate::real::{address, open, raw_ioctl, Real, GROUP_GET_DEVICE_FD, GROUP_SET_CONTAINER};
@@ -123,6 +125,20 @@ pub(crate) fn repeated(
         touch(real, page)?;
     }
     Ok(())
+}
+
+/// Shared memory at `addr`, which keeps its bytes when it is evicted.
+pub(crate) fn shared(addr: u64, size: u64) -> Result<(), String> {
+    let file = File::from(memfd_create("shared", MFdFlags::empty()).map_err(text)?);
+    file.set_len(size).map_err(text)?;
+    map_file(&file, 0, addr, size)
+}
+
+/// Takes the pages at `addr` away. Those of anonymous memory lose their bytes.
+pub(crate) fn evict(addr: u64, size: u64) -> Result<(), String> {
+    let start = NonNull::new(addr as *mut c_void).ok_or("no memory at 0")?;
+    // SAFETY: the memory is the scripts', of which this program keeps no reference.
+    unsafe { madvise(start, size as usize, MmapAdvise::MADV_DONTNEED) }.map_err(text)
 }
 
 /// The files that keep a device's registers mapped.
