@@ -73,6 +73,7 @@ impl<M: Memory> Type1<M> {
             mm,
             locked: 0,
             iommu_mapped: false,
+            run_starts: 0,
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
