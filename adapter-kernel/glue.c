@@ -326,27 +326,37 @@ static long follow_pfnmap(struct vm_area_struct *vma, struct mm_struct *mm,
 	return ret;
 }
 
-/* Takes the page table entries of a VM_PFNMAP mapping. It pins nothing. */
-static long pin_pfnmap(struct vm_area_struct *vma, struct mm_struct *mm, unsigned long vaddr,
-		       u64 npages, bool write, struct pinned *to)
+/*
+ * Takes the page table entries of a VM_PFNMAP mapping, as they are: it pins nothing.
+ * If vaddr is not in such a mapping, `error` is the answer.
+ */
+static long pin_pfnmap(struct mm_struct *mm, unsigned long vaddr, u64 npages, bool write,
+		       struct pinned *to, long error)
 {
-	long ret = 0;
-	int entries;
+	unsigned int entries = 0;
+	long ret;
 
-	for (entries = 0; entries < PIN_ENTRIES && to->npages < npages; entries++) {
+	vaddr = untagged_addr_remote(mm, vaddr);
+	do {
 		unsigned long at = vaddr + (to->npages << PAGE_SHIFT);
+		struct vm_area_struct *vma = vma_lookup(mm, at);
 		u64 pfn;
 
-		if (at >= vma->vm_end)
+		ret = error;
+		if (!vma || !(vma->vm_flags & VM_PFNMAP))
 			break;
 		ret = follow_pfnmap(vma, mm, at, write, &pfn);
+		if (ret == -EAGAIN) {
+			entries = 0;
+			continue;
+		}
 		if (ret <= 0)
 			break;
 		ret = min_t(u64, ret, npages - to->npages);
 		if (!append(to, pfn, ret, dirty_page_kind(pfn)))
 			break;
 		cond_resched();
-	}
+	} while (++entries < PIN_ENTRIES && to->npages < npages);
 	return to->npages ? 0 : ret;
 }
 
@@ -392,7 +402,6 @@ long dirty_pin(struct mm_struct *mm, unsigned long vaddr, u64 npages, bool write
 {
 	struct pinned pinned = { .runs = runs, .max = max };
 	struct page *few[PIN_FEW], **many = NULL;
-	struct vm_area_struct *vma;
 	long ret;
 
 	if (!mmget_not_zero(mm))
@@ -402,17 +411,13 @@ long dirty_pin(struct mm_struct *mm, unsigned long vaddr, u64 npages, bool write
 	if (npages > PIN_FEW)
 		many = (struct page **)__get_free_page(GFP_KERNEL);
 	mmap_read_lock(mm);
-	vaddr = untagged_addr_remote(mm, vaddr);
-	do {
-		vma = vma_lookup(mm, vaddr);
-		if (vma && (vma->vm_flags & VM_PFNMAP))
-			ret = pin_pfnmap(vma, mm, vaddr, npages, write, &pinned);
-		else if (many)
-			ret = pin_memory(mm, vaddr, npages, write, many,
-					 PAGE_SIZE / sizeof(*many), &pinned);
-		else
-			ret = pin_memory(mm, vaddr, npages, write, few, PIN_FEW, &pinned);
-	} while (ret == -EAGAIN);
+	if (many)
+		ret = pin_memory(mm, vaddr, npages, write, many, PAGE_SIZE / sizeof(*many),
+				 &pinned);
+	else
+		ret = pin_memory(mm, vaddr, npages, write, few, PIN_FEW, &pinned);
+	if (ret)
+		ret = pin_pfnmap(mm, vaddr, npages, write, &pinned, ret);
 	mmap_read_unlock(mm);
 	free_page((unsigned long)many);
 	mmput(mm);

@@ -190,11 +190,6 @@ impl<M: Memory> Dmas<M> {
         self.tree.remove(iova)
     }
 
-    /// The mapping that starts at `iova`.
-    pub(super) fn get_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
-        self.tree.get_mut(iova)
-    }
-
     /// The mapping that `iova` lies in.
     pub(super) fn find(&self, iova: u64) -> Option<&Dma<M>> {
         self.tree.floor(iova).filter(|dma| dma.span.last() >= iova)

@@ -27,10 +27,9 @@ pub(super) struct Domains<'a> {
 
 /// Runs of pages that a host pins at a time; they are on the stack.
 const PINNED_RUNS: usize = 64;
-/// Runs of pages that are unmapped at a time, with one IOTLB sync. (Linux does so
-/// too.)
+/// Runs of pages that are unmapped at a time, which costs one IOTLB sync. They are in
+/// allocated memory. (Linux has the same number.)
 const UNMAPPED_RUNS: u64 = 512;
-
 /// Runs of pages that are copied to a new domain at a time; they are on the stack.
 const COPIED_RUNS: usize = 16;
 
@@ -50,6 +49,11 @@ impl Pages {
         }
         neighbour
     }
+}
+
+/// The pages of some runs.
+fn sum(runs: &[Pages]) -> u64 {
+    runs.iter().fold(0, |n, run| n.saturating_add(run.npages))
 }
 
 /// How far a mapping is on its way into domains.
@@ -212,19 +216,19 @@ impl Domains<'_> {
         for domain in others {
             host.unmap(domain.id, dma.span.first(), npages);
         }
-        // All but a single run need memory; without it each run is unmapped alone.
         let mut one = [Pages::default()];
-        let mut many;
-        let mut room = &mut one[..];
-        let run = self.runs(host, dma, *first, 0..npages, room).first();
-        if run.is_none_or(|run| run.npages < npages) {
-            let most = npages.checked_div(dma.run_step()).unwrap_or(0);
-            let most = most.saturating_add(1).min(UNMAPPED_RUNS);
-            if let Ok(list) = List::filled(dma.pins.mem(), most as usize, Pages::default()) {
-                many = list;
-                room = many.as_mut_slice();
-            }
+        let run = self.runs(host, dma, *first, 0..npages, &mut one);
+        if run.first().is_some_and(|run| run.npages == npages) {
+            return self.release(host, dma, *first, 0, run);
         }
+        let most = npages.checked_div(dma.run_step()).unwrap_or(0);
+        let most = most.saturating_add(1).min(UNMAPPED_RUNS);
+        let many = List::filled(dma.pins.mem(), most as usize, Pages::default());
+        let mut many = many.unwrap_or(List::new(dma.pins.mem()));
+        let room = match many.as_mut_slice() {
+            [] => &mut one, // without memory each run is unmapped alone
+            many => many,
+        };
         let (mut done, mut normal): (u64, u64) = (0, 0);
         while done < npages {
             let runs = self.runs(host, dma, *first, done..npages, room);
@@ -232,18 +236,27 @@ impl Domains<'_> {
                 done = done.saturating_add(dma.run_step()); // was never mapped
                 continue;
             }
-            // No device may reach a page that is unpinned. Only whole runs are
-            // unmapped, so that no large page is unmapped in part.
-            let sum = |n: u64, run: &Pages| n.saturating_add(run.npages);
-            let together = runs.iter().fold(0, sum);
-            host.unmap(first.id, self.iova(dma, done), together);
-            for run in runs {
-                let n = host.unpin(run.pfn, run.npages, dma.prot);
-                normal = normal.saturating_add(n);
-            }
-            done = done.saturating_add(together);
+            let n = self.release(host, dma, *first, done, runs);
+            normal = normal.saturating_add(n);
+            done = done.saturating_add(sum(runs));
         }
         normal
+    }
+
+    /// Unmaps the runs in `domain` that start with page `n` of `dma`, and unpins them.
+    /// Returns how many of the pages are normal pages.
+    fn release<M: Memory>(
+        self,
+        host: &mut dyn Host,
+        dma: &Dma<M>,
+        domain: Domain,
+        n: u64,
+        runs: &[Pages],
+    ) -> u64 {
+        // One unmap for all the runs. No device may reach a page that is unpinned.
+        host.unmap(domain.id, self.iova(dma, n), sum(runs));
+        let unpin = |run: &Pages| host.unpin(run.pfn, run.npages, dma.prot);
+        runs.iter().map(unpin).fold(0, u64::saturating_add)
     }
 
     /// The runs of `dma` in `domain` that the pages in `pages` form, up to a page that

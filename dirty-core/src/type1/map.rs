@@ -77,35 +77,33 @@ impl<M: Memory> Type1<M> {
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
-        if let Err(e) = self.dmas.insert(dma) {
-            host.release(mm);
-            return Err(e.into());
-        }
-        self.dma_avail = dma_avail;
-        if let Err(e) = self.populate(host, map.iova) {
-            self.remove_dma(host, map.iova);
-            return Err(e);
-        }
-        Ok(())
-    }
-
-    /// Gives the new mapping at `iova` what the container's state asks for.
-    fn populate(&mut self, host: &mut dyn Host, iova: u64) -> Result<(), Error> {
-        let Some(dma) = self.dmas.get_mut(iova) else {
-            return Ok(());
+        let dma = match self.dmas.insert(dma) {
+            Ok(dma) => dma,
+            Err(e) => {
+                host.release(mm);
+                return Err(e.into());
+            }
         };
-        if !self.domains.is_empty() {
-            let domains = Domains {
-                list: &self.domains,
-                page: self.options.page_size,
-            };
-            domains.pin_and_map(host, dma)?;
+        self.dma_avail = dma_avail;
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
+        let mapped = match domains.list {
+            [] => Ok(()),
+            _ => domains.pin_and_map(host, dma),
+        };
+        let tracked = mapped.and_then(|()| match &self.tracking {
+            Some(tracking) => {
+                let budget = self.options.bitmap_budget;
+                dma.track(&self.mem, tracking.pgsize, budget, &mut self.bitmap_bytes)
+            }
+            None => Ok(()),
+        });
+        if tracked.is_err() {
+            self.remove_dma(host, map.iova);
         }
-        if let Some(tracking) = &self.tracking {
-            let budget = self.options.bitmap_budget;
-            dma.track(&self.mem, tracking.pgsize, budget, &mut self.bitmap_bytes)?;
-        }
-        Ok(())
+        tracked
     }
 
     fn set_vaddr(&mut self, host: &mut dyn Host, span: Span, vaddr: u64) -> Result<(), Error> {
