@@ -370,13 +370,15 @@ static long pin_memory(struct mm_struct *mm, unsigned long vaddr, u64 npages, bo
 	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0), order = 0;
 
 	while (to->npages < npages) {
+		unsigned long at = vaddr + (to->npages << PAGE_SHIFT);
 		u64 left = npages - to->npages, want = (to->max - to->n) << order;
 		long got, k, len;
 
 		if (to->npages && want < min(left, PIN_FEW))
 			break;
-		got = pin_user_pages_remote(mm, vaddr + (to->npages << PAGE_SHIFT),
-					    min3(left, want, room), flags, pages, NULL);
+		/* Up to a multiple of `room`, so that no huge page is looked up twice. */
+		want = min3(left, want, room - (at >> PAGE_SHIFT) % room);
+		got = pin_user_pages_remote(mm, at, want, flags, pages, NULL);
 		if (got <= 0)
 			return to->npages ? 0 : got ?: -EFAULT;
 		for (k = 0; k < got; k += len) {

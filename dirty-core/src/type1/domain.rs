@@ -198,7 +198,10 @@ impl Domains<'_> {
     pub(super) fn unmap_and_unpin<M: Memory>(self, host: &mut dyn Host, dma: &mut Dma<M>) {
         if dma.iommu_mapped {
             let normal = self.unmap_first(host, dma, dma.npages(self.page));
-            let paid = dma.paid_by_pins(host, self.page);
+            let paid = match dma.pins.is_empty() {
+                true => 0,
+                false => dma.paid_by_pins(host, self.page),
+            };
             dma.uncharge(host, normal.saturating_sub(paid));
             dma.iommu_mapped = false;
         }

@@ -143,8 +143,10 @@ impl<M: Memory> Type1<M> {
             page: self.options.page_size,
         };
         domains.unmap_and_unpin(host, &mut dma);
-        for (_, pfn) in dma.pins.iter() {
-            host.unpin(pfn, 1, dma.prot);
+        if !dma.pins.is_empty() {
+            for (_, pfn) in dma.pins.iter() {
+                host.unpin(pfn, 1, dma.prot);
+            }
         }
         let locked = dma.locked;
         dma.uncharge(host, locked);
