@@ -116,6 +116,10 @@ pub(crate) struct TestHost {
     pub(crate) pin_batch: u64,
     /// Neighbouring pages have neighbouring pfns, unless this is true.
     pub(crate) scattered: bool,
+    /// After so many pages of user memory a pfn is left out; 0 for never.
+    pub(crate) piece: u64,
+    /// Counts calls of `unmap`.
+    pub(crate) unmaps: u64,
     /// Pfns that are not normal pages.
     pub(crate) kinds: Vec<(Range<u64>, PageKind)>,
     /// Counts pages that are pinned; the errno is EFAULT.
@@ -138,7 +142,8 @@ impl TestHost {
     /// The pfn behind an address.
     pub(crate) fn pfn(&self, mm: u64, vaddr: u64) -> u64 {
         let stride = if self.scattered { 3 } else { 1 };
-        (mm << 42) + vaddr / self.page * stride
+        let page = vaddr / self.page;
+        (mm << 42) + page * stride + page.checked_div(self.piece).unwrap_or(0)
     }
 
     /// Calls `f` for each byte from `addr` on, with its index, up to a bad
@@ -398,6 +403,7 @@ impl Iommu for TestHost {
 
     fn unmap(&mut self, id: DomainId, iova: u64, npages: u64) {
         assert_ne!(npages, 0, "an unmap of nothing");
+        self.unmaps += 1;
         let page = self.page;
         let domain = self.domain_mut(id);
         let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();
