@@ -280,7 +280,9 @@ pub trait Iommu {
         prot: Prot,
     ) -> Result<(), Errno>;
 
-    /// Unmaps `npages` pages from `iova` on, at least one. Cannot fail.
+    /// Unmaps `npages` pages from `iova` on, at least one: those of one or more calls of
+    /// [`map`](Iommu::map). When it returns, no device reaches them any more. Cannot
+    /// fail.
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64);
 
     /// The pfn that `iova` is mapped to, if it is mapped.
