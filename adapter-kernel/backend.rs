@@ -42,11 +42,6 @@ pub(crate) struct Backend {
     devices: *mut sys::Devices,
 }
 
-// SAFETY: the list of devices has a lock of its own.
-unsafe impl Send for Backend {}
-// SAFETY: as above.
-unsafe impl Sync for Backend {}
-
 impl Drop for Backend {
     fn drop(&mut self) {
         let mut state = self.state.lock();

@@ -27,8 +27,15 @@ struct dirty_range {
 	u64 last;
 };
 
-/* Kinds of pages; the Rust half has the same numbers. */
-enum { DIRTY_PAGE_NORMAL, DIRTY_PAGE_RESERVED, DIRTY_PAGE_NONE };
+/* Kinds of pages, as the core's PageKind. */
+enum dirty_page_kind { DIRTY_PAGE_NORMAL, DIRTY_PAGE_RESERVED, DIRTY_PAGE_NONE };
+
+/* Pages with consecutive pfns, as the core's Run. */
+struct dirty_run {
+	u64 pfn;
+	u64 npages;
+	enum dirty_page_kind kind;
+};
 
 /* Rust: the operations of the backend. */
 void *dirty_backend_open(unsigned long type);
@@ -75,10 +82,10 @@ void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vde
 void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size);
 
 /* C: pages. */
-long dirty_pin(struct mm_struct *mm, unsigned long vaddr, unsigned long npages,
-	       bool write, u64 *pfns);
-void dirty_unpin(u64 pfn, u64 npages, bool write);
-int dirty_page_kind(u64 pfn);
+long dirty_pin(struct mm_struct *mm, unsigned long vaddr, u64 npages, bool write,
+	       struct dirty_run *runs, unsigned long max);
+u64 dirty_unpin(u64 pfn, u64 npages, bool write);
+enum dirty_page_kind dirty_page_kind(u64 pfn);
 struct page *dirty_page(u64 pfn);
 
 /* C: address spaces. */

@@ -6,7 +6,7 @@ use core::ptr;
 
 use dirty_core::host::{
     Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
-    UserMemory,
+    Run, UserMemory,
 };
 use dirty_core::Errno;
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
@@ -145,33 +145,29 @@ impl KernelHost {
 }
 
 impl Pinning for KernelHost {
-    fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
-        let write = prot.contains(Prot::WRITE);
+    fn pin(
+        &mut self,
+        mm: Mm,
+        vaddr: u64,
+        npages: u64,
+        prot: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno> {
+        let (mm, vaddr, write) = (mm_of(mm), vaddr as usize, prot.contains(Prot::WRITE));
+        let (to, max) = (runs.as_mut_ptr(), runs.len());
         // SAFETY: the core passes an mm that it has grabbed. C stores at most as
-        // many pfns as there is room for.
-        let ret = unsafe {
-            sys::dirty_pin(
-                mm_of(mm),
-                vaddr as usize,
-                pfns.len(),
-                write,
-                pfns.as_mut_ptr(),
-            )
-        };
+        // many runs as there is room for.
+        let ret = unsafe { sys::dirty_pin(mm, vaddr, npages, write, to, max) };
         usize::try_from(ret).map_err(|_| Errno(ret.wrapping_neg() as i32))
     }
 
-    fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot) {
+    fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot) -> u64 {
         // SAFETY: the core drops only pins that it has.
-        unsafe { sys::dirty_unpin(pfn, npages, prot.contains(Prot::WRITE)) };
+        unsafe { sys::dirty_unpin(pfn, npages, prot.contains(Prot::WRITE)) }
     }
 
     fn page_kind(&self, pfn: u64) -> PageKind {
-        match sys::dirty_page_kind(pfn) {
-            sys::PAGE_NORMAL => PageKind::Normal,
-            sys::PAGE_RESERVED => PageKind::Reserved,
-            _ => PageKind::NoPage,
-        }
+        sys::dirty_page_kind(pfn)
     }
 }
 

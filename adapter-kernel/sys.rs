@@ -7,6 +7,7 @@
 //! type that the caller holds, and a buffer has the length that is passed with it. A
 //! function that asks for more says so.
 
+use dirty_core::host::{PageKind, Run};
 use kernel::ffi::{c_int, c_long, c_ulong, c_void};
 
 /// Declares types whose fields only C knows.
@@ -39,10 +40,6 @@ pub(crate) struct Range {
     pub(crate) first: u64,
     pub(crate) last: u64,
 }
-
-/// Kinds of pages.
-pub(crate) const PAGE_NORMAL: c_int = 0;
-pub(crate) const PAGE_RESERVED: c_int = 1;
 
 unsafe extern "C" {
     /// The caller unregisters before the module goes.
@@ -80,13 +77,14 @@ unsafe extern "C" {
     pub(crate) unsafe fn dirty_pin(
         mm: *mut MmStruct,
         vaddr: c_ulong,
-        npages: c_ulong,
+        npages: u64,
         write: bool,
-        pfns: *mut u64,
+        runs: *mut Run,
+        max: c_ulong,
     ) -> c_long;
     /// The caller gives up a pin of each page, which `dirty_pin` took.
-    pub(crate) unsafe fn dirty_unpin(pfn: u64, npages: u64, write: bool);
-    pub(crate) safe fn dirty_page_kind(pfn: u64) -> c_int;
+    pub(crate) unsafe fn dirty_unpin(pfn: u64, npages: u64, write: bool) -> u64;
+    pub(crate) safe fn dirty_page_kind(pfn: u64) -> PageKind;
     pub(crate) safe fn dirty_page(pfn: u64) -> *mut Page;
 
     pub(crate) unsafe fn dirty_grab(mm: *mut *mut MmStruct, task: *mut *mut Task) -> c_int;

@@ -64,14 +64,25 @@ unsafe impl Memory for Heap {
 pub(crate) struct Process;
 
 impl Pinning for Process {
-    fn pin(&mut self, _: Mm, vaddr: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
-        for (pfn, slot) in (vaddr / PAGE..).zip(&mut *pfns) {
-            *slot = pfn;
-        }
-        Ok(pfns.len())
+    fn pin(
+        &mut self,
+        _: Mm,
+        vaddr: u64,
+        npages: u64,
+        _: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno> {
+        runs[0] = Run {
+            pfn: vaddr / PAGE,
+            npages,
+            kind: PageKind::Normal,
+        };
+        Ok(1)
     }
 
-    fn unpin(&mut self, _: u64, _: u64, _: Prot) {}
+    fn unpin(&mut self, _: u64, npages: u64, _: Prot) -> u64 {
+        npages
+    }
 
     fn page_kind(&self, _: u64) -> PageKind {
         PageKind::Normal

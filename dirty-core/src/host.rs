@@ -78,6 +78,7 @@ pub struct Fault {
 
 /// What stands behind a pfn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)] // so that C can store one
 pub enum PageKind {
     /// Ordinary memory, which counts as locked while it is pinned.
     Normal,
@@ -88,20 +89,54 @@ pub enum PageKind {
     NoPage,
 }
 
+/// Pages of one kind that follow each other in user memory and have consecutive
+/// pfns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)] // so that C can store one
+pub struct Run {
+    /// The pfn of the first page.
+    pub pfn: u64,
+    /// The number of pages.
+    pub npages: u64,
+    /// What stands behind each of the pfns.
+    pub kind: PageKind,
+}
+
+impl Run {
+    /// No pages: what an array of runs is filled with before a host stores some.
+    pub const EMPTY: Run = Run {
+        pfn: 0,
+        npages: 0,
+        kind: PageKind::Normal,
+    };
+}
+
 /// Pinning of pages.
 pub trait Pinning {
-    /// Pins up to `pfns.len()` pages of `mm`, from the page that holds `vaddr`
-    /// on, for writing too if `prot` has [`Prot::WRITE`]. Stores their pfns and
-    /// returns how many were pinned, at least one.
+    /// Pins pages of `mm`, from the page that holds `vaddr` on, for writing too if
+    /// `prot` has [`Prot::WRITE`]. Stores them in `runs`, in the order of their
+    /// addresses, and returns how many runs it stored: at least one, and none of
+    /// them empty. Together they have at most `npages` pages.
+    ///
+    /// The host chooses how many pages it pins at a time, and asks for no more
+    /// locks and look-ups than a run needs. A run may continue the one before it.
     ///
     /// # Errors
     ///
     /// Why the first page could not be pinned: EFAULT for a bad address, ENOMEM,
     /// ENODEV if `mm` is gone.
-    fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno>;
+    fn pin(
+        &mut self,
+        mm: Mm,
+        vaddr: u64,
+        npages: u64,
+        prot: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno>;
 
-    /// Drops one pin of each of `npages` pages from `pfn` on. Cannot fail.
-    fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot);
+    /// Drops one pin of each of `npages` pages from `pfn` on. Returns how many of
+    /// them are [`PageKind::Normal`]. Cannot fail.
+    fn unpin(&mut self, pfn: u64, npages: u64, prot: Prot) -> u64;
 
     /// What stands behind `pfn`.
     fn page_kind(&self, pfn: u64) -> PageKind;
@@ -245,7 +280,9 @@ pub trait Iommu {
         prot: Prot,
     ) -> Result<(), Errno>;
 
-    /// Unmaps `npages` pages from `iova` on, at least one. Cannot fail.
+    /// Unmaps `npages` pages from `iova` on, at least one: those of one or more calls of
+    /// [`map`](Iommu::map). When it returns, no device reaches them any more. Cannot
+    /// fail.
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64);
 
     /// The pfn that `iova` is mapped to, if it is mapped.

@@ -45,11 +45,11 @@
 //! }
 //! struct Vmm; // one process, no IOMMU, no limit of locked memory
 //! impl Pinning for Vmm {
-//!     fn pin(&mut self, _: Mm, vaddr: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
-//!         pfns.iter_mut().zip(vaddr >> 12..).for_each(|(pfn, page)| *pfn = page);
-//!         Ok(pfns.len())
+//!     fn pin(&mut self, _: Mm, vaddr: u64, npages: u64, _: Prot, runs: &mut [Run]) -> Result<usize, Errno> {
+//!         runs[0] = Run { pfn: vaddr >> 12, npages, kind: PageKind::Normal };
+//!         Ok(1)
 //!     }
-//!     fn unpin(&mut self, _pfn: u64, _npages: u64, _: Prot) {}
+//!     fn unpin(&mut self, _pfn: u64, npages: u64, _: Prot) -> u64 { npages }
 //!     fn page_kind(&self, _pfn: u64) -> PageKind { PageKind::Normal }
 //! }
 //! impl Accounting for Vmm {

@@ -256,7 +256,7 @@ fn map_of_more_than_a_batch() {
     let setup = || {
         let mut rig = two_domains();
         rig.host.scattered = false;
-        rig.host.pin_batch = 0;
+        rig.host.pin_batch = 64;
         rig
     };
     Scenario {

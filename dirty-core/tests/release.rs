@@ -236,3 +236,37 @@ fn unpin_tells_how_many_pages_it_went_over() {
     assert_eq!(unpin(BASE + 2 * PAGE + 0x10, 1), Ok(1));
     assert_eq!(unpin(0u64.wrapping_sub(PAGE), 2), Ok(0));
 }
+
+/// The runs of a mapping start anywhere, whatever the host pins at a time.
+#[test]
+fn runs_are_found_again() {
+    for (piece, first, batch) in [(8, 0, 0), (8, 4, 0), (8, 3, 5), (6, 1, 0), (6, 0, 4)] {
+        let mut rig = Rig::with(&[Some(Spec::pages(PAGE))]);
+        let before = rig.host.books.clone();
+        rig.host.piece = piece;
+        rig.host.pin_batch = batch;
+        let at = BASE + first * PAGE;
+        rig.map(at, 40 * PAGE).expect("map");
+        assert_eq!(rig.host.books.pinned(), 40, "{piece} {first} {batch}");
+        assert_eq!(rig.host.books.locked(0), 40, "{piece} {first} {batch}");
+        rig.unmap(at, 40 * PAGE).expect("unmap");
+        assert_eq!(rig.host.books, before, "{piece} {first} {batch}");
+    }
+}
+
+/// Scattered pages are unmapped 512 at a time, or one by one if there is no memory to
+/// note them in.
+#[test]
+fn scattered_pages_are_unmapped_together() {
+    for (fault, unmaps) in [(0, 2), (1, 600)] {
+        let mut rig = Rig::with(&[Some(Spec::pages(PAGE))]);
+        let before = rig.host.books.clone();
+        rig.host.scattered = true;
+        rig.map(BASE, 600 * PAGE).expect("map");
+        rig.mem.fault().arm(fault);
+        rig.unmap(BASE, 600 * PAGE).expect("unmap");
+        assert!(!rig.mem.fault().pending(), "it needs memory");
+        assert_eq!(rig.host.unmaps, unmaps);
+        assert_eq!(rig.host.books, before);
+    }
+}

@@ -71,11 +71,19 @@ unsafe impl Memory for HostMemory {
 struct Anybody;
 
 impl Pinning for Anybody {
-    fn pin(&mut self, _: Mm, _: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
-        pfns.iter_mut().for_each(|pfn| *pfn = word());
+    fn pin(&mut self, _: Mm, _: u64, _: u64, _: Prot, runs: &mut [Run]) -> Result<usize, Errno> {
+        for run in runs {
+            *run = Run {
+                pfn: word(),
+                npages: word(),
+                kind: self.page_kind(run.pfn),
+            };
+        }
         answer(word() as usize)
     }
-    fn unpin(&mut self, _: u64, _: u64, _: Prot) {}
+    fn unpin(&mut self, _: u64, _: u64, _: Prot) -> u64 {
+        word()
+    }
     fn page_kind(&self, _: u64) -> PageKind {
         match word() {
             0 => PageKind::Normal,

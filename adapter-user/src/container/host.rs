@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use dirty_core::host::{
     Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
-    UserMemory,
+    Run, UserMemory,
 };
 use dirty_core::Errno;
 
@@ -26,6 +26,10 @@ const USER_END: u64 = (1 << 56) - PAGE;
 
 /// The bit that tells the `Mm` of a [`GuestMemory`] from a process id.
 const OWNED: u64 = 1 << 63;
+
+/// The most pages that are made resident, or locked, at a time: how far a caller may
+/// exceed its limit of locked memory until it is charged.
+const MOST_PINNED: u64 = 4096;
 
 /// Memory that mappings keep alive.
 struct Owned {
@@ -156,20 +160,30 @@ impl Drop for Call<'_> {
 }
 
 impl Pinning for Call<'_> {
-    fn pin(&mut self, mm: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+    fn pin(
+        &mut self,
+        mm: Mm,
+        vaddr: u64,
+        npages: u64,
+        prot: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno> {
         if mm.0 & OWNED == 0 && mm != own_mm() {
             return Err(Errno::ENODEV); // this is a fork of the process that mapped it
         }
         let locked = self.state.lock_pins.then(|| self.state.locked(mm));
-        match locked.flatten() {
-            Some(view) => view.pin(vaddr - (mm.0 & !OWNED), prot, pfns),
-            None => resident::pin(vaddr, prot, pfns),
-        }
+        let npages = npages.min(MOST_PINNED);
+        let run = match locked.flatten() {
+            Some(view) => view.pin(vaddr - (mm.0 & !OWNED), npages, prot)?,
+            None => resident::pin(vaddr, npages, prot)?,
+        };
+        runs[0] = run;
+        Ok(1)
     }
 
-    fn unpin(&mut self, pfn: u64, npages: u64, _prot: Prot) {
+    fn unpin(&mut self, pfn: u64, npages: u64, _prot: Prot) -> u64 {
         if !self.state.lock_pins {
-            return; // pages that are only resident hold nothing
+            return npages; // pages that are only resident hold nothing
         }
         let (first, n) = self.unpinned;
         if n != 0 && first + n == pfn {
@@ -178,6 +192,7 @@ impl Pinning for Call<'_> {
             self.give_back();
             self.unpinned = (pfn, npages);
         }
+        npages
     }
 
     fn page_kind(&self, _pfn: u64) -> PageKind {

@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dirty_core::host::Prot;
+use dirty_core::host::{Prot, Run};
 use dirty_core::Errno;
 use nix::libc;
 use nix::sys::mman::munlock;
@@ -68,23 +68,21 @@ impl LockedView {
         offset / self.block
     }
 
-    /// Locks up to `pfns.len()` pages from the one at byte `offset` on, and makes them
-    /// resident. It stops at the end of a block. Stores the pages' numbers in the
-    /// address space of this process, and returns how many pages it locked: at least
-    /// one, or the errno of the first.
-    pub(super) fn pin(&self, offset: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+    /// Locks up to `npages` pages from the one at byte `offset` on, and makes them
+    /// resident. It stops at the end of a block. Returns the pages, by their numbers in
+    /// the address space of this process: at least one, or the errno of the first.
+    pub(super) fn pin(&self, offset: u64, npages: u64, prot: Prot) -> Result<Run, Errno> {
         let k = self.block_of(offset);
         let block = self.addresses(k);
         let vaddr = self.view.addr() + offset;
         let here = (block.end - vaddr) >> PAGE_SHIFT;
-        let want = usize::try_from(here).map_or(pfns.len(), |here| here.min(pfns.len()));
         let mut pins = self.pins();
         let count = pins.get_mut(k as usize).ok_or(Errno::EFAULT)?;
         if *count == 0 {
             lock(&block)?;
         }
-        let pinned = resident::pin(vaddr, prot, &mut pfns[..want]);
-        *count += *pinned.as_ref().unwrap_or(&0) as u64;
+        let pinned = resident::pin(vaddr, here.min(npages), prot);
+        *count += pinned.as_ref().map_or(0, |run| run.npages);
         if *count == 0 {
             unlock(&block);
         }

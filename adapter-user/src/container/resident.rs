@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use dirty_core::host::Prot;
+use dirty_core::host::{PageKind, Prot, Run};
 use dirty_core::Errno;
 use nix::sys::mman::{madvise, MmapAdvise};
 use nix::unistd::{sysconf, SysconfVar};
@@ -38,13 +38,13 @@ pub(super) fn populate(vaddr: u64, npages: u64, prot: Prot) -> Result<(), Errno>
     unsafe { madvise(start, len, advice) }.map_err(|_| Errno::EFAULT)
 }
 
-/// Makes up to `pfns.len()` pages resident, from the one at `vaddr` on, and stores
-/// their pfns. Returns how many: at least one, or the errno of the first. The pfn of a
-/// page is its number in the address space of this process.
-pub(super) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+/// Makes up to `npages` pages resident, from the one at `vaddr` on. Returns them: at
+/// least one, or the errno of the first. The pfn of a page is its number in the address
+/// space of this process.
+pub(super) fn pin(vaddr: u64, npages: u64, prot: Prot) -> Result<Run, Errno> {
     let first = vaddr >> PAGE_SHIFT;
     let in_space = (1 << (u64::BITS - PAGE_SHIFT)) - first;
-    let want = (pfns.len() as u64).min(in_space);
+    let want = npages.min(in_space);
     let mut got = 0;
     match populate(first << PAGE_SHIFT, want, prot) {
         Ok(()) => got = want,
@@ -59,8 +59,9 @@ pub(super) fn pin(vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Err
             }
         }
     }
-    for (page, pfn) in (first..first + got).zip(pfns) {
-        *pfn = page;
-    }
-    Ok(got as usize)
+    Ok(Run {
+        pfn: first,
+        npages: got,
+        kind: PageKind::Normal,
+    })
 }

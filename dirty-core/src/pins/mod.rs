@@ -56,6 +56,11 @@ impl<M: Memory> Pins<M> {
         }
     }
 
+    /// Where they allocate.
+    pub(crate) fn mem(&self) -> &M {
+        &self.mem
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0 && self.others.is_empty()
     }

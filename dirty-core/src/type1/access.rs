@@ -2,7 +2,7 @@
 //! What devices do: pin, unpin, write, read, and mark what they wrote.
 
 use crate::error::Error;
-use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach};
+use crate::host::{Fault, GroupId, Host, Memory, PageKind, Prot, Reach, Run};
 use crate::pgsize::PageSize;
 use crate::pins::{NotRepinned, Unpinned};
 use crate::rescale::Extent;
@@ -331,10 +331,9 @@ impl<M: Memory> Dma<M> {
 
     /// Pins the page behind `iova` for a device, and records the pin.
     fn first_pin(&mut self, host: &mut dyn Host, iova: u64, pays: bool) -> Result<u64, Error> {
-        let mut pfn = [0];
-        self.pin(host, iova, &mut pfn)?;
-        let [pfn] = pfn;
-        let kind = host.page_kind(pfn);
+        let mut run = [Run::EMPTY];
+        self.pin(host, iova, 1, &mut run)?;
+        let [Run { pfn, kind, .. }] = run;
         let cost = u64::from(pays && kind == PageKind::Normal);
         let recorded = self.charge(host, cost).and_then(|()| {
             let inserted = match kind {
@@ -362,9 +361,9 @@ impl<M: Memory> Dma<M> {
         let Unpinned::Last(pfn) = self.pins.remove(iova) else {
             return;
         };
-        host.unpin(pfn, 1, self.prot);
-        if pays && host.page_kind(pfn) == PageKind::Normal {
-            self.uncharge(host, 1);
+        let normal = host.unpin(pfn, 1, self.prot);
+        if pays {
+            self.uncharge(host, normal);
         }
         // A granule stays pinned as long as any page in it is.
         let start = self.span.first().wrapping_add(bit << pgsize.shift());

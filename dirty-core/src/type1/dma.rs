@@ -3,7 +3,7 @@
 
 use crate::bitmap::Bitmap;
 use crate::error::{Errno, Error, NoMemory};
-use crate::host::{Host, Memory, Mm, PageKind, Prot};
+use crate::host::{Host, Memory, Mm, PageKind, Prot, Run};
 use crate::mem::tree::Tree;
 use crate::pgsize::PageSize;
 use crate::pins::Pins;
@@ -25,6 +25,9 @@ pub(super) struct Dma<M: Memory> {
     pub(super) locked: u64,
     /// Whether its pages are pinned and mapped in every domain.
     pub(super) iommu_mapped: bool,
+    /// The pages at which a run of consecutive pfns starts in the domains, counted
+    /// from the start of the mapping and combined by OR.
+    pub(super) run_starts: u64,
     pub(super) pins: Pins<M>,
     /// INVARIANT: there while tracking is on, and only then. If there are pins, it
     /// has pinned bits.
@@ -57,20 +60,29 @@ impl<M: Memory> Dma<M> {
         }
     }
 
-    /// Pins pages behind `iova`, at least one and at most one for each entry of
-    /// `pfns`; returns their pfns.
+    /// Pins pages behind `iova`, at least one and at most `npages`.
     pub(super) fn pin<'a>(
         &self,
         host: &mut dyn Host,
         iova: u64,
-        pfns: &'a mut [u64],
-    ) -> Result<&'a [u64], Error> {
+        npages: u64,
+        runs: &'a mut [Run],
+    ) -> Result<&'a [Run], Error> {
         let n = host
-            .pin(self.mm, self.vaddr_of(iova), self.prot, pfns)
+            .pin(self.mm, self.vaddr_of(iova), npages, self.prot, runs)
             .map_err(Error::Pin)?;
-        match pfns.get(..n) {
-            Some(pinned @ [_, ..]) => Ok(pinned),
+        match runs.get(..n) {
+            Some(runs @ [_, ..]) if runs.iter().all(|run| run.npages != 0) => Ok(runs),
             _ => Err(Error::Pin(Errno::EFAULT)), // no host pins none, or more
+        }
+    }
+
+    /// Each multiple of so many pages, from the start of the mapping on, is followed
+    /// by as many pages with consecutive pfns, or by the end of the mapping.
+    pub(super) fn run_step(&self) -> u64 {
+        match self.run_starts {
+            0 => u64::MAX,
+            starts => starts & starts.wrapping_neg(),
         }
     }
 
@@ -94,26 +106,36 @@ impl<M: Memory> Dma<M> {
         }
     }
 
-    /// How many of the pages at `iova` and after it a domain's mapping pays for:
-    /// reserved pages are free, and pages that a device pinned are paid for.
-    pub(super) fn chargeable(
-        &self,
-        host: &dyn Host,
-        iova: u64,
-        pfns: impl Iterator<Item = u64>,
-        page: PageSize,
-    ) -> u64 {
-        let iovas = (0..).map(|k: u64| iova.wrapping_add(k << page.shift()));
-        let due = |(pfn, iova): &(u64, u64)| {
-            host.page_kind(*pfn) == PageKind::Normal && self.pins.get(*iova).is_none()
-        };
-        pfns.zip(iovas).filter(due).count() as u64
+    /// How many pages of `run`, which starts at `iova`, a domain's mapping pays
+    /// for: reserved pages are free, and pages that a device pinned are paid for.
+    pub(super) fn chargeable(&self, iova: u64, run: &Run, page: PageSize) -> u64 {
+        if run.kind != PageKind::Normal {
+            return 0;
+        }
+        if self.pins.is_empty() {
+            return run.npages;
+        }
+        let iovas = (0..run.npages).map(|k| iova.wrapping_add(k << page.shift()));
+        iovas.filter(|iova| self.pins.get(*iova).is_none()).count() as u64
     }
 
     /// Pages that devices pinned and that count as locked memory.
     pub(super) fn pinned_charge(&self, host: &dyn Host) -> u64 {
-        let normal = |(_, pfn): &(u64, u64)| host.page_kind(*pfn) == PageKind::Normal;
-        self.pins.iter().filter(normal).count() as u64
+        self.normal_pins(host).count() as u64
+    }
+
+    /// As [`pinned_charge`](Dma::pinned_charge), without pins inside a page: these
+    /// pay for themselves, whether or not the page is in a domain.
+    pub(super) fn paid_by_pins(&self, host: &dyn Host, page: PageSize) -> u64 {
+        let base = self.span.first();
+        let starts_page = |iova: &u64| page.aligns(iova.wrapping_sub(base));
+        self.normal_pins(host).filter(starts_page).count() as u64
+    }
+
+    /// Where pages that count as locked memory are pinned.
+    fn normal_pins<'a>(&'a self, host: &'a dyn Host) -> impl Iterator<Item = u64> + 'a {
+        let normal = move |&(_, pfn): &(u64, u64)| host.page_kind(pfn) == PageKind::Normal;
+        self.pins.iter().filter(normal).map(|(iova, _)| iova)
     }
 
     /// Gives the mapping a bitmap at `pgsize`, in which every pinned page is
@@ -161,11 +183,6 @@ impl<M: Memory> Dmas<M> {
     /// Takes out the mapping that starts at `iova`.
     pub(super) fn remove(&mut self, iova: u64) -> Option<Dma<M>> {
         self.tree.remove(iova)
-    }
-
-    /// The mapping that starts at `iova`.
-    pub(super) fn get_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
-        self.tree.get_mut(iova)
     }
 
     /// The mapping that `iova` lies in.

@@ -2,8 +2,11 @@
 //! The pages of a mapping in IOMMU domains: pinned, charged and mapped
 //! together, and released together.
 
+use core::ops::Range;
+
 use crate::error::Error;
-use crate::host::{DomainId, DomainInfo, Host, Memory};
+use crate::host::{DomainId, DomainInfo, Host, Memory, Run};
+use crate::mem::List;
 use crate::pgsize::PageSize;
 use crate::type1::dma::Dma;
 
@@ -22,34 +25,52 @@ pub(super) struct Domains<'a> {
     pub(super) page: PageSize,
 }
 
-/// Pages pinned at a time; their pfns are on the stack.
-const BATCH: usize = 64;
+/// Runs of pages that a host pins at a time; they are on the stack.
+const PINNED_RUNS: usize = 64;
+/// Runs of pages that are unmapped at a time, which costs one IOTLB sync. They are in
+/// allocated memory. (Linux has the same number.)
+const UNMAPPED_RUNS: u64 = 512;
+/// Runs of pages that are copied to a new domain at a time; they are on the stack.
+const COPIED_RUNS: usize = 16;
 
 /// Pages that are neighbours as iovas and as pfns.
-#[derive(Clone, Copy)]
-struct Run {
-    iova: u64,
+#[derive(Clone, Copy, Default)]
+struct Pages {
     pfn: u64,
     npages: u64,
 }
 
-impl Run {
-    /// Appends a page; false if it is no neighbour.
-    fn extend(&mut self, pfn: u64) -> bool {
-        let neighbour = self.pfn.checked_add(self.npages) == Some(pfn);
+impl Pages {
+    /// Appends pages; false if they are no neighbours.
+    fn extend(&mut self, next: Pages) -> bool {
+        let neighbour = self.pfn.checked_add(self.npages) == Some(next.pfn);
         if neighbour {
-            self.npages = self.npages.saturating_add(1);
+            self.npages = self.npages.saturating_add(next.npages);
         }
         neighbour
     }
 }
 
+/// The pages of some runs.
+fn sum(runs: &[Pages]) -> u64 {
+    runs.iter().fold(0, |n, run| n.saturating_add(run.npages))
+}
+
 /// How far a mapping is on its way into domains.
+#[derive(Default)]
 struct Filling {
     /// Pages that are pinned and charged.
     pinned: u64,
     /// The last of these pages, which are not mapped yet.
-    run: Option<Run>,
+    unmapped: Option<Pages>,
+}
+
+impl Filling {
+    /// Pages that are mapped.
+    fn mapped(&self) -> u64 {
+        let unmapped = self.unmapped.map_or(0, |run| run.npages);
+        self.pinned.saturating_sub(unmapped)
+    }
 }
 
 impl Domains<'_> {
@@ -60,70 +81,89 @@ impl Domains<'_> {
         host: &mut dyn Host,
         dma: &mut Dma<M>,
     ) -> Result<(), Error> {
-        let npages = dma.npages(self.page);
-        let mut filling = Filling {
-            pinned: 0,
-            run: None,
+        let locked = dma.locked;
+        let mut filling = Filling::default();
+        dma.run_starts = 0;
+        let filled = if dma.npages(self.page) == 1 {
+            self.fill(host, dma, &mut filling, &mut [Run::EMPTY])
+        } else {
+            self.fill(host, dma, &mut filling, &mut [Run::EMPTY; PINNED_RUNS])
         };
-        let mut result = Ok(());
-        while result.is_ok() && filling.pinned < npages {
-            result = self.pin_batch(host, dma, &mut filling);
-        }
-        if let (Ok(()), Some(run)) = (result, filling.run) {
-            result = self.map_run(host, dma, run);
-        }
-        if result.is_ok() {
+        if filled.is_ok() {
             dma.iommu_mapped = true;
             return Ok(());
         }
-        let mut mapped = filling.pinned;
-        if let Some(run) = filling.run {
-            self.release(host, dma, run);
-            mapped = self.page.pages(run.iova.wrapping_sub(dma.span.first()));
+        if let Some(run) = filling.unmapped {
+            host.unpin(run.pfn, run.npages, dma.prot);
         }
-        self.unmap_first(host, dma, mapped);
-        result
+        self.unmap_first(host, dma, filling.mapped());
+        let charged = dma.locked.saturating_sub(locked);
+        dma.uncharge(host, charged);
+        filled
     }
 
-    /// Pins and charges the next pages of `dma`, and maps each run that they
-    /// end. On an error `filling` still says what is pinned and not mapped.
-    fn pin_batch<M: Memory>(
+    /// As `pin_and_map`. On an error `filling` says what is pinned and mapped.
+    fn fill<M: Memory>(
         self,
         host: &mut dyn Host,
         dma: &mut Dma<M>,
         filling: &mut Filling,
+        runs: &mut [Run],
     ) -> Result<(), Error> {
-        let mut pfns = [0; BATCH];
+        let npages = dma.npages(self.page);
+        while filling.pinned < npages {
+            let left = npages.saturating_sub(filling.pinned);
+            let runs = dma.pin(host, self.iova(dma, filling.pinned), left, runs)?;
+            for (k, run) in runs.iter().enumerate() {
+                if let Err(e) = self.take(host, dma, filling, run) {
+                    for run in runs.iter().skip(k) {
+                        host.unpin(run.pfn, run.npages, dma.prot);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        self.map_unmapped(host, dma, filling)
+    }
+
+    /// Charges for a run that was pinned. If it does not continue the one before it,
+    /// that one is mapped first.
+    fn take<M: Memory>(
+        self,
+        host: &mut dyn Host,
+        dma: &mut Dma<M>,
+        filling: &mut Filling,
+        run: &Run,
+    ) -> Result<(), Error> {
+        let pages = Pages {
+            pfn: run.pfn,
+            npages: run.npages,
+        };
+        let mut longer = filling.unmapped;
+        if !longer.as_mut().is_some_and(|before| before.extend(pages)) {
+            self.map_unmapped(host, dma, filling)?;
+            dma.run_starts |= filling.pinned;
+            longer = Some(pages);
+        }
         let iova = self.iova(dma, filling.pinned);
-        let left = dma.npages(self.page).saturating_sub(filling.pinned);
-        let left = usize::try_from(left).unwrap_or(BATCH).min(BATCH);
-        let pfns = dma.pin(host, iova, pfns.get_mut(..left).unwrap_or_default())?;
-        let cost = dma.chargeable(host, iova, pfns.iter().copied(), self.page);
-        if let Err(e) = dma.charge(host, cost) {
-            pfns.iter().for_each(|pfn| host.unpin(*pfn, 1, dma.prot));
-            return Err(e);
+        let cost = dma.chargeable(iova, run, self.page);
+        dma.charge(host, cost)?;
+        filling.unmapped = longer;
+        filling.pinned = filling.pinned.saturating_add(run.npages);
+        Ok(())
+    }
+
+    /// Maps the run that is not mapped yet, if there is one.
+    fn map_unmapped<M: Memory>(
+        self,
+        host: &mut dyn Host,
+        dma: &Dma<M>,
+        filling: &mut Filling,
+    ) -> Result<(), Error> {
+        if let Some(run) = filling.unmapped {
+            self.map_run(host, dma, filling.mapped(), run)?;
+            filling.unmapped = None;
         }
-        for (k, pfn) in (0u64..).zip(pfns) {
-            if filling.run.as_mut().is_some_and(|run| run.extend(*pfn)) {
-                continue;
-            }
-            let next = Run {
-                iova: iova.wrapping_add(k << self.page.shift()),
-                pfn: *pfn,
-                npages: 1,
-            };
-            let Some(ended) = filling.run.replace(next) else {
-                continue;
-            };
-            if let Err(e) = self.map_run(host, dma, ended) {
-                // The rest of the batch has no run of its own yet.
-                let rest = pfns.get(usize::try_from(k).unwrap_or(0)..);
-                self.release_batch(host, dma, next.iova, rest.unwrap_or_default());
-                filling.run = Some(ended);
-                return Err(e);
-            }
-        }
-        filling.pinned = filling.pinned.saturating_add(pfns.len() as u64);
         Ok(())
     }
 
@@ -132,13 +172,20 @@ impl Domains<'_> {
         dma.span.first().wrapping_add(n << self.page.shift())
     }
 
-    /// Maps `run` in each domain, or in none.
-    fn map_run<M: Memory>(self, host: &mut dyn Host, dma: &Dma<M>, run: Run) -> Result<(), Error> {
+    /// Maps `run`, which starts at page `n` of `dma`, in each domain, or in none.
+    fn map_run<M: Memory>(
+        self,
+        host: &mut dyn Host,
+        dma: &Dma<M>,
+        n: u64,
+        run: Pages,
+    ) -> Result<(), Error> {
+        let iova = self.iova(dma, n);
         for (done, domain) in self.list.iter().enumerate() {
-            let mapped = host.map(domain.id, run.iova, run.pfn, run.npages, dma.prot);
+            let mapped = host.map(domain.id, iova, run.pfn, run.npages, dma.prot);
             if let Err(e) = mapped {
                 for domain in self.list.iter().take(done) {
-                    host.unmap(domain.id, run.iova, run.npages);
+                    host.unmap(domain.id, iova, run.npages);
                 }
                 return Err(Error::Iommu(e));
             }
@@ -146,84 +193,106 @@ impl Domains<'_> {
         Ok(())
     }
 
-    /// Unpins and uncharges pages that were pinned for domains, from `iova` on.
-    fn release_batch<M: Memory>(
-        self,
-        host: &mut dyn Host,
-        dma: &mut Dma<M>,
-        iova: u64,
-        pfns: &[u64],
-    ) {
-        let cost = dma.chargeable(host, iova, pfns.iter().copied(), self.page);
-        pfns.iter().for_each(|pfn| host.unpin(*pfn, 1, dma.prot));
-        dma.uncharge(host, cost);
-    }
-
-    /// As `release_batch`, for a run.
-    fn release<M: Memory>(self, host: &mut dyn Host, dma: &mut Dma<M>, run: Run) {
-        let pfns = run.pfn..run.pfn.saturating_add(run.npages);
-        let cost = dma.chargeable(host, run.iova, pfns, self.page);
-        host.unpin(run.pfn, run.npages, dma.prot);
-        dma.uncharge(host, cost);
-    }
-
     /// Undoes [`pin_and_map`](Domains::pin_and_map); no-op for a mapping that is
     /// in no domain.
     pub(super) fn unmap_and_unpin<M: Memory>(self, host: &mut dyn Host, dma: &mut Dma<M>) {
         if dma.iommu_mapped {
-            self.unmap_first(host, dma, dma.npages(self.page));
+            let normal = self.unmap_first(host, dma, dma.npages(self.page));
+            let paid = match dma.pins.is_empty() {
+                true => 0,
+                false => dma.paid_by_pins(host, self.page),
+            };
+            dma.uncharge(host, normal.saturating_sub(paid));
             dma.iommu_mapped = false;
         }
     }
 
-    /// Unmaps the first `npages` pages of `dma` from every domain, then unpins
-    /// and uncharges them: no device may reach a page that is unpinned.
-    fn unmap_first<M: Memory>(self, host: &mut dyn Host, dma: &mut Dma<M>, npages: u64) {
+    /// Unmaps the first `npages` pages of `dma` from every domain, and unpins them.
+    /// Returns how many of them are normal pages.
+    fn unmap_first<M: Memory>(self, host: &mut dyn Host, dma: &Dma<M>, npages: u64) -> u64 {
         let Some((first, others)) = self.list.split_first() else {
-            return;
+            return 0;
         };
         if npages == 0 {
-            return;
+            return 0;
         }
         for domain in others {
             host.unmap(domain.id, dma.span.first(), npages);
         }
-        // In the longest runs, so that no large page is unmapped in part.
-        let mut done: u64 = 0;
-        while done < npages {
-            let Some(run) = self.run_in(host, dma, *first, done..npages) else {
-                done = done.saturating_add(1); // was never mapped
-                continue;
-            };
-            host.unmap(first.id, run.iova, run.npages);
-            self.release(host, dma, run);
-            done = done.saturating_add(run.npages);
+        let mut one = [Pages::default()];
+        let run = self.runs(host, dma, *first, 0..npages, &mut one);
+        if run.first().is_some_and(|run| run.npages == npages) {
+            return self.release(host, dma, *first, 0, run);
         }
+        let most = npages.checked_div(dma.run_step()).unwrap_or(0);
+        let most = most.saturating_add(1).min(UNMAPPED_RUNS);
+        let many = List::filled(dma.pins.mem(), most as usize, Pages::default());
+        let mut many = many.unwrap_or(List::new(dma.pins.mem()));
+        let room = match many.as_mut_slice() {
+            [] => &mut one, // without memory each run is unmapped alone
+            many => many,
+        };
+        let (mut done, mut normal): (u64, u64) = (0, 0);
+        while done < npages {
+            let runs = self.runs(host, dma, *first, done..npages, room);
+            if runs.is_empty() {
+                done = done.saturating_add(dma.run_step()); // was never mapped
+                continue;
+            }
+            let n = self.release(host, dma, *first, done, runs);
+            normal = normal.saturating_add(n);
+            done = done.saturating_add(sum(runs));
+        }
+        normal
     }
 
-    /// The run that starts with the first of these pages of `dma` in `domain`,
-    /// and ends with their last at the latest.
-    fn run_in<M: Memory>(
+    /// Unmaps the runs in `domain` that start with page `n` of `dma`, and unpins them.
+    /// Returns how many of the pages are normal pages.
+    fn release<M: Memory>(
+        self,
+        host: &mut dyn Host,
+        dma: &Dma<M>,
+        domain: Domain,
+        n: u64,
+        runs: &[Pages],
+    ) -> u64 {
+        // One unmap for all the runs. No device may reach a page that is unpinned.
+        host.unmap(domain.id, self.iova(dma, n), sum(runs));
+        let unpin = |run: &Pages| host.unpin(run.pfn, run.npages, dma.prot);
+        runs.iter().map(unpin).fold(0, u64::saturating_add)
+    }
+
+    /// The runs of `dma` in `domain` that the pages in `pages` form, up to a page that
+    /// is not mapped, and as many as `room` can hold.
+    fn runs<'a, M: Memory>(
         self,
         host: &dyn Host,
         dma: &Dma<M>,
         domain: Domain,
-        pages: core::ops::Range<u64>,
-    ) -> Option<Run> {
-        let iova = self.iova(dma, pages.start);
-        let mut run = Run {
-            iova,
-            pfn: host.translate(domain.id, iova)?,
-            npages: 1,
-        };
-        while pages.start.saturating_add(run.npages) < pages.end {
-            let next = iova.wrapping_add(run.npages << self.page.shift());
-            match host.translate(domain.id, next) {
-                Some(pfn) if run.extend(pfn) => {}
-                _ => break,
+        pages: Range<u64>,
+        room: &'a mut [Pages],
+    ) -> &'a [Pages] {
+        let (mut at, mut n) = (pages.start, 0_usize);
+        let mut last: Option<&mut Pages> = None;
+        let mut slots = room.iter_mut();
+        while at < pages.end {
+            let left = pages.end.saturating_sub(at);
+            let npages = dma.run_step().min(left);
+            let Some(pfn) = host.translate(domain.id, self.iova(dma, at)) else {
+                break;
+            };
+            let next = Pages { pfn, npages };
+            if !last.as_mut().is_some_and(|last| last.extend(next)) {
+                let Some(slot) = slots.next() else {
+                    break;
+                };
+                *slot = next;
+                last = Some(slot);
+                n = n.saturating_add(1);
             }
+            at = at.saturating_add(npages);
         }
-        Some(run)
+        room.get(..n).unwrap_or_default()
     }
 
     /// Brings a mapping into the new domain `to` as well. On an error nothing
@@ -266,19 +335,22 @@ impl Domains<'_> {
         to: Domain,
     ) -> Result<(), Error> {
         let npages = dma.npages(self.page);
+        let mut room = [Pages::default(); COPIED_RUNS];
         let mut mapped: u64 = 0;
         while mapped < npages {
-            let Some(run) = self.run_in(host, dma, from, mapped..npages) else {
-                mapped = mapped.saturating_add(1); // was never mapped
-                continue;
-            };
-            if let Err(e) = self.only(&[to]).map_run(host, dma, run) {
-                if mapped != 0 {
-                    host.unmap(to.id, dma.span.first(), mapped);
-                }
-                return Err(e);
+            let runs = self.runs(host, dma, from, mapped..npages, &mut room);
+            if runs.is_empty() {
+                mapped = mapped.saturating_add(dma.run_step()); // was never mapped
             }
-            mapped = mapped.saturating_add(run.npages);
+            for run in runs {
+                if let Err(e) = self.only(&[to]).map_run(host, dma, mapped, *run) {
+                    if mapped != 0 {
+                        host.unmap(to.id, dma.span.first(), mapped);
+                    }
+                    return Err(e);
+                }
+                mapped = mapped.saturating_add(run.npages);
+            }
         }
         Ok(())
     }

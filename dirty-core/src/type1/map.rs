@@ -73,37 +73,34 @@ impl<M: Memory> Type1<M> {
             mm,
             locked: 0,
             iommu_mapped: false,
+            run_starts: 0,
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
-        if let Err(e) = self.dmas.insert(dma) {
-            host.release(mm);
-            return Err(e.into());
-        }
-        self.dma_avail = dma_avail;
-        if let Err(e) = self.populate(host, map.iova) {
-            self.remove_dma(host, map.iova);
-            return Err(e);
-        }
-        Ok(())
-    }
-
-    /// Gives the new mapping at `iova` what the container's state asks for.
-    fn populate(&mut self, host: &mut dyn Host, iova: u64) -> Result<(), Error> {
-        let Some(dma) = self.dmas.get_mut(iova) else {
-            return Ok(());
+        let dma = match self.dmas.insert(dma) {
+            Ok(dma) => dma,
+            Err(e) => {
+                host.release(mm);
+                return Err(e.into());
+            }
         };
-        if !self.domains.is_empty() {
-            let domains = Domains {
-                list: &self.domains,
-                page: self.options.page_size,
-            };
-            domains.pin_and_map(host, dma)?;
+        self.dma_avail = dma_avail;
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
+        let mapped = match domains.list {
+            [] => Ok(()),
+            _ => domains.pin_and_map(host, dma),
+        };
+        let tracked = mapped.and_then(|()| match &self.tracking {
+            Some(tracking) => dma.track(tracking.pgsize, &mut self.budget),
+            None => Ok(()),
+        });
+        if tracked.is_err() {
+            self.remove_dma(host, map.iova);
         }
-        if let Some(tracking) = &self.tracking {
-            dma.track(tracking.pgsize, &mut self.budget)?;
-        }
-        Ok(())
+        tracked
     }
 
     fn set_vaddr(&mut self, host: &mut dyn Host, span: Span, vaddr: u64) -> Result<(), Error> {
@@ -143,8 +140,10 @@ impl<M: Memory> Type1<M> {
             page: self.options.page_size,
         };
         domains.unmap_and_unpin(host, &mut dma);
-        for (_, pfn) in dma.pins.iter() {
-            host.unpin(pfn, 1, dma.prot);
+        if !dma.pins.is_empty() {
+            for (_, pfn) in dma.pins.iter() {
+                host.unpin(pfn, 1, dma.prot);
+            }
         }
         let locked = dma.locked;
         dma.uncharge(host, locked);

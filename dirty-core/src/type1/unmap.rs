@@ -160,13 +160,14 @@ impl<M: Memory> Type1<M> {
         if let (true, Some(span)) = (unmap.vaddr, going) {
             return self.invalidate(host, span, harvest);
         }
-        let mut hits = going.into_iter().flat_map(|span| self.dmas.range(span));
-        let pinned = hits.find(|dma| !dma.pins.is_empty()).map(|dma| dma.span);
-        drop(hits);
-        if let Some(span) = pinned {
-            return unmap.notify(span);
+        let mut size: u64 = 0;
+        for dma in going.into_iter().flat_map(|span| self.dmas.range(span)) {
+            if !dma.pins.is_empty() {
+                return unmap.notify(dma.span);
+            }
+            size = size.wrapping_add(dma.span.size());
         }
-        self.finish(host, harvest, dirty, going)
+        self.finish(host, harvest, dirty, going.map(|span| (span, size)))
     }
 
     /// The addresses of the target.
@@ -215,15 +216,16 @@ impl<M: Memory> Type1<M> {
         Ok(Some(Range { span, pgsize }))
     }
 
-    /// Reports, then removes the mappings in `going`, if any are to go.
+    /// Reports, then removes the mappings in a range, if any are to go; they have so
+    /// many bytes.
     fn finish(
         &mut self,
         host: &mut dyn Host,
         harvest: Harvest<'_>,
         dirty: Option<Range>,
-        going: Option<Span>,
+        going: Option<(Span, u64)>,
     ) -> Result<Progress, Error> {
-        let size = going.map_or(0, |span| self.mapped_bytes(span));
+        let size = going.map_or(0, |(_, size)| size);
         match harvest {
             Harvest::None => {}
             Harvest::User { bitmap, addr, arg } => {
@@ -238,7 +240,7 @@ impl<M: Memory> Type1<M> {
                 }
             }
         }
-        if let Some(span) = going {
+        if let Some((span, _)) = going {
             self.remove_all(host, span);
         }
         Ok(Progress::Done(size))
@@ -246,8 +248,15 @@ impl<M: Memory> Type1<M> {
 
     /// Removes every mapping that overlaps `span`.
     pub(super) fn remove_all(&mut self, host: &mut dyn Host, span: Span) {
-        while let Some(iova) = self.dmas.first_in(span) {
-            self.remove_dma(host, iova);
+        loop {
+            let first = self.dmas.range(span).next().map(|dma| dma.span);
+            let Some(first) = first else {
+                return;
+            };
+            self.remove_dma(host, first.first());
+            if first.last() >= span.last() {
+                return; // nothing else overlaps
+            }
         }
     }
 
@@ -261,7 +270,8 @@ impl<M: Memory> Type1<M> {
         if self.dmas.range(span).any(|dma| dma.vaddr_invalid) {
             return Err(Error::VaddrMismatch);
         }
-        let size = self.mapped_bytes(span);
+        let sizes = self.dmas.range(span).map(|dma| dma.span.size());
+        let size = sizes.fold(0, u64::wrapping_add);
         if let Harvest::User { addr, arg, .. } = harvest {
             write_back(host, addr, arg, size)?;
         }
@@ -270,12 +280,6 @@ impl<M: Memory> Type1<M> {
             self.vaddr_invalid = self.vaddr_invalid.saturating_add(1);
         }
         Ok(Progress::Done(size))
-    }
-
-    /// Bytes of the mappings that overlap `span`.
-    fn mapped_bytes(&self, span: Span) -> u64 {
-        let sizes = self.dmas.range(span).map(|dma| dma.span.size());
-        sizes.fold(0, u64::wrapping_add)
     }
 }
 

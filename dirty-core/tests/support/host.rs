@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use dirty_core::host::{
     Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
-    UserMemory,
+    Run, UserMemory,
 };
 use dirty_core::Errno;
 
@@ -113,9 +113,13 @@ pub(crate) struct TestHost {
     /// Address spaces that have ended.
     pub(crate) gone: Vec<u64>,
     /// Most pages that one call pins; 0 for any number.
-    pub(crate) pin_batch: usize,
+    pub(crate) pin_batch: u64,
     /// Neighbouring pages have neighbouring pfns, unless this is true.
     pub(crate) scattered: bool,
+    /// After so many pages of user memory a pfn is left out; 0 for never.
+    pub(crate) piece: u64,
+    /// Counts calls of `unmap`.
+    pub(crate) unmaps: u64,
     /// Pfns that are not normal pages.
     pub(crate) kinds: Vec<(Range<u64>, PageKind)>,
     /// Counts pages that are pinned; the errno is EFAULT.
@@ -138,7 +142,8 @@ impl TestHost {
     /// The pfn behind an address.
     pub(crate) fn pfn(&self, mm: u64, vaddr: u64) -> u64 {
         let stride = if self.scattered { 3 } else { 1 };
-        (mm << 42) + vaddr / self.page * stride
+        let page = vaddr / self.page;
+        (mm << 42) + page * stride + page.checked_div(self.piece).unwrap_or(0)
     }
 
     /// Calls `f` for each byte from `addr` on, with its index, up to a bad
@@ -187,35 +192,64 @@ impl TestHost {
 }
 
 impl Pinning for TestHost {
-    fn pin(&mut self, mm: Mm, vaddr: u64, _: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+    fn pin(
+        &mut self,
+        mm: Mm,
+        vaddr: u64,
+        npages: u64,
+        _: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno> {
         if self.gone.contains(&mm.0) {
             return Err(Errno::ENODEV);
         }
         let most = match self.pin_batch {
-            0 => pfns.len(),
-            n => n.min(pfns.len()),
+            0 => npages,
+            n => npages.min(n),
         };
-        for (k, pfn) in pfns.iter_mut().take(most).enumerate() {
+        let mut n: usize = 0;
+        for k in 0..most {
+            let pfn = self.pfn(mm.0, vaddr + k * self.page);
+            let next = Run {
+                pfn,
+                npages: 1,
+                kind: self.page_kind(pfn),
+            };
+            let full = n == runs.len();
+            let last = n.checked_sub(1).map(|last| &mut runs[last]);
+            let longer = last.filter(|r| r.pfn + r.npages == pfn && r.kind == next.kind);
+            if longer.is_none() && full {
+                break;
+            }
             if k != 0 && self.pin_fault.is_next() {
-                return Ok(k); // the fault waits for the next call
+                break; // the fault waits for the next call
             }
             if self.pin_fault.strikes() {
                 return Err(Errno::EFAULT);
             }
-            *pfn = self.pfn(mm.0, vaddr + k as u64 * self.page);
-            add(&mut self.books.pins, *pfn, 1);
+            add(&mut self.books.pins, pfn, 1);
+            match longer {
+                Some(run) => run.npages += 1,
+                None => {
+                    runs[n] = next;
+                    n += 1;
+                }
+            }
         }
-        Ok(most)
+        Ok(n)
     }
 
-    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
+    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) -> u64 {
+        let mut normal = 0;
         for pfn in pfn..pfn + npages {
+            normal += u64::from(self.page_kind(pfn) == PageKind::Normal);
             sub(&mut self.books.pins, pfn, 1);
             let pins = self.books.pins.get(&pfn).copied().unwrap_or(0);
             let mapped = self.books.mapped.get(&pfn).copied().unwrap_or(0);
             let reachable = mapped != 0 && pins == 0;
             assert!(!reachable, "pfn {pfn:#x} unpinned while it is mapped");
         }
+        normal
     }
 
     fn page_kind(&self, pfn: u64) -> PageKind {
@@ -369,6 +403,7 @@ impl Iommu for TestHost {
 
     fn unmap(&mut self, id: DomainId, iova: u64, npages: u64) {
         assert_ne!(npages, 0, "an unmap of nothing");
+        self.unmaps += 1;
         let page = self.page;
         let domain = self.domain_mut(id);
         let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();

@@ -190,20 +190,26 @@ fn spec(group: GroupId) -> &'static DeviceSpec {
 }
 
 impl Pinning for SimHost {
-    fn pin(&mut self, _: Mm, vaddr: u64, prot: Prot, pfns: &mut [u64]) -> Result<usize, Errno> {
+    fn pin(
+        &mut self,
+        _: Mm,
+        vaddr: u64,
+        npages: u64,
+        prot: Prot,
+        runs: &mut [Run],
+    ) -> Result<usize, Errno> {
         let first = vaddr / PAGE;
         let write = prot.contains(Prot::WRITE);
-        let wanted = pfns.len();
         let mut n = 0;
-        while n < wanted {
-            let addr = (first + n as u64).saturating_mul(PAGE);
-            let left = (wanted - n) * PAGE as usize;
-            match self.user.accessible(addr, left, write) {
+        while n < npages {
+            let addr = (first + n).saturating_mul(PAGE);
+            let left = (npages - n) * PAGE;
+            match self.user.accessible(addr, left as usize, write) {
                 0 => break,
-                bytes => n += bytes.div_ceil(PAGE as usize),
+                bytes => n += bytes.div_ceil(PAGE as usize) as u64,
             }
         }
-        let attempts = n as u64 + u64::from(n < wanted);
+        let attempts = n + u64::from(n < npages);
         let n = match self.faults.pin.strikes(attempts) {
             Some(at) => {
                 // `pin` reports an errno for the first page of a call only, so
@@ -211,24 +217,26 @@ impl Pinning for SimHost {
                 if at != 0 {
                     self.faults.pin.postpone();
                 }
-                at as usize
+                at
             }
             None => n,
         };
         if n == 0 {
             return Err(Errno::EFAULT);
         }
-        for (pfn, slot) in (first..).zip(&mut pfns[..n]) {
-            *slot = pfn;
-        }
-        self.pins.update(first, n as u64, |_, counts| {
+        self.pins.update(first, n, |_, counts| {
             counts.iter_mut().for_each(|count| *count += 1);
         });
-        self.pinned += n as u64;
-        Ok(n)
+        self.pinned += n;
+        runs[0] = Run {
+            pfn: first,
+            npages: n,
+            kind: PageKind::Normal,
+        };
+        Ok(1)
     }
 
-    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) {
+    fn unpin(&mut self, pfn: u64, npages: u64, _: Prot) -> u64 {
         self.pins.update(pfn, npages, |pfn, counts| {
             let fewest = counts.iter().min();
             assert_ne!(
@@ -239,6 +247,7 @@ impl Pinning for SimHost {
             counts.iter_mut().for_each(|count| *count -= 1);
         });
         self.pinned -= npages;
+        npages
     }
 
     fn page_kind(&self, _: u64) -> PageKind {
