@@ -411,7 +411,7 @@ long dirty_pin(struct mm_struct *mm, unsigned long vaddr, u64 npages, bool write
 	cond_resched();
 	npages = min(npages, PIN_MAX);
 	if (npages > PIN_FEW)
-		many = (struct page **)__get_free_page(GFP_KERNEL);
+		many = (struct page **)__get_free_page(GFP_DIRTY);
 	mmap_read_lock(mm);
 	if (many)
 		ret = pin_memory(mm, vaddr, npages, write, many, PAGE_SIZE / sizeof(*many),
