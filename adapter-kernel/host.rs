@@ -311,6 +311,7 @@ impl Iommu for KernelHost {
             coherent: info.coherent,
             isolated_msi: info.isolated_msi,
             kind: info.kind,
+            dirty_tracking: false,
         };
         Ok((DomainId(domain as u64), info))
     }

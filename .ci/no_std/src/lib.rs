@@ -129,6 +129,7 @@ impl Iommu for Anybody {
             coherent: word() != 0,
             isolated_msi: word() != 0,
             kind: word(),
+            dirty_tracking: word() != 0,
         };
         answer((DomainId(word()), info))
     }

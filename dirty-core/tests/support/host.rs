@@ -305,6 +305,7 @@ impl Iommu for TestHost {
             coherent: spec.coherent,
             isolated_msi: spec.isolated_msi,
             kind: spec.kind,
+            dirty_tracking: false,
         };
         let unused = |id: &u64| !self.books.domains.contains_key(id);
         let id = (1..).find(unused).expect("a number");

@@ -325,6 +325,7 @@ impl Iommu for SimHost {
             coherent: false,
             isolated_msi: true,
             kind: 0,
+            dirty_tracking: false,
         };
         Ok((DomainId(id), info))
     }
