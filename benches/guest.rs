@@ -47,11 +47,13 @@ impl Guest {
     }
 
     pub(crate) fn start(&mut self) {
-        self.backend_mut().start().expect("memory for bitmaps");
+        let backend = self.container.backend_mut().expect("type1 v2");
+        backend.start(&mut self.host).expect("memory for bitmaps");
     }
 
     pub(crate) fn stop(&mut self) {
-        self.backend_mut().stop().expect("type1 v2");
+        let backend = self.container.backend_mut().expect("type1 v2");
+        backend.stop(&mut self.host).expect("type1 v2");
     }
 
     pub(crate) fn map(&mut self, first: u64, pages: u64) {
@@ -85,9 +87,9 @@ impl Guest {
     /// GET_BITMAP by the typed call.
     pub(crate) fn get(&mut self, first: u64, pages: u64, report: Dest<'_>) {
         let page = PageSize::new(PAGE).expect("a power of two");
-        let got = self
-            .backend_mut()
-            .get_bitmap(first * PAGE, pages * PAGE, page, report);
+        let backend = self.container.backend_mut().expect("type1 v2");
+        let (iova, size) = (first * PAGE, pages * PAGE);
+        let got = backend.get_bitmap(&mut self.host, iova, size, page, report);
         got.expect("whole mappings");
     }
 

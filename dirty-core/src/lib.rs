@@ -80,11 +80,11 @@
 //! let type1 = container.backend_mut()?;
 //! let (iova, vaddr, size, prot) = (0x10_0000, 0x7000_0000, 64 << 12, Some(Prot::READ_WRITE));
 //! type1.map(&mut vmm, &Map { iova, vaddr, size, prot })?;
-//! type1.start()?;
+//! type1.start(&mut vmm)?;
 //! type1.mark(iova + 0x3ffe, 4)?; // 4 bytes were written, over the end of page 3
 //! let mut words = [0; 1];
 //! let pgsize = PageSize::new(4096).unwrap();
-//! type1.get_bitmap(iova, size, pgsize, Dest::Words(&mut words))?;
+//! type1.get_bitmap(&mut vmm, iova, size, pgsize, Dest::Words(&mut words))?;
 //! assert_eq!(words, [1 << 3 | 1 << 4]);
 //! container.close(&mut vmm);
 //! # Ok::<(), dirty_core::Error>(())

@@ -7,7 +7,7 @@ mod host;
 mod pages;
 mod user;
 
-use dirty_core::host::{DeviceId, GroupId, Prot};
+use dirty_core::host::{DeviceId, GroupId, Host, Prot};
 use dirty_core::{
     Command, Container, Dest, Errno, Error, Options, Outcome, PageSize, Partial, Progress, Target,
     Type1, Unmap,
@@ -154,12 +154,21 @@ impl Sim {
                 // Callbacks return nothing, so their errors are dropped.
                 match action {
                     Action::Unpin => self.unpin_range(index, iova, size),
-                    Action::Start => drop(self.backend().map(Type1::start)),
-                    Action::Stop => drop(self.backend().map(Type1::stop)),
+                    Action::Start => drop(self.track(Type1::start)),
+                    Action::Stop => drop(self.track(Type1::stop)),
                     Action::Pin => drop(self.pin(index, iova, 1, Prot::READ.0)),
                 }
             }
         }
+    }
+
+    /// Starts or stops tracking.
+    fn track(
+        &mut self,
+        call: fn(&mut Type1<CountingMemory>, &mut dyn Host) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let container = self.container.as_mut().ok_or(Error::NoIommu)?;
+        call(container.backend_mut()?, &mut self.host)
     }
 
     fn unpin_range(&mut self, index: DeviceIndex, iova: u64, size: u64) {
@@ -263,9 +272,9 @@ impl System for Sim {
             Some(_) => Dest::Words(words),
             None => Dest::Zeroed(words),
         };
-        let done = self
-            .backend()?
-            .get_bitmap(arg.iova, arg.size, pgsize, report);
+        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+        let backend = container.backend_mut().map_err(Error::errno)?;
+        let done = backend.get_bitmap(&mut self.host, arg.iova, arg.size, pgsize, report);
         done.map(|()| 0).map_err(Error::errno)
     }
 
