@@ -4,6 +4,7 @@
 
 mod faults;
 mod host;
+mod iommu;
 mod pages;
 mod user;
 
@@ -189,6 +190,7 @@ impl System for Sim {
             dma_entry_limit: self.entry_limit,
             bitmap_budget: new.budget,
             skip_read_only: new.skip_read_only,
+            iommu_dirty_tracking: new.iommu_dirty_tracking,
             ..Options::default()
         };
         self.container = Some(Container::new(self.mem.clone(), options));
@@ -351,6 +353,23 @@ impl System for Sim {
         marked.map(|()| 0).map_err(Error::errno)
     }
 
+    fn dma(&mut self, index: DeviceIndex, iova: u64, len: u64, late: bool) -> Answer {
+        if !self.slots[index].attached {
+            return Err(Errno::EBADF);
+        }
+        if DEVICES[index].pgsizes.is_none() {
+            return Err(Errno::ENOTTY);
+        }
+        let last = len.checked_sub(1).and_then(|more| iova.checked_add(more));
+        let last = last.ok_or(Errno::EINVAL)?;
+        let group = GroupId(index as u64);
+        match late {
+            true => self.host.iommus.write_late(group, iova, last),
+            false => self.host.iommus.write(group, iova, last)?,
+        }
+        Ok(0)
+    }
+
     fn on_unmap(&mut self, index: DeviceIndex, actions: &[Action]) -> Answer {
         self.driver(index)?.actions = actions.to_vec();
         Ok(0)
@@ -363,6 +382,7 @@ impl System for Sim {
 
     fn end_faults(&mut self) {
         self.fired = self.mem.faults.end();
+        self.host.iommus.end_late();
     }
 
     fn stat(&self, index: DeviceIndex) -> Stat {
