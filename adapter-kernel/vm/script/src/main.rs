@@ -10,6 +10,7 @@ mod cgroup;
 mod compare;
 mod dma;
 mod edu;
+mod exact;
 mod expected;
 mod failnth;
 mod faults;
@@ -39,6 +40,7 @@ const USAGE: &str = "usage:
                                    of huge pages
   dirty-vm iommu                   check the test IOMMU itself
   dirty-vm edu                     let a PCI device write memory by DMA
+  dirty-vm exact                   dirty pages that the test IOMMU knows of
   dirty-vm faults [threads]        kill processes, unload the module in use
   dirty-vm backend                 print which driver answers a container
   dirty-vm cgroup                  start in a memory cgroup that is nearly full
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         ["run", script, out, "huge"] => run(script, out, true),
         ["iommu"] => arena::map_all().and_then(|()| iommu::run()),
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
+        ["exact"] => arena::map_all().and_then(|()| exact::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
         ["backend"] => arena::map_all().and_then(|()| backend::run()),

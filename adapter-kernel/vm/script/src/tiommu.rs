@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) reserved: [[u64; 2]; 4],
 }
 
+/// Domains can track dirty pages if that was asked for.
+pub(crate) const TRACKS_IF_ASKED: u32 = 1;
 /// Domains can track dirty pages, whether that was asked for or not.
 pub(crate) const TRACKS: u32 = 1 | 8;
 /// The device's interrupts are not isolated.
