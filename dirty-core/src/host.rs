@@ -271,10 +271,11 @@ pub trait Iommu {
     /// write that was under way when its bit was read, and the next report would
     /// not have it.
     ///
-    /// It cannot fail: a host that cannot tell marks the whole range. It is also
-    /// called after [`unmap`](Iommu::unmap) of the range, for what devices wrote
-    /// between the last call and the unmap. A host that does not know marks
-    /// nothing then; that page is lost if a device does write while it is unmapped.
+    /// It cannot fail: a host that cannot tell marks the whole range.
+    ///
+    /// An unmap that reports calls it immediately before [`unmap`](Iommu::unmap) and
+    /// once more after it. An IOMMU that keeps dirty bits over the unmap then tells
+    /// what devices wrote in between. One that does not marks nothing.
     fn read_and_clear_dirty(
         &mut self,
         _domain: DomainId,
