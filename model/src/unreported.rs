@@ -113,10 +113,11 @@ impl Unreported {
                 iova,
                 len,
                 late: false,
-            } if *reply == Reply::Answer(Ok(0)) => {
-                if self.iommus_tell && DEVICES[device].dirty_tracking {
-                    self.write(iova, len);
-                }
+            } if self.iommus_tell
+                && DEVICES[device].dirty_tracking
+                && *reply == Reply::Answer(Ok(0)) =>
+            {
+                self.write(iova, len);
             }
             Op::Mark { iova, len } if *reply == Reply::Answer(Ok(0)) => self.write(iova, len),
             Op::Pin { iova, n, .. } if *reply == Reply::Returned(Ok(n)) => {
