@@ -105,8 +105,11 @@ impl Command {
     }
 }
 
+/// Copies from an address of the caller.
+type CopyFromUser<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), Fault> + 'a;
+
 /// The caller's memory.
-struct User<'a>(&'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), Fault>);
+struct User<'a>(&'a mut CopyFromUser<'a>);
 
 impl User<'_> {
     /// Reads `N` bytes, `offset` bytes after `addr`.

@@ -123,7 +123,7 @@ impl SimHost {
         let missing = absent.missing.take();
         if let Some(page) = missing {
             absent.present.extend(page..=page + absent.came);
-            absent.came += 1 + absent.came;
+            absent.came = 2 * absent.came + 1;
         }
         missing.is_some()
     }
