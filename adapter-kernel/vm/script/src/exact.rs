@@ -109,6 +109,23 @@ fn unmaps(bench: &mut Bench) -> Result<(), String> {
     bench.expect(MAP, "0 ok")?;
     bench.told(&[])?;
     println!("exact: UNMAP tells the page written last; without a bitmap it forgets");
+
+    bench.real.poke(MEM, &[0; 16 * PAGE as usize]);
+    bench.write(&[201])?;
+    let at = IOVA + 5 * PAGE;
+    let ordered = bench.tiommu.write_late(bench.device, at, &BYTES);
+    ordered.map_err(text)?;
+    if bench.page(5) == BYTES {
+        return Err("the write is not late".into());
+    }
+    let end = bits(&[5, 201]).replace("ok", "ok size=0x100000");
+    bench.expect(unmap, &end)?;
+    if bench.page(5) != BYTES {
+        return Err("the late write was not made".into());
+    }
+    bench.expect(MAP, "0 ok")?;
+    bench.told(&[])?;
+    println!("exact: UNMAP tells a page written between its harvest and the unmap");
     Ok(())
 }
 
