@@ -60,13 +60,14 @@ impl Backend {
             dma_entry_limit: sys::dirty_dma_entry_limit(),
             bitmap_budget: (budget != 0).then_some(budget),
             skip_read_only: sys::dirty_skip_read_only(),
+            iommu_dirty_tracking: sys::dirty_iommu_dirty_tracking(),
         };
         let type1 = Type1::open(KernelMemory, options, kind);
         let type1 = type1.map_err(|_| EINVAL)?;
         let iommu = type1.iommu_type();
         let state = Lock::new(State {
             type1,
-            host: KernelHost::default(),
+            host: KernelHost::new(options.iommu_dirty_tracking),
         });
         let state = state.ok_or(ENOMEM)?;
         let devices = sys::dirty_devices_new();

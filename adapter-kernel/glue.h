@@ -20,6 +20,7 @@ struct dirty_domain_info {
 	u64 kind;
 	bool coherent;
 	bool isolated_msi;
+	bool dirty_tracking;
 };
 
 struct dirty_range {
@@ -57,6 +58,7 @@ void dirty_unregister(void);
 u32 dirty_dma_entry_limit(void);
 u64 dirty_bitmap_budget(void);
 bool dirty_skip_read_only(void);
+bool dirty_iommu_dirty_tracking(void);
 
 /* C: memory. */
 void *dirty_alloc(size_t size);
@@ -107,14 +109,18 @@ void dirty_drop_mm(struct mm_struct *mm);
 size_t dirty_fault_in(struct mm_struct *mm, u64 addr, size_t len, bool write);
 
 /* C: IOMMU domains. */
-int dirty_domain_attach(struct iommu_group *group, struct iommu_domain **domain,
-			struct dirty_domain_info *info);
+int dirty_domain_attach(struct iommu_group *group, bool dirty_tracking,
+			struct iommu_domain **domain, struct dirty_domain_info *info);
 bool dirty_domain_join(struct iommu_group *group, struct iommu_domain *old,
 		       struct iommu_domain *domain);
 void dirty_domain_detach(struct iommu_group *group, struct iommu_domain *domain, bool last);
 int dirty_reserved(struct iommu_group *group, struct dirty_range *ranges, int max);
 int dirty_map(struct iommu_domain *domain, u64 iova, u64 pfn, u64 npages, u32 prot);
 void dirty_unmap(struct iommu_domain *domain, u64 iova, u64 npages);
+int dirty_set_tracking(struct iommu_domain *domain, bool on);
+typedef void (*dirty_mark_t)(void *context, u64 first, u64 last);
+void dirty_read_and_clear(struct iommu_domain *domain, u64 iova, u64 npages,
+			  dirty_mark_t mark, void *context);
 u64 dirty_iova_to_phys(struct iommu_domain *domain, u64 iova);
 
 #endif

@@ -42,6 +42,8 @@ pub(crate) struct KernelHost {
     /// One entry for each mm. There are few.
     owners: KVec<Owner>,
     groups: KVec<Attached>,
+    /// Whether domains that can track dirty pages are asked for.
+    dirty_tracking: bool,
     /// Whether copies to and from user memory wait for pages.
     wait: bool,
     /// Where a copy that does not wait has stopped.
@@ -89,7 +91,30 @@ pub(crate) fn copy_from_user(addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
     copied(left, buf.len())
 }
 
+/// Receives pages of bytes, by first iova and number.
+type Mark<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// Tells the core of bytes that were written.
+///
+/// # Safety
+///
+/// `context` points to a [`Mark`] that nobody else uses.
+unsafe extern "C" fn mark(context: *mut c_void, first: u64, last: u64) {
+    // SAFETY: by contract.
+    let mark = unsafe { &mut *context.cast::<Mark<'_>>() };
+    let (first, last) = (first >> PAGE_SHIFT, last >> PAGE_SHIFT);
+    let npages = last.wrapping_sub(first).wrapping_add(1);
+    mark(first << PAGE_SHIFT, npages);
+}
+
 impl KernelHost {
+    pub(crate) fn new(dirty_tracking: bool) -> Self {
+        KernelHost {
+            dirty_tracking,
+            ..KernelHost::default()
+        }
+    }
+
     /// Makes a call of the core. Its copies wait for user memory if `wait`; else
     /// this returns also where one has stopped.
     pub(crate) fn copies<T>(
@@ -290,7 +315,9 @@ impl Iommu for KernelHost {
         let (mut domain, mut info) = (ptr::null_mut(), sys::DomainInfo::default());
         // SAFETY: VFIO holds the group that it passes. The other two point to
         // variables of this function.
-        checked(unsafe { sys::dirty_domain_attach(group_of(group), &mut domain, &mut info) })?;
+        checked(unsafe {
+            sys::dirty_domain_attach(group_of(group), self.dirty_tracking, &mut domain, &mut info)
+        })?;
         let attached = Attached {
             group: group_of(group),
             domain,
@@ -307,6 +334,7 @@ impl Iommu for KernelHost {
             coherent: info.coherent,
             isolated_msi: info.isolated_msi,
             kind: info.kind,
+            dirty_tracking: info.dirty_tracking,
         };
         Ok((DomainId(domain as u64), info))
     }
@@ -350,6 +378,18 @@ impl Iommu for KernelHost {
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
         // SAFETY: the domain is one of the core's.
         unsafe { sys::dirty_unmap(domain_of(domain), iova, npages) };
+    }
+
+    fn set_dirty_tracking(&mut self, domain: DomainId, on: bool) -> Result<(), Errno> {
+        // SAFETY: the core asks only domains that track.
+        checked(unsafe { sys::dirty_set_tracking(domain_of(domain), on) })
+    }
+
+    fn read_and_clear_dirty(&mut self, domain: DomainId, iova: u64, npages: u64, mut to: Mark<'_>) {
+        let context = ptr::from_mut(&mut to).cast::<c_void>();
+        // SAFETY: the core asks only domains that track. `context` is a `Mark` that is
+        // not used otherwise meanwhile.
+        unsafe { sys::dirty_read_and_clear(domain_of(domain), iova, npages, mark, context) };
     }
 
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {

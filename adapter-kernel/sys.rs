@@ -31,6 +31,7 @@ pub(crate) struct DomainInfo {
     pub(crate) kind: u64,
     pub(crate) coherent: bool,
     pub(crate) isolated_msi: bool,
+    pub(crate) dirty_tracking: bool,
 }
 
 /// First and last address.
@@ -49,6 +50,7 @@ unsafe extern "C" {
     pub(crate) safe fn dirty_dma_entry_limit() -> u32;
     pub(crate) safe fn dirty_bitmap_budget() -> u64;
     pub(crate) safe fn dirty_skip_read_only() -> bool;
+    pub(crate) safe fn dirty_iommu_dirty_tracking() -> bool;
 
     pub(crate) safe fn dirty_alloc(size: usize) -> *mut c_void;
     /// `memory` came from `dirty_alloc`, and nobody uses it any more.
@@ -129,6 +131,7 @@ unsafe extern "C" {
 
     pub(crate) unsafe fn dirty_domain_attach(
         group: *mut Group,
+        dirty_tracking: bool,
         domain: *mut *mut Domain,
         info: *mut DomainInfo,
     ) -> c_int;
@@ -151,5 +154,15 @@ unsafe extern "C" {
         prot: u32,
     ) -> c_int;
     pub(crate) unsafe fn dirty_unmap(domain: *mut Domain, iova: u64, npages: u64);
+    /// `dirty_domain_attach` has said that the domain tracks.
+    pub(crate) unsafe fn dirty_set_tracking(domain: *mut Domain, on: bool) -> c_int;
+    /// As above. `context` is what `mark` takes.
+    pub(crate) unsafe fn dirty_read_and_clear(
+        domain: *mut Domain,
+        iova: u64,
+        npages: u64,
+        mark: unsafe extern "C" fn(context: *mut c_void, first: u64, last: u64),
+        context: *mut c_void,
+    );
     pub(crate) unsafe fn dirty_iova_to_phys(domain: *mut Domain, iova: u64) -> u64;
 }

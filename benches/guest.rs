@@ -42,16 +42,20 @@ impl Guest {
         guest
     }
 
-    fn backend_mut(&mut self) -> &mut Type1<Heap> {
-        self.container.backend_mut().expect("type1 v2")
+    /// The backend and its host.
+    fn backend_mut(&mut self) -> (&mut Type1<Heap>, &mut Process) {
+        let backend = self.container.backend_mut().expect("type1 v2");
+        (backend, &mut self.host)
     }
 
     pub(crate) fn start(&mut self) {
-        self.backend_mut().start().expect("memory for bitmaps");
+        let (backend, host) = self.backend_mut();
+        backend.start(host).expect("memory for bitmaps");
     }
 
     pub(crate) fn stop(&mut self) {
-        self.backend_mut().stop().expect("type1 v2");
+        let (backend, host) = self.backend_mut();
+        backend.stop(host).expect("type1 v2");
     }
 
     pub(crate) fn map(&mut self, first: u64, pages: u64) {
@@ -61,8 +65,8 @@ impl Guest {
             size: pages * PAGE,
             prot: Some(Prot::READ_WRITE),
         };
-        let backend = self.container.backend_mut().expect("type1 v2");
-        let mapped = backend.map(&mut self.host, &map);
+        let (backend, host) = self.backend_mut();
+        let mapped = backend.map(host, &map);
         mapped.expect("a free range");
     }
 
@@ -71,8 +75,8 @@ impl Guest {
             iova: first * PAGE,
             size: pages * PAGE,
         });
-        let backend = self.container.backend_mut().expect("type1 v2");
-        let unmapped = backend.unmap(&mut self.host, &mut unmap);
+        let (backend, host) = self.backend_mut();
+        let unmapped = backend.unmap(host, &mut unmap);
         unmapped.expect("a mapping without pins");
     }
 
@@ -85,9 +89,9 @@ impl Guest {
     /// GET_BITMAP by the typed call.
     pub(crate) fn get(&mut self, first: u64, pages: u64, report: Dest<'_>) {
         let page = PageSize::new(PAGE).expect("a power of two");
-        let got = self
-            .backend_mut()
-            .get_bitmap(first * PAGE, pages * PAGE, page, report);
+        let (iova, size) = (first * PAGE, pages * PAGE);
+        let (backend, host) = self.backend_mut();
+        let got = backend.get_bitmap(host, iova, size, page, report);
         got.expect("whole mappings");
     }
 

@@ -241,6 +241,8 @@ pub struct DomainInfo {
     pub isolated_msi: bool,
     /// Groups whose domains have the same kind may share a domain.
     pub kind: u64,
+    /// Whether the domain can tell which pages devices have written.
+    pub dirty_tracking: bool,
 }
 
 /// The IOMMU behind groups that have one. Nothing here is called for emulated
@@ -284,6 +286,42 @@ pub trait Iommu {
     /// [`map`](Iommu::map). When it returns, no device reaches them any more. Cannot
     /// fail.
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64);
+
+    /// Switches dirty tracking of `domain` on or off. The core ignores an error of
+    /// switching it off. Only called for domains with
+    /// [`DomainInfo::dirty_tracking`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    fn set_dirty_tracking(&mut self, _domain: DomainId, _on: bool) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Calls `mark(first iova, pages)` for what devices have written of `npages`
+    /// pages from `iova` on, and clears it in the IOMMU. Where one entry of the
+    /// IOMMU stands for several pages, a write marks all of them; what is marked
+    /// outside of the range is ignored. Only called while tracking is on.
+    ///
+    /// When this returns, each write whose page was marked is in memory, so the
+    /// host ends with an IOTLB sync. Otherwise a page could be copied before a
+    /// write that was under way when its bit was read, and the next report would
+    /// not have it.
+    ///
+    /// It cannot fail: a host that cannot tell marks the whole range.
+    ///
+    /// An unmap that reports calls it immediately before [`unmap`](Iommu::unmap) and
+    /// once more after it. An IOMMU that keeps dirty bits over the unmap then tells
+    /// what devices wrote in between. One that does not marks nothing.
+    fn read_and_clear_dirty(
+        &mut self,
+        _domain: DomainId,
+        iova: u64,
+        npages: u64,
+        mark: &mut dyn FnMut(u64, u64),
+    ) {
+        mark(iova, npages);
+    }
 
     /// The pfn that `iova` is mapped to, if it is mapped.
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64>;

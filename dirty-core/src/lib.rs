@@ -3,8 +3,8 @@
 //! may a device have written since somebody asked last?
 //!
 //! The answers are those of Linux's `vfio_iommu_type1`, to the errno and the
-//! bit, but for eleven differences on purpose (D1 to D11). The rules that
-//! comments cite (A2 to A10, D1 to D11) are in `docs/rules.md` of the
+//! bit, but for twelve differences on purpose (D1 to D12). The rules that
+//! comments cite (A2 to A10, D1 to D12) are in `docs/rules.md` of the
 //! repository. The crate is `no_std`, allocates only through its [`host`], holds
 //! no lock and cannot panic.
 //!
@@ -81,11 +81,11 @@
 //! let type1 = container.backend_mut()?;
 //! let (iova, vaddr, size, prot) = (0x10_0000, 0x7000_0000, 64 << 12, Some(Prot::READ_WRITE));
 //! type1.map(&mut vmm, &Map { iova, vaddr, size, prot })?;
-//! type1.start()?;
+//! type1.start(&mut vmm)?;
 //! type1.mark(iova + 0x3ffe, 4)?; // 4 bytes were written, over the end of page 3
 //! let mut words = [0; 1];
 //! let pgsize = PageSize::new(4096).unwrap();
-//! type1.get_bitmap(iova, size, pgsize, Dest::Words(&mut words))?;
+//! type1.get_bitmap(&mut vmm, iova, size, pgsize, Dest::Words(&mut words))?;
 //! assert_eq!(words, [1 << 3 | 1 << 4]);
 //! container.close(&mut vmm);
 //! # Ok::<(), dirty_core::Error>(())

@@ -87,8 +87,9 @@ impl Scenario<'_> {
                 let mut words = vec![0; SPAN.div_ceil(64) as usize];
                 let report = Dest::Words(&mut words);
                 let size = SPAN * PAGE;
-                rig.backend_mut()
-                    .get_bitmap(BASE, size, page, report)
+                let backend = rig.container.backend_mut().expect("an IOMMU type");
+                backend
+                    .get_bitmap(&mut rig.host, BASE, size, page, report)
                     .expect("get");
                 support::words::bits(&words)
             }

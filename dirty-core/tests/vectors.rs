@@ -420,8 +420,7 @@ fn a_report_needs_a_page_size_that_fits() {
     }
     let mut words = [0];
     let report = Dest::Words(&mut words);
-    let got = rig
-        .backend_mut()
-        .get_bitmap(BASE, 4 * PAGE, pgsize(8 * PAGE), report);
+    let backend = rig.container.backend_mut().expect("an IOMMU type");
+    let got = backend.get_bitmap(&mut rig.host, BASE, 4 * PAGE, pgsize(8 * PAGE), report);
     assert_eq!(got, Err(Error::BitmapSize), "half a page has no bit");
 }

@@ -22,6 +22,8 @@ struct Pair {
     sim: Sim,
     model: Naive,
     unreported: Unreported,
+    /// Whether a device writes during the next operation.
+    late: bool,
     /// The operations so far, which a disagreement prints.
     script: Vec<Op>,
 }
@@ -55,7 +57,7 @@ fn errno_of(kind: FaultKind) -> Errno {
     match kind {
         FaultKind::Alloc => Errno::ENOMEM,
         FaultKind::Copy | FaultKind::Pin => Errno::EFAULT,
-        FaultKind::Map => Errno::EIO,
+        FaultKind::Map | FaultKind::Track => Errno::EIO,
         FaultKind::Charge => Errno::EINTR,
     }
 }
@@ -92,12 +94,15 @@ impl Pair {
     fn step(&mut self, op: &Op) -> Result<(), String> {
         self.script.push(op.clone());
         if let Op::Fault { .. } = op {
-            if !self.sim.has_callback_actions() {
+            // A fault after a late write may leave a mapping without its domains.
+            if !self.sim.has_callback_actions() && !self.late {
                 run(&mut self.sim, op);
             }
             return Ok(());
         }
-        if !meets_faults(op) {
+        let late = matches!(op, Op::Dma { late: true, .. });
+        let was_late = std::mem::replace(&mut self.late, late);
+        if !was_late && (late || !meets_faults(op)) {
             self.sim.end_faults();
         }
         let core = run(&mut self.sim, op);

@@ -69,14 +69,17 @@ fn new(u: &mut Unstructured<'_>) -> Result<Op> {
     let devices = u.choose(&sets)?.to_vec();
     let kind = *u.choose(&[3, 3, 3, 3, 3, 3, 1, 6])?;
     let set = !rarely(u, 16)?;
+    let budget = match rarely(u, 8)? {
+        true => Some(u64::from(u.arbitrary::<u8>()?) * 16),
+        false => None,
+    };
+    let options = u.int_in_range(0..=15u8)?;
     Ok(Op::New(New {
         devices,
         kind: set.then_some(kind),
-        budget: match rarely(u, 8)? {
-            true => Some(u64::from(u.arbitrary::<u8>()?) * 16),
-            false => None,
-        },
-        skip_read_only: rarely(u, 4)?,
+        budget,
+        skip_read_only: options % 4 == 3,
+        iommu_dirty_tracking: options / 4 >= 2,
     }))
 }
 
@@ -214,7 +217,19 @@ fn map(u: &mut Unstructured<'_>) -> Result<Op> {
 }
 
 fn op(u: &mut Unstructured<'_>) -> Result<Op> {
-    Ok(match u.int_in_range(0..=63u8)? {
+    Ok(match u.int_in_range(0..=127u8)? {
+        115..=118 => Op::Dma {
+            device: *u.choose(&[XPCI0, XPCI0, XPCI1, BIG0, PCI0, EMU0])?,
+            iova: iova(u)?,
+            len: *u.choose(&[1, 1, 1, PAGE, 3 * PAGE, 0x10000, 0])?,
+            late: rarely(u, 4)?,
+        },
+        kind => op_of_kind(kind % 64, u)?,
+    })
+}
+
+fn op_of_kind(kind: u8, u: &mut Unstructured<'_>) -> Result<Op> {
+    Ok(match kind {
         0..=12 => map(u)?,
         13..=19 => {
             let flags = *u.choose(&[0, 0, 1, 1, 1, 2, 4, 6, 3, 5, 8])?;
@@ -321,6 +336,7 @@ fn op(u: &mut Unstructured<'_>) -> Result<Op> {
                 FaultKind::Pin,
                 FaultKind::Map,
                 FaultKind::Charge,
+                FaultKind::Track,
             ])?,
             n: match u.int_in_range(0..=3)? {
                 0 => u.int_in_range(1..=5000u64)?,

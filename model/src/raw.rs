@@ -85,6 +85,7 @@ fn script(calls: Vec<Call>) -> RawScript {
         kind: Some(3),
         budget: None,
         skip_read_only: false,
+        iommu_dirty_tracking: false,
     });
     let call = |Call { nr, arg, bytes }| {
         [

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dirty_script::op::{Op, PAGE};
+use dirty_script::op::{Op, DEVICES, PAGE};
 use dirty_script::Reply;
 
 /// The pages that devices may have written and that no report has shown yet.
@@ -18,6 +18,8 @@ pub(crate) struct Unreported {
     /// Iovas that are pinned, and how often. A device may write them at any
     /// time.
     pins: BTreeMap<u64, u32>,
+    /// Whether the container asks IOMMUs for dirty pages.
+    iommus_tell: bool,
 }
 
 /// The bitmap of a report.
@@ -84,7 +86,13 @@ impl Unreported {
         // A callback may stop and start tracking, which forgets what was dirty.
         let unmap = matches!(op, Op::Unmap(_) | Op::Harvest(_));
         if !is_plain(op) || unmap && actions {
-            *self = Self::default();
+            *self = Self {
+                iommus_tell: self.iommus_tell,
+                ..Self::default()
+            };
+        }
+        if let Op::New(new) = op {
+            self.iommus_tell = new.iommu_dirty_tracking;
         }
         if let Some(shown) = shown(op, reply) {
             let pinned = self.pins.keys().map(|pin| pin / PAGE * PAGE);
@@ -100,6 +108,17 @@ impl Unreported {
             Op::Rw {
                 iova, write: true, ..
             } => self.write(iova, written),
+            Op::Dma {
+                device,
+                iova,
+                len,
+                late: false,
+            } if self.iommus_tell
+                && DEVICES[device].dirty_tracking
+                && *reply == Reply::Answer(Ok(0)) =>
+            {
+                self.write(iova, len);
+            }
             Op::Mark { iova, len } if *reply == Reply::Answer(Ok(0)) => self.write(iova, len),
             Op::Pin { iova, n, .. } if *reply == Reply::Returned(Ok(n)) => {
                 for k in 0..n as u64 {

@@ -86,3 +86,29 @@ fn latched_granularity() {
     let n = all_sequences("new devs=big0,emu0", alphabet);
     assert_eq!(n, 13u64.pow(depth()));
 }
+
+/// IOMMUs that track, and devices that write by DMA, also just before an unmap: 17
+/// operations.
+#[test]
+fn iommus_that_track() {
+    let alphabet = "map iova=0 size=16p
+        unmap iova=0 size=16p
+        unmap iova=0 size=16p flags=1
+        start
+        stop
+        get size=16p
+        get size=16p data=ro
+        harvest size=16p fill=255
+        dma dev=xpci0 iova=0x1fff len=2
+        dma dev=xpci1 iova=3p
+        dma dev=xpci0 iova=5p late=1
+        detach dev=xpci0
+        attach dev=xpci1
+        attach dev=pci0
+        detach dev=pci0
+        fault track=1
+        fault copy=5";
+    let prefix = "new devs=emu0,xpci0 iommudirty=1\nmap iova=0 size=16p";
+    let n = all_sequences(prefix, alphabet, depth());
+    assert_eq!(n, 17u64.pow(depth()));
+}

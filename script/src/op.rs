@@ -39,6 +39,8 @@ pub struct DeviceSpec {
     pub aperture: (u64, u64),
     /// First and last address of each region that its IOMMU reserves.
     pub reserved: &'static [(u64, u64)],
+    /// Whether its IOMMU can tell which pages were written by DMA.
+    pub dirty_tracking: bool,
     /// Whether its driver has a dma_unmap callback.
     pub dma_unmap: bool,
     /// Whether its driver is the test driver of the recordings, which can be
@@ -55,6 +57,7 @@ const fn spec(name: &'static str, pgsizes: Option<u64>, dma_unmap: bool, pins: b
         pgsizes,
         aperture: APERTURE,
         reserved: &[MSI],
+        dirty_tracking: pgsizes.is_some() && pins,
         dma_unmap,
         pins,
     }
@@ -143,6 +146,8 @@ pub struct New {
     pub budget: Option<u64>,
     /// Leave read-only mappings out of the all-dirty rule (rule D10).
     pub skip_read_only: bool,
+    /// Ask IOMMUs that track for dirty pages (rule D12).
+    pub iommu_dirty_tracking: bool,
 }
 
 /// Who calls dma_rw.
@@ -169,6 +174,8 @@ pub enum FaultKind {
     Map,
     /// The n-th charge of locked memory: EINTR.
     Charge,
+    /// The n-th domain whose dirty tracking is switched on: EIO.
+    Track,
 }
 
 /// An action of a device's dma_unmap callback.
@@ -241,6 +248,14 @@ pub enum Op {
     Mark {
         iova: u64,
         len: u64,
+    },
+    /// A device writes by DMA, by way of its IOMMU. If `late` is set, it does so
+    /// during the next operation, just before each unmap in its IOMMU.
+    Dma {
+        device: DeviceIndex,
+        iova: u64,
+        len: u64,
+        late: bool,
     },
     OnUnmap {
         device: DeviceIndex,

@@ -335,6 +335,15 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
                 (true, true) => return Err("`kthread` and `fork` cannot be given together".into()),
             },
         },
+        "dma" => Op::Dma {
+            device: a.device(Some("xpci0"))?,
+            iova: a.number("iova", 0)?,
+            len: match a.number("len", 1)? {
+                n if n > 1 << 32 => return Err(format!("`len` is at most 4G, found {n:#x}")),
+                n => n,
+            },
+            late: a.flag("late", false)?,
+        },
         "mark" => Op::Mark {
             iova: a.number("iova", 0)?,
             len: a.number("len", 1)?,
@@ -390,7 +399,7 @@ fn parse_op(name: &str, args: &[&str]) -> Result<Op, String> {
             return Err(format!(
                 "expected an operation (new, setiommu, attach, detach, closedev, getdev, info, \
                  ext, raw, map, unmap, start, stop, dirty, get, report, harvest, pin, unpin, \
-                 rw, mark, nounpin, onunmap, fault, stat, memlock, vmlck, param, hugemem, \
+                 rw, dma, mark, nounpin, onunmap, fault, stat, memlock, vmlck, param, hugemem, \
                  bigbuf, peek, poke, mapn) or `case NAME`, found `{name}`"
             ))
         }
@@ -426,6 +435,7 @@ fn parse_new(a: &mut Args<'_>) -> Result<Op, String> {
         kind,
         budget: a.optional("budget")?,
         skip_read_only: a.flag("skipro", false)?,
+        iommu_dirty_tracking: a.flag("iommudirty", false)?,
     }))
 }
 
@@ -450,10 +460,11 @@ fn fault(a: &mut Args<'_>) -> Result<Op, String> {
         ("pin", FaultKind::Pin),
         ("map", FaultKind::Map),
         ("charge", FaultKind::Charge),
+        ("track", FaultKind::Track),
     ] {
         if let Some(n) = a.optional(key)? {
             return Ok(Op::Fault { kind, n });
         }
     }
-    Err("`fault` needs one of alloc, copy, pin, map or charge, as `alloc=3`".into())
+    Err("`fault` needs one of alloc, copy, pin, map, charge or track, as `alloc=3`".into())
 }

@@ -124,6 +124,19 @@ impl fmt::Display for Op {
                     "rw dev={dev} iova={iova:#x} len={len:#x} write={write}{by}"
                 )
             }
+            Op::Dma {
+                device,
+                iova,
+                len,
+                late,
+            } => {
+                let late = if *late { " late=1" } else { "" };
+                write!(
+                    f,
+                    "dma dev={} iova={iova:#x} len={len:#x}{late}",
+                    name(*device)
+                )
+            }
             Op::Mark { iova, len } => write!(f, "mark iova={iova:#x} len={len:#x}"),
             Op::OnUnmap { device, actions } => {
                 let names: Vec<&str> = actions.iter().map(|a| action_name(*a)).collect();
@@ -136,6 +149,7 @@ impl fmt::Display for Op {
                     FaultKind::Pin => "pin",
                     FaultKind::Map => "map",
                     FaultKind::Charge => "charge",
+                    FaultKind::Track => "track",
                 };
                 write!(f, "fault {kind}={n}")
             }
@@ -181,6 +195,9 @@ fn write_new(f: &mut fmt::Formatter<'_>, new: &New) -> fmt::Result {
     }
     if new.skip_read_only {
         write!(f, " skipro=1")?;
+    }
+    if new.iommu_dirty_tracking {
+        write!(f, " iommudirty=1")?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::system::{Answer, System};
 /// operation or forgotten.
 pub fn run(system: &mut dyn System, op: &Op) -> Reply {
     let reply = dispatch(system, op);
-    if !matches!(op, Op::Fault { .. }) {
+    if !matches!(op, Op::Fault { .. } | Op::Dma { late: true, .. }) {
         system.end_faults();
     }
     reply
@@ -85,6 +85,12 @@ fn dispatch(s: &mut dyn System, op: &Op) -> Reply {
                 _ => Reply::Returned(returned),
             }
         }
+        Op::Dma {
+            device,
+            iova,
+            len,
+            late,
+        } => Reply::Answer(s.dma(device, iova, len, late)),
         Op::Mark { iova, len } => Reply::Answer(s.mark(iova, len)),
         Op::OnUnmap {
             device,

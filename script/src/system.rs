@@ -125,6 +125,21 @@ pub trait System {
     /// EOVERFLOW if the range wraps.
     fn mark(&mut self, iova: u64, len: u64) -> Answer;
 
+    /// Has a device write by DMA, by way of its IOMMU. Only dirty pages come of it,
+    /// memory does not change. If `late` is set, each page is written during the next
+    /// operation, just before that unmaps it in the device's IOMMU, or not at all.
+    /// Only the [simulated host](crate::sim) and the model can do that.
+    ///
+    /// # Errors
+    ///
+    /// EOPNOTSUPP on every other system. EBADF if the device's group is not in the
+    /// container, ENOTTY if it has no IOMMU, EINVAL for 0 bytes or a range that
+    /// wraps, EFAULT unless the IOMMU lets the device write all of it (not if `late`
+    /// is set).
+    fn dma(&mut self, _device: DeviceIndex, _iova: u64, _len: u64, _late: bool) -> Answer {
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Sets what a device's dma_unmap callback does.
     ///
     /// # Errors
@@ -142,8 +157,8 @@ pub trait System {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Ends the operation that faults were ordered for: faults that were not
-    /// met are forgotten.
+    /// Ends the operation that faults and late writes were ordered for: those that
+    /// were not met are forgotten.
     fn end_faults(&mut self) {}
 
     /// The counters of a device's driver.

@@ -137,6 +137,7 @@ impl Iommu for Anybody {
             coherent: word() != 0,
             isolated_msi: word() != 0,
             kind: word(),
+            dirty_tracking: word() != 0,
         };
         answer((DomainId(word()), info))
     }
@@ -151,6 +152,20 @@ impl Iommu for Anybody {
         answer(())
     }
     fn unmap(&mut self, _: DomainId, _: u64, _: u64) {}
+    fn set_dirty_tracking(&mut self, _: DomainId, _: bool) -> Result<(), Errno> {
+        answer(())
+    }
+    fn read_and_clear_dirty(
+        &mut self,
+        _: DomainId,
+        _: u64,
+        _: u64,
+        mark: &mut dyn FnMut(u64, u64),
+    ) {
+        while word() != 0 {
+            mark(word(), word());
+        }
+    }
     fn translate(&self, _: DomainId, _: u64) -> Option<u64> {
         answer(word()).ok()
     }
@@ -182,10 +197,10 @@ fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(),
             9 => container.backend()?.mark_bitmap(words, extent)?,
             10 => container
                 .backend_mut()?
-                .get_bitmap(iova, size, pgsize, Dest::Words(words))?,
+                .get_bitmap(host, iova, size, pgsize, Dest::Words(words))?,
             11 => container
                 .backend_mut()?
-                .get_bitmap(iova, size, pgsize, Dest::Zeroed(words))?,
+                .get_bitmap(host, iova, size, pgsize, Dest::Zeroed(words))?,
             12 => {
                 let mut unmap = Unmap::new(Target::Range { iova, size });
                 container.backend_mut()?.unmap_dirty(
@@ -212,6 +227,7 @@ pub extern "C" fn container_calls() -> i32 {
     let options = Options {
         bitmap_budget: Some(word()),
         skip_read_only: word() != 0,
+        iommu_dirty_tracking: word() != 0,
         ..Options::default()
     };
     let mut container = Container::new(HostMemory, options);

@@ -7,6 +7,14 @@
 #include "domain.h"
 #include "table.h"
 
+/* A write that is made when its page is unmapped. */
+struct late_write {
+	u64 iova;
+	unsigned int len;	/* 0: there is none */
+	bool dirty;		/* it was made, and nobody was told */
+	u8 bytes[TIOMMU_LATE_MAX];
+};
+
 struct tiommu_domain {
 	struct iommu_domain domain;
 	u64 *root;
@@ -14,6 +22,7 @@ struct tiommu_domain {
 	bool tracking;
 	bool coherent;
 	struct list_head delayed;
+	struct late_write late;
 };
 
 /* A part of a page that a delayed write has yet to fill. It holds the page. */
@@ -91,6 +100,19 @@ static int map_pages(struct iommu_domain *domain, unsigned long iova, phys_addr_
 	return ret ?: refused ? -EIO : 0;
 }
 
+/* A page of 2^shift bytes is about to be unmapped. */
+static void write_late(struct tiommu_domain *d, u64 iova, u64 entry, unsigned int shift)
+{
+	struct late_write *late = &d->late;
+	u64 phys = table_phys(entry) + (late->iova - iova);
+
+	if (!late->len || late->iova - iova >= BIT_ULL(shift) || !(entry & ENTRY_WRITE))
+		return;
+	memcpy_to_page(pfn_to_page(PHYS_PFN(phys)), offset_in_page(phys), late->bytes, late->len);
+	late->len = 0;
+	late->dirty = true;
+}
+
 static size_t unmap_pages(struct iommu_domain *domain, unsigned long iova, size_t pgsize,
 			  size_t count, struct iommu_iotlb_gather *gather)
 {
@@ -110,6 +132,7 @@ static size_t unmap_pages(struct iommu_domain *domain, unsigned long iova, size_
 			tiommu_counters.split++;
 			break;
 		}
+		write_late(d, iova + done, *entry, shift);
 		table_unmap(entry, shift);
 		done += page;
 	}
@@ -246,6 +269,10 @@ static int read_and_clear_dirty(struct iommu_domain *domain, unsigned long iova,
 		}
 		at += page;
 	}
+	if (!ret && d->late.dirty && d->late.iova >= iova && d->late.iova < end) {
+		iommu_dirty_bitmap_record(dirty, d->late.iova & PAGE_MASK, PAGE_SIZE);
+		d->late.dirty = flags & IOMMU_DIRTY_NO_CLEAR;
+	}
 	mutex_unlock(&tiommu_lock);
 	return ret;
 }
@@ -335,6 +362,14 @@ u64 tiommu_domain_dma(struct iommu_domain *domain, u64 iova, void *buf, u64 len,
 	struct tiommu_domain *d = to_tiommu(domain);
 	u64 access = flags & TIOMMU_WRITE ? ENTRY_WRITE : ENTRY_READ, done = 0;
 
+	if (flags & TIOMMU_LATE) {
+		if (!(flags & TIOMMU_WRITE) || len > TIOMMU_LATE_MAX ||
+		    offset_in_page(iova) + len > PAGE_SIZE)
+			return 0;
+		d->late = (struct late_write){ .iova = iova, .len = len };
+		memcpy(d->late.bytes, buf, len);
+		return len;
+	}
 	while (done < len) {
 		u64 at = iova + done, n = min(len - done, PAGE_SIZE - offset_in_page(at)), phys;
 		unsigned int shift;

@@ -138,7 +138,7 @@ static long dma(void __user *arg)
 	if (copy_from_user(&dma, arg, sizeof(dma)))
 		return -EFAULT;
 	if (dma.device >= TIOMMU_DEVICES || dma.len > TIOMMU_DMA_MAX ||
-	    (dma.flags & ~(TIOMMU_WRITE | TIOMMU_DELAY)))
+	    (dma.flags & ~(TIOMMU_WRITE | TIOMMU_DELAY | TIOMMU_LATE)))
 		return -EINVAL;
 	data = u64_to_user_ptr(dma.data);
 	buf = kvzalloc(dma.len, GFP_KERNEL);

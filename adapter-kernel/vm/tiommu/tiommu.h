@@ -43,6 +43,13 @@ struct tiommu_config {
  * memory at the next IOTLB sync of the domain.
  */
 #define TIOMMU_DELAY	2
+/*
+ * The write, of at most TIOMMU_LATE_MAX bytes in one page, is made when the page is
+ * unmapped, just before. Its dirty bit outlives the unmap: the next
+ * read_and_clear_dirty of the range tells it. A domain remembers one such write.
+ */
+#define TIOMMU_LATE	4
+#define TIOMMU_LATE_MAX	64
 
 /* DMA between the device and memory; `data` is the address of the device's bytes. */
 struct tiommu_dma {

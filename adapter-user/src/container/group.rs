@@ -22,7 +22,8 @@ impl Group {
 
     /// Creates a group behind a simulated IOMMU, as of a real device. The container
     /// pins all of every mapping, and every page is dirty in every report (without
-    /// those of read-only mappings, if [`Options::skip_read_only`] says so).
+    /// those of read-only mappings, if [`Options::skip_read_only`] says so). The
+    /// simulated IOMMU tracks no dirty pages.
     ///
     /// [`Options::skip_read_only`]: dirty_core::Options::skip_read_only
     #[must_use]

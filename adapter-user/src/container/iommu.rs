@@ -113,6 +113,7 @@ impl Iommus {
             coherent: spec.coherent,
             isolated_msi: spec.isolated_msi,
             kind: 0,
+            dirty_tracking: false,
         };
         Ok((DomainId(id), info))
     }

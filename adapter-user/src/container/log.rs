@@ -4,6 +4,7 @@
 use dirty_core::{Dest, Error, Extent, Target, Type1, Unmap};
 
 use super::heap::Heap;
+use super::host::Call;
 use super::Container;
 use crate::guest::{DirtyIovas, DirtyLog, IovaRange, SourceError};
 
@@ -31,11 +32,12 @@ impl DirtyLog for Container {
     fn read(&mut self, ask: &[IovaRange], dirty: &mut DirtyIovas) -> Result<(), SourceError> {
         // Its mappings may be larger than those of the view.
         dirty.allow_beside();
+        let mut call = self.call();
         let mut core = self.shared.write();
         let type1 = core.backend_mut()?;
         type1.tracking().ok_or(Error::NotTracking)?;
         for range in ask {
-            take(type1, range.iova, range.last(), dirty)?;
+            take(type1, &mut call, range.iova, range.last(), dirty)?;
         }
         Ok(())
     }
@@ -55,7 +57,7 @@ impl Container {
         self.shared.unmap(|type1, call| {
             // Devices may write and unpin between two steps, so each step takes anew.
             if let (Some(_), Some(more)) = (type1.tracking(), size.checked_sub(1)) {
-                take(type1, iova, iova.saturating_add(more), dirty)?;
+                take(type1, call, iova, iova.saturating_add(more), dirty)?;
             }
             type1.unmap(call, &mut unmap)
         })
@@ -65,6 +67,7 @@ impl Container {
 /// Takes the dirty pages of the mappings that overlap the IOVAs from `first` to `last`.
 fn take(
     type1: &mut Type1<Heap>,
+    call: &mut Call<'_>,
     first: u64,
     last: u64,
     dirty: &mut DirtyIovas,
@@ -75,7 +78,7 @@ fn take(
         let npages = pgsize.pages(size - 1) + 1;
         // Only words that have dirty pages take memory.
         let mut words = vec![0; npages.div_ceil(64) as usize];
-        type1.get_bitmap(iova, size, pgsize, Dest::Zeroed(&mut words))?;
+        type1.get_bitmap(call, iova, size, pgsize, Dest::Zeroed(&mut words))?;
         for (at, words) in (0..).step_by(CHUNK * 64).zip(words.chunks(CHUNK)) {
             let pages = Extent {
                 bit: 0,

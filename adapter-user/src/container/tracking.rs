@@ -22,7 +22,8 @@ impl Container {
     ///
     /// [`Options::bitmap_budget`]: dirty_core::Options::bitmap_budget
     pub fn start(&self) -> Result<(), Error> {
-        self.shared.write().backend_mut()?.start()
+        let mut call = self.call();
+        self.shared.write().backend_mut()?.start(&mut call)
     }
 
     /// Stops dirty-page tracking and forgets what was dirty. It has no effect if
@@ -32,7 +33,8 @@ impl Container {
     ///
     /// In this order: [`Error::NoIommu`], [`Error::NotV2`].
     pub fn stop(&self) -> Result<(), Error> {
-        self.shared.write().backend_mut()?.stop()
+        let mut call = self.call();
+        self.shared.write().backend_mut()?.stop(&mut call)
     }
 
     /// Reports the dirty pages of the `size` bytes of IOVAs from `iova` on, and makes
@@ -83,8 +85,10 @@ impl Container {
 
     fn report(&self, iova: u64, size: u64, pgsize: u64, to: Dest<'_>) -> Result<(), Error> {
         let pgsize = PageSize::new(pgsize).ok_or(Error::WrongPageSize)?;
+        let mut call = self.call();
         let mut core = self.shared.write();
-        core.backend_mut()?.get_bitmap(iova, size, pgsize, to)
+        core.backend_mut()?
+            .get_bitmap(&mut call, iova, size, pgsize, to)
     }
 
     /// Marks as dirty every page that the `size` bytes at IOVA `iova` touch. It does

@@ -50,8 +50,9 @@ impl<M: Memory> Type1<M> {
     /// # Errors
     ///
     /// `NotV2`; then for each mapping `BitmapBudget`, `TooManyPages` for more
-    /// than 2^31-1 pages, or `NoMemory`. Tracking stays off then.
-    pub fn start(&mut self) -> Result<(), Error> {
+    /// than 2^31-1 pages, or `NoMemory`; then `Iommu` if dirty tracking of an
+    /// IOMMU cannot be switched on. Tracking stays off then.
+    pub fn start(&mut self, host: &mut dyn Host) -> Result<(), Error> {
         self.check_v2()?;
         if self.tracking.is_some() {
             return Ok(());
@@ -65,7 +66,8 @@ impl<M: Memory> Type1<M> {
             }
         }
         let staging = result.and_then(|()| Ok(Words::new(&self.mem, STAGING_WORDS)?));
-        match staging {
+        let started = staging.and_then(|staging| self.start_iommus(host).map(|()| staging));
+        match started {
             Ok(staging) => {
                 self.tracking = Some(Tracking { pgsize, staging });
                 Ok(())
@@ -82,8 +84,11 @@ impl<M: Memory> Type1<M> {
     /// # Errors
     ///
     /// `NotV2`.
-    pub fn stop(&mut self) -> Result<(), Error> {
+    pub fn stop(&mut self, host: &mut dyn Host) -> Result<(), Error> {
         self.check_v2()?;
+        if self.tracking.is_some() {
+            self.stop_iommus(host);
+        }
         self.untrack();
         Ok(())
     }
@@ -108,6 +113,7 @@ impl<M: Memory> Type1<M> {
     /// Nothing is cleared then.
     pub fn get_bitmap(
         &mut self,
+        host: &mut dyn Host,
         iova: u64,
         size: u64,
         pgsize: PageSize,
@@ -117,6 +123,7 @@ impl<M: Memory> Type1<M> {
         let span = Span::new(iova, size)?;
         check_dest(span, pgsize, &dest)?;
         let range = self.dirty_range(span, pgsize)?;
+        self.harvest(host, span);
         self.take(range, dest)
     }
 
@@ -137,6 +144,7 @@ impl<M: Memory> Type1<M> {
             return Err(Error::WrongPageSize);
         }
         let range = self.dirty_range(span, latched)?;
+        self.harvest(host, span);
         if self.copy_out(host, range, bitmap.data)? {
             self.clear(range); // only now, after the last copy (D2)
         }

@@ -18,8 +18,9 @@ pub(super) struct Group {
     pub(super) id: GroupId,
     /// `None`: an emulated group.
     pub(super) domain: Option<DomainId>,
-    /// The dirty scope: whether its devices write through pins only, so that
-    /// they do not make mappings dirty as a whole.
+    /// The dirty scope: whether the container learns what its devices write,
+    /// because they write through pins only, or because the IOMMU tells. Others
+    /// make mappings dirty as a whole.
     pub(super) pinned_page_dirty_scope: bool,
 }
 
@@ -43,7 +44,8 @@ impl<M: Memory> Type1<M> {
     /// In this order: `VaddrInvalid` while the vaddr of a mapping is invalid;
     /// `DuplicateGroup`; `NoMemory`; `Iommu` if the host cannot create a
     /// domain; `Aperture` or `ReservedRegion` if a mapping lies outside the
-    /// addresses of the group; `UnsafeInterrupts`; `NoPageSize`; then why a
+    /// addresses of the group; `UnsafeInterrupts`; `NoPageSize`; while tracking
+    /// `Iommu` if dirty tracking of the IOMMU cannot be switched on; then why a
     /// mapping could not be pinned or mapped (`Pin`, `Charge`, `Iommu`).
     /// Nothing changes then.
     pub fn attach_group(
@@ -62,7 +64,8 @@ impl<M: Memory> Type1<M> {
             })?);
         }
         self.domains.reserve()?;
-        let (new, info) = host.attach(id).map_err(Error::Iommu)?;
+        let (new, mut info) = host.attach(id).map_err(Error::Iommu)?;
+        info.dirty_tracking &= self.options.iommu_dirty_tracking;
         let domain = match self.enter_domain(host, id, new, info) {
             Ok(domain) => domain,
             Err(e) => {
@@ -73,9 +76,11 @@ impl<M: Memory> Type1<M> {
         self.groups.push(Group {
             id,
             domain: Some(domain),
-            pinned_page_dirty_scope: false,
+            pinned_page_dirty_scope: info.dirty_tracking,
         })?; // cannot fail: reserved above
-        self.num_non_pinned_groups = self.num_non_pinned_groups.saturating_add(1);
+        if !info.dirty_tracking {
+            self.num_non_pinned_groups = self.num_non_pinned_groups.saturating_add(1);
+        }
         Ok(())
     }
 
@@ -105,7 +110,9 @@ impl<M: Memory> Type1<M> {
             return Err(Error::UnsafeInterrupts);
         }
         for domain in self.domains.iter() {
-            let alike = domain.info.kind == info.kind && domain.info.coherent == info.coherent;
+            let alike = domain.info.kind == info.kind
+                && domain.info.coherent == info.coherent
+                && domain.info.dirty_tracking == info.dirty_tracking;
             if alike && host.join(id, new, domain.id) {
                 self.iova_ranges = ranges;
                 return Ok(domain.id);
@@ -113,6 +120,9 @@ impl<M: Memory> Type1<M> {
         }
         let domain = Domain { id: new, info };
         let pgsizes = self.pgsizes_with(info)?;
+        if self.tracking.is_some() && info.dirty_tracking {
+            host.set_dirty_tracking(new, true).map_err(Error::Iommu)?;
+        }
         self.replay(host, domain)?;
         self.domains.push(domain)?; // cannot fail: reserved by the caller
         self.pgsize_bitmap = pgsizes;
@@ -200,6 +210,8 @@ impl<M: Memory> Type1<M> {
         let last = !self.groups.iter().any(|g| g.domain == Some(domain));
         if last && self.domains.len() == 1 {
             self.unpin_for_domains(host);
+        } else if let Some(domain) = self.domains.iter().find(|d| last && d.id == domain) {
+            self.empty_and_harvest(host, domain);
         }
         host.detach(id, domain, last);
         if last {
@@ -218,6 +230,7 @@ impl<M: Memory> Type1<M> {
     /// The last domain goes: unmaps and unpins every mapping. From now on the
     /// pins of devices have to be paid for, and nothing else.
     fn unpin_for_domains(&mut self, host: &mut dyn Host) {
+        self.unmap_and_harvest(host, Span::ALL);
         let domains = Domains {
             list: &self.domains,
             page: self.options.page_size,

@@ -56,8 +56,8 @@ impl<M: Memory> Type1<M> {
             Kind::GetInfo { addr, argsz } => self.get_info(host, *addr, *argsz).map(done),
             Kind::Map(map) => self.map(host, map).map(done),
             Kind::Unmap(unmap) => self.unmap_user(host, unmap),
-            Kind::Start => self.start().map(done),
-            Kind::Stop => self.stop().map(done),
+            Kind::Start => self.start(host).map(done),
+            Kind::Stop => self.stop(host).map(done),
             Kind::GetBitmap(get) => {
                 let got = self.get_user_bitmap(host, get.iova, get.size, &get.bitmap);
                 got.map(done)

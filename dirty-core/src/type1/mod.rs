@@ -6,7 +6,8 @@
 //! `unmap` and `dirty` do what the user of the container asks for; `access`
 //! does what devices ask for. `report` and `user_report` carry dirty pages out.
 //! `dma` is a mapping and the tree of mappings, `domain` a mapping's pages in an
-//! IOMMU, `iova` the valid iovas, `budget` the memory of bitmaps.
+//! IOMMU, `iommu_dirty` the dirty pages that an IOMMU knows of, `iova` the valid
+//! iovas, `budget` the memory of bitmaps.
 
 pub(crate) mod access;
 mod budget;
@@ -16,6 +17,7 @@ mod dma;
 mod domain;
 mod groups;
 pub(crate) mod ioctl;
+mod iommu_dirty;
 mod iova;
 pub(crate) mod map;
 pub(crate) mod report;
@@ -49,6 +51,9 @@ pub struct Options {
     /// Devices behind an IOMMU do not make a mapping without WRITE dirty (D10).
     /// False by default, as in Linux: they make every mapping dirty.
     pub skip_read_only: bool,
+    /// Ask IOMMUs that track dirty pages which pages devices have written (D12).
+    /// False by default, as in Linux: everything that they can write is dirty.
+    pub iommu_dirty_tracking: bool,
 }
 
 impl Default for Options {
@@ -63,6 +68,7 @@ impl Default for Options {
             dma_entry_limit: 65535,
             bitmap_budget: None,
             skip_read_only: false,
+            iommu_dirty_tracking: false,
         }
     }
 }

@@ -218,6 +218,10 @@ impl<M: Memory> Type1<M> {
 
     /// Reports, then removes the mappings in a range, if any are to go; they have so
     /// many bytes.
+    ///
+    /// An IOMMU's last dirty pages are known when no device reaches the mappings
+    /// any more. If there are some and the user's bitmap cannot be written a
+    /// second time, the mappings stay with all their bits, and without the domains.
     fn finish(
         &mut self,
         host: &mut dyn Host,
@@ -229,13 +233,22 @@ impl<M: Memory> Type1<M> {
         match harvest {
             Harvest::None => {}
             Harvest::User { bitmap, addr, arg } => {
-                if let (Some(range), Some(bitmap)) = (dirty, bitmap) {
-                    self.copy_out(host, range, bitmap.data)?;
+                let report = dirty.zip(bitmap.map(|bitmap| bitmap.data));
+                if let Some((range, data)) = report {
+                    self.harvest(host, range.span);
+                    self.copy_out(host, range, data)?;
                 }
                 write_back(host, addr, arg, size)?;
+                if let Some((range, data)) = report {
+                    // What devices wrote meanwhile.
+                    if self.unmap_and_harvest(host, range.span) {
+                        self.copy_out(host, range, data)?;
+                    }
+                }
             }
             Harvest::Dest { dest, .. } => {
                 if let Some(range) = dirty {
+                    self.unmap_and_harvest(host, range.span);
                     self.take(range, dest)?;
                 }
             }

@@ -5,7 +5,7 @@
 //! before and after a call. It panics when something is given back that was not
 //! handed out, or when a page is unpinned while a device can still reach it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use dirty_core::host::{
@@ -29,6 +29,7 @@ pub(crate) struct Spec {
     pub(crate) coherent: bool,
     pub(crate) isolated_msi: bool,
     pub(crate) kind: u64,
+    pub(crate) dirty_tracking: bool,
     /// Groups whose specs are equal share a domain, unless this is false.
     pub(crate) joins: bool,
 }
@@ -43,6 +44,7 @@ impl Spec {
             coherent: true,
             isolated_msi: true,
             kind: 0,
+            dirty_tracking: false,
             joins: true,
         }
     }
@@ -129,6 +131,18 @@ pub(crate) struct TestHost {
     /// Counts calls of `charge`; the errno is EINTR.
     pub(crate) charge_fault: Nth,
     pub(crate) specs: BTreeMap<u64, Spec>,
+    /// The domains whose dirty tracking is on.
+    pub(crate) tracking: BTreeSet<u64>,
+    /// Counts domains whose dirty tracking is switched on; the errno is EIO.
+    pub(crate) track_fault: Nth,
+    /// The dirty pages that domains know of: domain and iova.
+    written: BTreeSet<(u64, u64)>,
+    /// A page that devices write just before it is unmapped.
+    pub(crate) late: Option<u64>,
+    /// As `no_write`, from when that page is written.
+    pub(crate) no_write_late: Option<u64>,
+    /// How many pages an entry of an IOMMU stands for; 0 for one.
+    pub(crate) entry_pages: u64,
 }
 
 impl TestHost {
@@ -183,7 +197,15 @@ impl TestHost {
         self.books.domains.get_mut(&id.0).expect("a known domain")
     }
 
+    /// Devices in `domain` write the page at `iova`, which must be mapped there.
+    pub(crate) fn dma(&mut self, domain: u64, iova: u64) {
+        assert!(self.translate(DomainId(domain), iova).is_some());
+        self.written.insert((domain, iova));
+    }
+
     fn drop_domain(&mut self, id: DomainId) {
+        self.tracking.remove(&id.0);
+        self.written.retain(|(domain, _)| *domain != id.0);
         let domain = self.books.domains.remove(&id.0).expect("a known domain");
         for (pfn, _) in domain.table.into_values() {
             sub(&mut self.books.mapped, pfn, 1);
@@ -339,6 +361,7 @@ impl Iommu for TestHost {
             coherent: spec.coherent,
             isolated_msi: spec.isolated_msi,
             kind: spec.kind,
+            dirty_tracking: spec.dirty_tracking,
         };
         let unused = |id: &u64| !self.books.domains.contains_key(id);
         let id = (1..).find(unused).expect("a number");
@@ -351,7 +374,11 @@ impl Iommu for TestHost {
         let (spec, other) = (&self.domain(old).spec, &self.domain(domain).spec);
         let alike = spec.kind == other.kind && spec.coherent == other.coherent;
         assert!(alike, "domains that are not alike cannot be joined");
-        let joins = spec.joins && spec == other;
+        let other = Spec {
+            dirty_tracking: spec.dirty_tracking,
+            ..other.clone()
+        };
+        let joins = spec.joins && *spec == other;
         if joins {
             self.drop_domain(old);
         }
@@ -394,6 +421,8 @@ impl Iommu for TestHost {
             let old = domain.table.insert(iova + k * page, (pfn + k, prot.0));
             assert_eq!(old, None, "mapped over a mapping");
         }
+        self.written
+            .retain(|(domain, at)| *domain != id.0 || at.wrapping_sub(iova) >= size);
         for pfn in pfn..pfn + npages {
             assert!(self.books.pins.contains_key(&pfn), "mapped but not pinned");
             add(&mut self.books.mapped, pfn, 1);
@@ -409,11 +438,52 @@ impl Iommu for TestHost {
         let smallest = 1 << domain.spec.pgsize_bitmap.trailing_zeros();
         let aligned = iova % smallest == 0 && (npages * page) % smallest == 0;
         assert!(aligned, "a part of an IOMMU page cannot be unmapped");
+        let inside = |at: &u64| at.wrapping_sub(iova) < npages * page;
+        let late = self.late.filter(inside);
+        if let Some(at) = late {
+            self.dma(id.0, at);
+            self.no_write = self.no_write_late;
+        }
         for k in 0..npages {
             let entry = self.domain_mut(id).table.remove(&(iova + k * page));
             let (pfn, _) = entry.expect("unmapped where nothing is mapped");
             sub(&mut self.books.mapped, pfn, 1);
         }
+    }
+
+    fn set_dirty_tracking(&mut self, id: DomainId, on: bool) -> Result<(), Errno> {
+        assert!(
+            self.domain(id).spec.dirty_tracking,
+            "a domain that cannot track"
+        );
+        if on && self.track_fault.strikes() {
+            return Err(Errno::EIO);
+        }
+        let changed = match on {
+            true => self.tracking.insert(id.0),
+            false => self.tracking.remove(&id.0),
+        };
+        assert!(changed, "tracking is switched twice");
+        Ok(())
+    }
+
+    fn read_and_clear_dirty(
+        &mut self,
+        id: DomainId,
+        iova: u64,
+        npages: u64,
+        mark: &mut dyn FnMut(u64, u64),
+    ) {
+        assert!(self.tracking.contains(&id.0), "the domain does not track");
+        let (size, entry) = (npages * self.page, self.entry_pages.max(1));
+        let page = self.page;
+        self.written.retain(|(domain, at)| {
+            let told = *domain == id.0 && at.wrapping_sub(iova) < size;
+            if told {
+                mark(at - at % (entry * page), entry);
+            }
+            !told
+        });
     }
 
     fn translate(&self, id: DomainId, iova: u64) -> Option<u64> {

@@ -148,7 +148,7 @@ impl Rig {
     }
 
     pub(crate) fn try_start(&mut self) -> Result<(), Error> {
-        self.container.backend_mut()?.start()
+        self.container.backend_mut()?.start(&mut self.host)
     }
 
     pub(crate) fn try_map(&mut self, map: &Map) -> Result<(), Error> {
@@ -214,7 +214,8 @@ impl Rig {
     }
 
     pub(crate) fn stop(&mut self) {
-        self.backend_mut().stop().expect("stop");
+        let backend = self.container.backend_mut().expect("an IOMMU type");
+        backend.stop(&mut self.host).expect("stop");
     }
 
     /// Marks one page.
@@ -304,9 +305,10 @@ impl Rig {
             Via::Words => Dest::Words(words),
             Via::Zeroed => Dest::Zeroed(words),
         };
+        let host = &mut self.host;
         self.container
             .backend_mut()?
-            .get_bitmap(iova, size, pgsize(page), report)
+            .get_bitmap(host, iova, size, pgsize(page), report)
     }
 
     /// UNMAP_DMA with a bitmap into `words`. Returns the bytes unmapped.

@@ -19,6 +19,8 @@ pub(super) struct Options {
     pub(super) budget: Option<u64>,
     /// Leave read-only mappings out of the all-dirty rule.
     pub(super) skip_read_only: bool,
+    /// Ask IOMMUs that track for dirty pages.
+    pub(super) iommu_dirty_tracking: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,8 @@ pub(super) struct Group {
     pub(super) device: DeviceIndex,
     /// `None` if it is emulated.
     pub(super) domain: Option<Domain>,
-    /// Whether its devices write to pinned pages only.
+    /// Whether its devices write to pinned pages only, or the IOMMU tells what
+    /// they write.
     pub(super) pinned_only: bool,
 }
 
@@ -41,6 +44,9 @@ pub(super) struct Backend {
     /// The bytes that a dirty bit stands for, latched by START; `None` while
     /// tracking is off.
     pub(super) granule: Option<u64>,
+    /// What a device writes while the next operation unmaps it: its domain, the
+    /// first and the last address.
+    pub(super) late: Option<(Domain, u64, u64)>,
 }
 
 /// What the core's bitmap of so many pages costs: a dirty bit for each page, the
@@ -85,6 +91,7 @@ impl Backend {
             mappings: Mappings::default(),
             ranges: Vec::new(),
             granule: None,
+            late: None,
         }
     }
 
@@ -119,11 +126,11 @@ impl Backend {
         if self.groups.iter().any(|g| g.device == device) {
             return Err(Errno::EINVAL);
         }
-        let domain = Domain::of(device);
+        let domain = Domain::of(device, self.options.iommu_dirty_tracking);
         if let Some(domain) = domain {
             self.attach_iommu(process, device, domain)?;
         }
-        let pinned_only = domain.is_none();
+        let pinned_only = domain.is_none_or(|domain| domain.tells);
         self.groups.push(Group {
             device,
             domain,
@@ -197,6 +204,11 @@ impl Backend {
         let Some(at) = self.groups.iter().position(|g| g.device == device) else {
             return;
         };
+        let domain = self.groups[at].domain;
+        let last = self.groups.iter().filter(|g| g.domain == domain).count() == 1;
+        if domain.is_some() && last {
+            self.write_late(domain, 0, u64::MAX);
+        }
         let group = self.groups.remove(at);
         if group.domain.is_some() && self.domains().is_empty() {
             for m in self.mappings.0.values_mut() {
@@ -232,6 +244,51 @@ impl Backend {
             if m.writable() || !self.options.skip_read_only {
                 m.mark_all(granule);
             }
+        }
+    }
+
+    /// A device writes bytes `first..=last` of a domain by DMA.
+    pub(super) fn dma_write(&mut self, domain: Domain, first: u64, last: u64) -> Result<()> {
+        let iovas = self.mappings.overlapping(first, last);
+        let mut next = Some(first);
+        for m in iovas.iter().map(|iova| &self.mappings.0[iova]) {
+            let here = next.is_some_and(|next| m.iova <= next);
+            if !(here && m.iommu_mapped && m.writable()) {
+                return Err(Errno::EFAULT);
+            }
+            next = m.last().checked_add(1);
+        }
+        if iovas.is_empty() || next.is_some_and(|next| next <= last) {
+            return Err(Errno::EFAULT);
+        }
+        self.dma_dirty(domain, first, last);
+        Ok(())
+    }
+
+    /// Marks the pages of a domain that bytes `first..=last` touch, if the domain
+    /// tells and lets devices write them.
+    fn dma_dirty(&mut self, domain: Domain, first: u64, last: u64) {
+        let Some(granule) = self.granule.filter(|_| domain.tells) else {
+            return;
+        };
+        let page = smallest(domain.pgsizes);
+        let (first, last) = (first / page * page, last / page * page + (page - 1));
+        for iova in self.mappings.overlapping(first, last) {
+            if let Some(m) = self.mappings.0.get_mut(&iova) {
+                if m.iommu_mapped && m.writable() {
+                    m.mark(granule, first.max(m.iova), last.min(m.last()));
+                }
+            }
+        }
+    }
+
+    /// Those pages of `first..=last` that a device writes late leave their domain.
+    pub(super) fn write_late(&mut self, leaving: Option<Domain>, first: u64, last: u64) {
+        let Some((domain, from, to)) = self.late else {
+            return;
+        };
+        if leaving.is_none_or(|leaving| leaving == domain) && from <= last && first <= to {
+            self.dma_dirty(domain, from.max(first), to.min(last));
         }
     }
 

@@ -138,6 +138,7 @@ impl Naive {
         let (backend, process) = self.parts()?;
         if let Some(b) = bitmap {
             let last = iova + (size - 1);
+            backend.write_late(None, iova, last);
             backend.words(iova, last, b.pgsize, &mut |k, words| {
                 process.copy_words(b.data.wrapping_add(8 * k), words)
             })?;

@@ -17,15 +17,19 @@ pub(super) struct Domain {
     pub(super) pgsizes: u64,
     /// First and last address that it translates.
     pub(super) aperture: (u64, u64),
+    /// Whether it is asked which pages were written.
+    pub(super) tells: bool,
 }
 
 impl Domain {
-    /// The domain of a device that is alone; `None` if it is emulated.
-    pub(super) fn of(device: DeviceIndex) -> Option<Domain> {
+    /// The domain of a device that is alone; `None` if it is emulated. `ask`: the
+    /// container asks IOMMUs that track (rule D12).
+    pub(super) fn of(device: DeviceIndex, ask: bool) -> Option<Domain> {
         let spec = &DEVICES[device];
         spec.pgsizes.map(|pgsizes| Domain {
             pgsizes,
             aperture: spec.aperture,
+            tells: ask && spec.dirty_tracking,
         })
     }
 }

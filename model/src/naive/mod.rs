@@ -195,6 +195,7 @@ impl System for Naive {
                 entry_limit: self.entry_limit,
                 budget: new.budget,
                 skip_read_only: new.skip_read_only,
+                iommu_dirty_tracking: new.iommu_dirty_tracking,
             },
             groups: Vec::new(),
             backend: None,
@@ -300,6 +301,37 @@ impl System for Naive {
     fn mark(&mut self, iova: u64, len: u64) -> Answer {
         let (backend, _) = self.parts()?;
         backend.mark(iova, len).map(|()| 0)
+    }
+
+    fn dma(&mut self, device: DeviceIndex, iova: u64, len: u64, late: bool) -> Answer {
+        if !self.attached(device) {
+            return Err(Errno::EBADF);
+        }
+        if DEVICES[device].pgsizes.is_none() {
+            return Err(Errno::ENOTTY);
+        }
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let last = iova.checked_add(len - 1).ok_or(Errno::EINVAL)?;
+        let Ok((backend, _)) = self.parts() else {
+            // No IOMMU maps anything yet.
+            return if late { Ok(0) } else { Err(Errno::EFAULT) };
+        };
+        let group = backend.groups.iter().find(|g| g.device == device);
+        let domain = group.and_then(|g| g.domain).ok_or(Errno::EFAULT)?;
+        if late {
+            backend.late = Some((domain, iova, last));
+        } else {
+            backend.dma_write(domain, iova, last)?;
+        }
+        Ok(0)
+    }
+
+    fn end_faults(&mut self) {
+        if let Ok((backend, _)) = self.parts() {
+            backend.late = None;
+        }
     }
 
     fn on_unmap(&mut self, device: DeviceIndex, actions: &[Action]) -> Answer {

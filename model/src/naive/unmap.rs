@@ -157,6 +157,7 @@ impl Naive {
         })?;
         let (backend, process) = self.parts()?;
         let last = arg.iova + (arg.size - 1);
+        backend.write_late(None, arg.iova, last);
         backend.words(arg.iova, last, arg.pgsize, &mut |k, row| {
             words[k as usize..][..row.len()].copy_from_slice(row);
             Ok(())

@@ -43,6 +43,7 @@ pub(super) struct Faults {
     pub(super) pin: Countdown,
     pub(super) map: Countdown,
     pub(super) charge: Countdown,
+    pub(super) track: Countdown,
 }
 
 impl Faults {
@@ -53,6 +54,7 @@ impl Faults {
             FaultKind::Pin => &self.pin,
             FaultKind::Map => &self.map,
             FaultKind::Charge => &self.charge,
+            FaultKind::Track => &self.track,
         }
     }
 
@@ -63,12 +65,13 @@ impl Faults {
 
     /// Disarms all countdowns, and returns one that has fired.
     pub(super) fn end(&self) -> Option<FaultKind> {
-        const ALL: [FaultKind; 5] = [
+        const ALL: [FaultKind; 6] = [
             FaultKind::Alloc,
             FaultKind::Copy,
             FaultKind::Pin,
             FaultKind::Map,
             FaultKind::Charge,
+            FaultKind::Track,
         ];
         let mut fired = None;
         for kind in ALL {

@@ -4,14 +4,15 @@
 
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::faults::Faults;
+use super::iommu::{self, Iommus};
 use super::pages::Pages;
 use super::user::User;
-use crate::op::{Caller, DeviceSpec, DEVICES, PAGE, USER_END};
+use crate::op::{Caller, PAGE, USER_END};
 use dirty_core::host::*;
 use dirty_core::Errno;
 
@@ -50,14 +51,6 @@ unsafe impl Memory for CountingMemory {
     }
 }
 
-#[derive(Debug)]
-struct Domain {
-    pgsizes: u64,
-    aperture: (u64, u64),
-    /// For each page of iovas, 1 + the pfn that it is mapped to, or 0.
-    table: Pages,
-}
-
 /// User memory whose pages are absent until the host has waited for them.
 #[derive(Debug, Default)]
 pub(crate) struct Absent {
@@ -90,8 +83,7 @@ pub(crate) struct SimHost {
     pub(crate) pinned: u64,
     /// References to the address space.
     grabbed: u64,
-    domains: BTreeMap<u64, Domain>,
-    next_domain: u64,
+    pub(crate) iommus: Iommus,
 }
 
 impl SimHost {
@@ -108,14 +100,13 @@ impl SimHost {
             pins: Pages::default(),
             pinned: 0,
             grabbed: 0,
-            domains: BTreeMap::new(),
-            next_domain: 0,
+            iommus: Iommus::default(),
         }
     }
 
     /// Whether the core has given back everything it took.
     pub(crate) fn is_settled(&self) -> bool {
-        self.pinned == 0 && self.charged == 0 && self.grabbed == 0 && self.domains.is_empty()
+        self.pinned == 0 && self.charged == 0 && self.grabbed == 0 && self.iommus.is_empty()
     }
 
     /// Makes every page absent again, in a host that has absent pages.
@@ -179,14 +170,6 @@ impl SimHost {
         }
         Ok(())
     }
-
-    fn domain(&mut self, id: DomainId) -> &mut Domain {
-        self.domains.get_mut(&id.0).expect("a domain that exists")
-    }
-}
-
-fn spec(group: GroupId) -> &'static DeviceSpec {
-    &DEVICES[group.0 as usize]
 }
 
 impl Pinning for SimHost {
@@ -318,43 +301,19 @@ impl UserMemory for SimHost {
 
 impl Iommu for SimHost {
     fn attach(&mut self, group: GroupId) -> Result<(DomainId, DomainInfo), Errno> {
-        let aperture = spec(group).aperture;
-        let pgsizes = spec(group).pgsizes.ok_or(Errno::ENODEV)?;
-        let id = self.next_domain;
-        self.next_domain += 1;
-        let domain = Domain {
-            pgsizes,
-            aperture,
-            table: Pages::default(),
-        };
-        self.domains.insert(id, domain);
-        let info = DomainInfo {
-            pgsize_bitmap: pgsizes,
-            aperture,
-            coherent: false,
-            isolated_msi: true,
-            kind: 0,
-        };
-        Ok((DomainId(id), info))
+        self.iommus.attach(group)
     }
 
-    fn join(&mut self, _: GroupId, old: DomainId, domain: DomainId) -> bool {
-        let made_for = |d: &Domain| (d.pgsizes, d.aperture);
-        let alike = made_for(self.domain(old)) == made_for(self.domain(domain));
-        if alike {
-            self.domains.remove(&old.0);
-        }
-        alike
+    fn join(&mut self, group: GroupId, old: DomainId, domain: DomainId) -> bool {
+        self.iommus.join(group, old, domain)
     }
 
-    fn detach(&mut self, _: GroupId, domain: DomainId, last: bool) {
-        if last {
-            self.domains.remove(&domain.0);
-        }
+    fn detach(&mut self, group: GroupId, domain: DomainId, last: bool) {
+        self.iommus.detach(group, domain, last);
     }
 
     fn reserved(&self, group: GroupId, index: usize) -> Option<(u64, u64)> {
-        spec(group).reserved.get(index).copied()
+        iommu::spec(group).reserved.get(index).copied()
     }
 
     fn map(
@@ -363,40 +322,37 @@ impl Iommu for SimHost {
         iova: u64,
         pfn: u64,
         npages: u64,
-        _: Prot,
+        prot: Prot,
     ) -> Result<(), Errno> {
         if self.faults.map.strikes(1).is_some() {
             return Err(Errno::EIO);
         }
-        let smallest = 1 << self.domain(domain).pgsizes.trailing_zeros();
-        let fits = |v: u64| v % smallest == 0;
-        if !(fits(iova) && fits(pfn * PAGE) && fits(npages * PAGE)) {
-            return Err(Errno::EINVAL);
-        }
-        let last = iova.checked_add(npages * PAGE - 1).ok_or(Errno::ERANGE)?;
-        let aperture = self.domain(domain).aperture;
-        if iova < aperture.0 || last > aperture.1 {
-            return Err(Errno::ERANGE);
-        }
-        let first = iova / PAGE;
-        let table = &mut self.domain(domain).table;
-        table.update(first, npages, |page, entries| {
-            let most = entries.iter().max();
-            assert_eq!(most, Some(&0), "an iova from {page:#x}000 on is mapped");
-            for (k, entry) in (page - first..).zip(entries) {
-                *entry = pfn + k + 1;
-            }
-        });
-        Ok(())
+        self.iommus.map(domain, iova, pfn, npages, prot)
     }
 
     fn unmap(&mut self, domain: DomainId, iova: u64, npages: u64) {
-        let table = &mut self.domain(domain).table;
-        table.update(iova / PAGE, npages, |_, entries| entries.fill(0));
+        self.iommus.unmap(domain, iova, npages);
+    }
+
+    fn set_dirty_tracking(&mut self, domain: DomainId, on: bool) -> Result<(), Errno> {
+        if on && self.faults.track.strikes(1).is_some() {
+            return Err(Errno::EIO);
+        }
+        self.iommus.set_dirty_tracking(domain, on);
+        Ok(())
+    }
+
+    fn read_and_clear_dirty(
+        &mut self,
+        domain: DomainId,
+        iova: u64,
+        npages: u64,
+        mark: &mut dyn FnMut(u64, u64),
+    ) {
+        self.iommus.read_and_clear_dirty(domain, iova, npages, mark);
     }
 
     fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
-        let entry = self.domains.get(&domain.0)?.table.get(iova / PAGE);
-        entry.checked_sub(1)
+        self.iommus.translate(domain, iova)
     }
 }

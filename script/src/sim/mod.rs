@@ -4,10 +4,11 @@
 
 mod faults;
 mod host;
+mod iommu;
 mod pages;
 mod user;
 
-use dirty_core::host::{DeviceId, GroupId, Prot};
+use dirty_core::host::{DeviceId, GroupId, Host, Prot};
 use dirty_core::{
     Command, Container, Dest, Errno, Error, Options, Outcome, PageSize, Partial, Progress, Target,
     Type1, Unmap,
@@ -154,12 +155,21 @@ impl Sim {
                 // Callbacks return nothing, so their errors are dropped.
                 match action {
                     Action::Unpin => self.unpin_range(index, iova, size),
-                    Action::Start => drop(self.backend().map(Type1::start)),
-                    Action::Stop => drop(self.backend().map(Type1::stop)),
+                    Action::Start => drop(self.track(Type1::start)),
+                    Action::Stop => drop(self.track(Type1::stop)),
                     Action::Pin => drop(self.pin(index, iova, 1, Prot::READ.0)),
                 }
             }
         }
+    }
+
+    /// Starts or stops tracking.
+    fn track(
+        &mut self,
+        call: fn(&mut Type1<CountingMemory>, &mut dyn Host) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let container = self.container.as_mut().ok_or(Error::NoIommu)?;
+        call(container.backend_mut()?, &mut self.host)
     }
 
     fn unpin_range(&mut self, index: DeviceIndex, iova: u64, size: u64) {
@@ -180,6 +190,7 @@ impl System for Sim {
             dma_entry_limit: self.entry_limit,
             bitmap_budget: new.budget,
             skip_read_only: new.skip_read_only,
+            iommu_dirty_tracking: new.iommu_dirty_tracking,
             ..Options::default()
         };
         self.container = Some(Container::new(self.mem.clone(), options));
@@ -263,9 +274,9 @@ impl System for Sim {
             Some(_) => Dest::Words(words),
             None => Dest::Zeroed(words),
         };
-        let done = self
-            .backend()?
-            .get_bitmap(arg.iova, arg.size, pgsize, report);
+        let container = self.container.as_mut().ok_or(Errno::EBADF)?;
+        let backend = container.backend_mut().map_err(Error::errno)?;
+        let done = backend.get_bitmap(&mut self.host, arg.iova, arg.size, pgsize, report);
         done.map(|()| 0).map_err(Error::errno)
     }
 
@@ -342,6 +353,23 @@ impl System for Sim {
         marked.map(|()| 0).map_err(Error::errno)
     }
 
+    fn dma(&mut self, index: DeviceIndex, iova: u64, len: u64, late: bool) -> Answer {
+        if !self.slots[index].attached {
+            return Err(Errno::EBADF);
+        }
+        if DEVICES[index].pgsizes.is_none() {
+            return Err(Errno::ENOTTY);
+        }
+        let last = len.checked_sub(1).and_then(|more| iova.checked_add(more));
+        let last = last.ok_or(Errno::EINVAL)?;
+        let group = GroupId(index as u64);
+        match late {
+            true => self.host.iommus.write_late(group, iova, last),
+            false => self.host.iommus.write(group, iova, last)?,
+        }
+        Ok(0)
+    }
+
     fn on_unmap(&mut self, index: DeviceIndex, actions: &[Action]) -> Answer {
         self.driver(index)?.actions = actions.to_vec();
         Ok(0)
@@ -354,6 +382,7 @@ impl System for Sim {
 
     fn end_faults(&mut self) {
         self.fired = self.mem.faults.end();
+        self.host.iommus.end_late();
     }
 
     fn stat(&self, index: DeviceIndex) -> Stat {

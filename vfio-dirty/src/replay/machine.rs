@@ -117,6 +117,7 @@ impl System for Machine {
             dma_entry_limit: self.entry_limit,
             bitmap_budget: new.budget,
             skip_read_only: new.skip_read_only,
+            iommu_dirty_tracking: new.iommu_dirty_tracking,
             ..Options::default()
         }));
     }

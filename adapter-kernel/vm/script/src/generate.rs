@@ -115,6 +115,7 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
             kind.limit(&mut new.devices);
             new.budget = None;
             new.skip_read_only = false;
+            new.iommu_dirty_tracking = false;
             Some(Op::New(new))
         }
         Op::Attach { device, .. } | Op::Detach(device) => exists(device).then_some(op),
@@ -142,7 +143,7 @@ fn runnable(op: Op, kind: Kind, halfway: bool) -> Option<Op> {
             argsz: 48..,
             ..
         } => None,
-        Op::Report(_) | Op::Harvest(_) | Op::Mark { .. } => None,
+        Op::Report(_) | Op::Harvest(_) | Op::Mark { .. } | Op::Dma { .. } => None,
         // Only the test IOMMU can be told to fail.
         Op::Fault {
             kind: FaultKind::Map,

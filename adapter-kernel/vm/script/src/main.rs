@@ -11,6 +11,7 @@ mod cgroup;
 mod compare;
 mod dma;
 mod edu;
+mod exact;
 mod expected;
 mod failnth;
 mod faults;
@@ -42,6 +43,7 @@ const USAGE: &str = "usage:
                                    of huge pages
   dirty-vm iommu                   check the test IOMMU itself
   dirty-vm edu                     let a PCI device write memory by DMA
+  dirty-vm exact                   dirty pages that the test IOMMU knows of
   dirty-vm faults [threads]        kill processes, unload the module in use
   dirty-vm absent [real]           use memory whose pages come late; real: expect
                                    what the real driver does
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         ["run", script, out, "huge"] => run(script, out, true),
         ["iommu"] => arena::map_all().and_then(|()| iommu::run()),
         ["edu"] => arena::map_all().and_then(|()| edu::run()),
+        ["exact"] => arena::map_all().and_then(|()| exact::run()),
         ["faults"] => arena::map_all().and_then(|()| faults::run(false)),
         ["faults", "threads"] => arena::map_all().and_then(|()| faults::run(true)),
         ["absent"] => arena::map_all().and_then(|()| absent::run(false)),

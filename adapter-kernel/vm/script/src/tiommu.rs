@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) reserved: [[u64; 2]; 4],
 }
 
+/// Domains can track dirty pages if that was asked for.
+pub(crate) const TRACKS_IF_ASKED: u32 = 1;
 /// Domains can track dirty pages, whether that was asked for or not.
 pub(crate) const TRACKS: u32 = 1 | 8;
 /// Domains can enforce cache coherency.
@@ -55,6 +57,7 @@ const NO_CLEAR: u32 = 1;
 
 const WRITE: u32 = 1;
 const DELAY: u32 = 2;
+const LATE: u32 = 4;
 
 /// What the IOMMU has counted since its last reset.
 #[repr(C)]
@@ -159,6 +162,11 @@ impl Tiommu {
     /// As `write`, but the bytes reach memory at the next IOTLB sync.
     pub(crate) fn write_delayed(&self, device: u32, iova: u64, buf: &[u8]) -> Answer {
         self.dma(device, WRITE | DELAY, iova, buf.as_ptr() as u64, buf.len())
+    }
+
+    /// As `write`, but the device writes just before its page is unmapped.
+    pub(crate) fn write_late(&self, device: u32, iova: u64, buf: &[u8]) -> Answer {
+        self.dma(device, WRITE | LATE, iova, buf.as_ptr() as u64, buf.len())
     }
 
     pub(crate) fn counters(&self) -> Result<Counters, Errno> {
