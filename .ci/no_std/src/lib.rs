@@ -9,7 +9,8 @@ use core::ptr::NonNull;
 
 use dirty_core::host::*;
 use dirty_core::{
-    normalise, Command, Container, Dest, Errno, Error, Extent, Options, Outcome, PageSize, Target, Unmap,
+    normalise, Command, Container, Dest, Errno, Error, Extent, Options, Outcome, PageSize, Target,
+    Unmap,
 };
 
 extern "C" {
@@ -195,12 +196,18 @@ fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(),
             7 => container.read(host, device, iova, &mut [0; 8])?,
             8 => container.backend()?.mark(iova, size)?,
             9 => container.backend()?.mark_bitmap(words, extent)?,
-            10 => container
-                .backend_mut()?
-                .get_bitmap(host, iova, size, pgsize, Dest::Words(words))?,
-            11 => container
-                .backend_mut()?
-                .get_bitmap(host, iova, size, pgsize, Dest::Zeroed(words))?,
+            10 => {
+                container
+                    .backend_mut()?
+                    .get_bitmap(host, iova, size, pgsize, Dest::Words(words))?
+            }
+            11 => container.backend_mut()?.get_bitmap(
+                host,
+                iova,
+                size,
+                pgsize,
+                Dest::Zeroed(words),
+            )?,
             12 => {
                 let mut unmap = Unmap::new(Target::Range { iova, size });
                 container.backend_mut()?.unmap_dirty(
