@@ -23,7 +23,8 @@ impl<T> Lock<T> {
     pub(crate) fn new(value: T) -> Option<Self> {
         let mutex = sys::dirty_mutex_new();
         let value = UnsafeCell::new(value);
-        (!mutex.is_null()).then_some(Lock { mutex, value })
+        // Made only then: dropping a lock frees its mutex.
+        (!mutex.is_null()).then(|| Lock { mutex, value })
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, T> {
@@ -36,7 +37,8 @@ impl<T> Lock<T> {
     pub(crate) fn lock_killable(&self) -> Option<Guard<'_, T>> {
         // SAFETY: as in `lock`.
         let locked = unsafe { sys::dirty_mutex_lock_killable(self.mutex) };
-        locked.then_some(Guard(self))
+        // Made only then: dropping a guard unlocks, and somebody else has the lock.
+        locked.then(|| Guard(self))
     }
 }
 

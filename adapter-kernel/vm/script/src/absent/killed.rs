@@ -112,6 +112,11 @@ fn lock_waiter(real_driver: bool) -> Result<(), String> {
         ended(waiter)?;
         println!("absent: a process that waits for the lock can be killed");
     }
+    // The lock is still the holder's.
+    let info = [Work::lines(&real, 1, &["info"])?];
+    if waiting(&info)?.is_empty() {
+        return Err("who was killed has given away the holder's lock".into());
+    }
     let mut next = ABSENT + 2 * PAGE;
     pages.give(next, &page(&[])).map_err(text)?;
     if real_driver {
@@ -120,6 +125,9 @@ fn lock_waiter(real_driver: bool) -> Result<(), String> {
         pages.give(next, &page(&[])).map_err(text)?;
     }
     let answer = holder.end()?;
+    for info in info {
+        info.end()?;
+    }
     if real_driver {
         ended(waiter)?;
     }
