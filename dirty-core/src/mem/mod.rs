@@ -241,18 +241,17 @@ pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, No
     Ok(ptr)
 }
 
-/// Moves a value out of its memory, and frees the memory.
+/// Drops a value and frees its memory.
 ///
 /// # Safety
 ///
 /// `ptr` came from [`into_raw`] with `mem` or a clone of it, and is not used
 /// any more.
-pub(crate) unsafe fn from_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) -> T {
+pub(crate) unsafe fn drop_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) {
     // SAFETY: `ptr` holds a value that nobody else uses.
-    let value = unsafe { ptr.read() };
+    unsafe { ptr.drop_in_place() };
     // SAFETY: allocated from `mem` with this layout.
     unsafe { mem.free(ptr.cast(), Layout::new::<T>()) };
-    value
 }
 
 /// The bytes of `words`, as they lie in memory.
