@@ -64,10 +64,12 @@ bool dirty_iommu_dirty_tracking(void)
  */
 void *dirty_alloc(size_t size)
 {
-	size_t rounded = kmalloc_size_roundup(size);
+	size_t rounded;
 
-	if (size <= PAGE_SIZE ||
-	    (rounded <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER && rounded == PAGE_ALIGN(size)))
+	if (size <= PAGE_SIZE)
+		return kzalloc(size, GFP_DIRTY);
+	rounded = kmalloc_size_roundup(size);
+	if (rounded <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER && rounded == PAGE_ALIGN(size))
 		return kvzalloc(size, GFP_DIRTY);
 	return __vmalloc(size, GFP_DIRTY | __GFP_ZERO);
 }

@@ -228,16 +228,19 @@ impl<T, M: Memory> Drop for List<T, M> {
     }
 }
 
-/// Moves `value` into memory of its own. The value is lost if that fails, so
-/// allocate before a value is worth keeping.
-pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, NoMemory> {
+/// Makes a value in memory of its own, if there is some.
+#[inline]
+pub(crate) fn into_raw<T, M: Memory>(
+    mem: &M,
+    value: impl FnOnce() -> T,
+) -> Result<NonNull<T>, NoMemory> {
     const { assert!(size_of::<T>() != 0) };
     let ptr = mem
         .alloc_zeroed(Layout::new::<T>())
         .ok_or(NoMemory)?
         .cast::<T>();
     // SAFETY: fresh memory of T's size and alignment.
-    unsafe { ptr.write(value) };
+    unsafe { ptr.write(value()) };
     Ok(ptr)
 }
 

@@ -59,11 +59,19 @@ impl<T, M: Memory> Tree<T, M> {
         self.tree.is_empty()
     }
 
-    /// Inserts `value` under a key that is not in the tree.
-    pub(crate) fn insert(&mut self, key: u64, value: T) -> Result<&mut T, NoMemory> {
+    /// Inserts a value under a key that is not in the tree. `value` makes it in its
+    /// place, if there is memory.
+    pub(crate) fn insert(
+        &mut self,
+        key: u64,
+        value: impl FnOnce() -> T,
+    ) -> Result<&mut T, NoMemory> {
         debug_assert!(self.get(key).is_none());
-        let link = RBTreeLink::new();
-        let node = mem::into_raw(&self.mem, Node { link, key, value })?;
+        let node = mem::into_raw(&self.mem, || Node {
+            link: RBTreeLink::new(),
+            key,
+            value: value(),
+        })?;
         // SAFETY: the node was just written.
         let linked = unsafe { node.as_ref() }.link.is_linked();
         // SAFETY: its link is new. This lets the compiler drop the check in

@@ -175,9 +175,13 @@ impl<M: Memory> Dmas<M> {
         }
     }
 
-    /// Adds a mapping where none is.
-    pub(super) fn insert(&mut self, dma: Dma<M>) -> Result<&mut Dma<M>, NoMemory> {
-        self.tree.insert(dma.span.first(), dma)
+    /// Adds a mapping where none is; it starts at `iova`.
+    pub(super) fn insert(
+        &mut self,
+        iova: u64,
+        dma: impl FnOnce() -> Dma<M>,
+    ) -> Result<&mut Dma<M>, NoMemory> {
+        self.tree.insert(iova, dma)
     }
 
     /// Takes out the first mapping that overlaps `span`.

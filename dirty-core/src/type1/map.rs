@@ -64,12 +64,13 @@ impl<M: Memory> Type1<M> {
             return Err(Error::ForbiddenIova);
         }
         let mm = host.grab().map_err(Error::Mm)?;
-        let dma = Dma {
+        let lock_cap = host.lock_cap();
+        let dma = || Dma {
             span,
             vaddr: map.vaddr,
             vaddr_invalid: false,
             prot,
-            lock_cap: host.lock_cap(),
+            lock_cap,
             mm,
             locked: 0,
             iommu_mapped: false,
@@ -77,7 +78,7 @@ impl<M: Memory> Type1<M> {
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
-        let dma = match self.dmas.insert(dma) {
+        let dma = match self.dmas.insert(map.iova, dma) {
             Ok(dma) => dma,
             Err(e) => {
                 host.release(mm);
