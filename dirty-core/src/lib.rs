@@ -110,6 +110,7 @@ mod container;
 mod error;
 pub mod host;
 mod mem;
+pub mod migration;
 mod pgsize;
 mod pins;
 mod rescale;
