@@ -37,14 +37,21 @@ fn every_next_state_is_the_model_s() {
 fn operations_print_as_they_are_read() {
     let mut seen = 0;
     for seed in 0..200u8 {
-        let bytes: Vec<u8> = (0..6400u32).map(|n| (n * 31 + n / 7) as u8 ^ seed).collect();
+        let bytes: Vec<u8> = (0..6400u32)
+            .map(|n| (n * 31 + n / 7) as u8 ^ seed)
+            .collect();
         for op in dirty_model::migration::random(&bytes, 50).expect("operations") {
             assert_eq!(op.to_string().parse::<Op>().as_ref(), Ok(&op));
             seen += 1;
         }
     }
     assert_eq!(seen, 10_000);
-    for line in ["", "seek", "feature n=2", "feature n=2 flags=x argsz=1 at=mem state=1"] {
+    for line in [
+        "",
+        "seek",
+        "feature n=2",
+        "feature n=2 flags=x argsz=1 at=mem state=1",
+    ] {
         assert!(line.parse::<Op>().is_err(), "{line}");
     }
 }

@@ -12,6 +12,9 @@ use super::op::{Op, PATTERN};
 use super::text;
 use super::uart::{Uart, TOTAL};
 
+/// What the caller finds as the number of a data file.
+const FD: i32 = 0x1234;
+
 /// The core's machine, with a device that it drives.
 #[derive(Debug)]
 pub struct Core {
@@ -169,17 +172,10 @@ impl Core {
         let DeviceFeature::Migration(call) = call else {
             return Ok(None);
         };
-        let mut opened = false;
-        let fd = |_: &usize| {
-            opened = true;
-            0x1234
-        };
+        let put = |addr, bytes: &[u8]| memory.write(addr, bytes);
         let (migration, device) = (&mut self.migration, &mut self.device);
-        let file = migration.run(device, call, fd, |addr, bytes| memory.write(addr, bytes));
-        if opened && file.is_err() {
-            device.uart.forget_last();
-        }
-        file
+        let opened = migration.run(device, call, |_| FD, put)?;
+        Ok(opened.map(|index| device.uart.give(index)))
     }
 
     fn precopy(&mut self, file: usize, nr: u32, memory: &mut Memory) -> Result<(), Errno> {

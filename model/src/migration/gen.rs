@@ -6,6 +6,7 @@ use dirty_core::Errno;
 
 use super::memory::Place;
 use super::op::Op;
+use super::Core;
 
 /// A step of a [`Sequence`].
 #[derive(Clone, Copy, Debug)]
@@ -29,37 +30,42 @@ impl<'a> Arbitrary<'a> for Sequence {
     /// Never fails: any bytes make a sequence.
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let features = u.int_in_range(0..=7)?;
-        let mut files = 0;
+        let mut files = Files::new(features);
         let mut steps = Vec::new();
         while steps.len() < 200 && !u.is_empty() {
-            let step = match rarely(u, 12)? {
-                true => Step::Fail {
-                    after: u.int_in_range(0..=3)?,
-                    errno: *u.choose(&[Errno::EIO, Errno::ENOMEM, Errno::EBUSY])?,
-                    breaks: u.arbitrary()?,
-                },
-                false => Step::Op(op(u, &mut files)?),
-            };
-            steps.push(step);
+            if rarely(u, 12)? {
+                let after = u.int_in_range(0..=3)?;
+                let errno = *u.choose(&[Errno::EIO, Errno::ENOMEM, Errno::EBUSY])?;
+                let breaks = u.arbitrary()?;
+                files.core.fail(after, errno, breaks);
+                steps.push(Step::Fail {
+                    after,
+                    errno,
+                    breaks,
+                });
+            } else {
+                steps.push(Step::Op(files.op(u)?));
+            }
         }
         Ok(Sequence { features, steps })
     }
 }
 
-/// As many operations as asked for, out of random bytes.
+/// As many operations as asked for, out of random bytes, for a device with all
+/// features.
 ///
 /// # Errors
 ///
 /// If there are too few bytes; 64 for each operation are enough.
 pub fn random(bytes: &[u8], count: usize) -> Result<Vec<Op>> {
     let mut u = Unstructured::new(bytes);
-    let mut files = 0;
+    let mut files = Files::new(7);
     let mut ops = Vec::new();
     for _ in 0..count {
         if u.is_empty() {
             return Err(arbitrary::Error::NotEnoughData);
         }
-        ops.push(op(&mut u, &mut files)?);
+        ops.push(files.op(&mut u)?);
     }
     Ok(ops)
 }
@@ -69,31 +75,49 @@ fn rarely(u: &mut Unstructured<'_>, n: u8) -> Result<bool> {
     Ok(u.int_in_range(0..=n - 1)? == n - 1)
 }
 
-/// An operation that is sensible most of the time. `files` is a guess of how many
-/// files were opened: calls that open none are counted too.
-fn op(u: &mut Unstructured<'_>, files: &mut usize) -> Result<Op> {
+/// How many data files were opened so far. A device that runs along tells it.
+struct Files {
+    core: Core,
+    opened: usize,
+}
+
+impl Files {
+    fn new(features: u64) -> Self {
+        Files {
+            core: Core::new(features),
+            opened: 0,
+        }
+    }
+
+    fn op(&mut self, u: &mut Unstructured<'_>) -> Result<Op> {
+        let op = op(u, self.opened)?;
+        if self.core.run(&op).contains(" f") {
+            self.opened += 1;
+        }
+        Ok(op)
+    }
+}
+
+/// An operation that is sensible most of the time.
+fn op(u: &mut Unstructured<'_>, files: usize) -> Result<Op> {
     let file = |u: &mut Unstructured<'_>| {
-        let back: usize = *u.choose(&[0, 1, 1, 1, 1, 2, 3, 4])?;
+        let back: usize = *u.choose(&[0, 1, 1, 1, 1, 1, 1, 2, 2, 3])?;
         Ok(files.saturating_sub(back))
     };
     Ok(match u.int_in_range(0..=19)? {
-        0..=8 => {
-            // Every second or third opens a file, so the guess is not far off.
-            *files = files.saturating_add(usize::from(rarely(u, 3)?));
-            Op::Feature {
-                n: 2,
-                flags: 0x2_0000,
-                argsz: 16,
-                at: match rarely(u, 20)? {
-                    true => *u.choose(&Place::ALL)?,
-                    false => Place::Mem,
-                },
-                state: match rarely(u, 20)? {
-                    true => u.int_in_range(0..=9)?,
-                    false => u.int_in_range(1..=7)?,
-                },
-            }
-        }
+        0..=8 => Op::Feature {
+            n: 2,
+            flags: 0x2_0000,
+            argsz: 16,
+            at: match rarely(u, 20)? {
+                true => *u.choose(&Place::ALL)?,
+                false => Place::Mem,
+            },
+            state: match rarely(u, 20)? {
+                true => u.int_in_range(0..=9)?,
+                false => u.int_in_range(1..=7)?,
+            },
+        },
         9..=11 => head(u)?,
         12 => Op::Precopy {
             file: file(u)?,
@@ -131,7 +155,7 @@ fn op(u: &mut Unstructured<'_>, files: &mut usize) -> Result<Op> {
 
 /// A VFIO_DEVICE_FEATURE with any flags, size and place.
 fn head(u: &mut Unstructured<'_>) -> Result<Op> {
-    // START, STOP and REPORT are only probed or refused here: see `logging`.
+    // START, STOP and REPORT are only probed or refused here: they concern the log.
     let n = *u.choose(&[1, 1, 2, 2, 2, 9, 9, 12, 6, 7, 8, 0, 3, 10, 13, 0xffff])?;
     let mut flags = *u.choose(&[
         0,

@@ -254,16 +254,11 @@ impl Naive {
             }
             _ => return Ok(None),
         };
-        if at != Place::Mem {
-            if opened.is_some() {
-                self.uart.forget_last();
-            }
-            return Err(Errno::EFAULT);
-        }
+        check(at == Place::Mem, Errno::EFAULT)?;
         let answer = u64::from(low) | u64::from(high) << 32;
         let written = memory.write(ADDR + 8, &answer.to_ne_bytes());
         written.expect("memory that can be written");
-        result.map(|()| opened)
+        result.map(|()| opened.map(|index| self.uart.give(index)))
     }
 
     fn set(&mut self, to: u32) -> Result<Option<usize>, Errno> {

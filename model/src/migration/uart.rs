@@ -19,8 +19,6 @@ struct File {
     load: bool,
     /// The transfer has ended.
     ended: bool,
-    /// The user has closed it.
-    closed: bool,
     pos: usize,
     filled: usize,
     /// The header, as far as it was written.
@@ -35,18 +33,22 @@ pub(super) struct Uart {
     files: Vec<File>,
     /// The file of the transfer that goes on.
     current: Option<usize>,
+    /// The files that the user has got, by their number; `None` once it has closed it.
+    open: Vec<Option<usize>>,
+    /// The same, also of those that are closed.
+    ever: Vec<usize>,
 }
 
 impl Uart {
     fn open(&mut self, load: bool, filled: usize) -> usize {
-        let number = self.files.len();
+        let index = self.files.len();
         self.files.push(File {
             load,
             filled,
             ..File::default()
         });
-        self.current = Some(number);
-        number
+        self.current = Some(index);
+        index
     }
 
     fn current(&mut self) -> Option<&mut File> {
@@ -89,25 +91,27 @@ impl Uart {
         self.current = None;
     }
 
-    /// The user closes the file that was opened last, without having seen it.
-    pub(super) fn forget_last(&mut self) {
-        if let Some(file) = self.files.last_mut() {
-            file.closed = true;
-        }
+    /// The user gets a file, and with it the next number.
+    pub(super) fn give(&mut self, index: usize) -> usize {
+        self.open.push(Some(index));
+        self.ever.push(index);
+        self.open.len() - 1
     }
 
     fn file(&mut self, number: usize) -> Result<&mut File, Errno> {
-        let file = self.files.get_mut(number).filter(|file| !file.closed);
+        let index = self.open.get(number).copied().flatten();
+        let file = index.and_then(|index| self.files.get_mut(index));
         file.ok_or(Errno::EBADF)
     }
 
     pub(super) fn close(&mut self, number: usize) -> Result<(), Errno> {
-        self.file(number)?.closed = true;
+        self.file(number)?;
+        self.open[number] = None;
         Ok(())
     }
 
     pub(super) fn close_all(&mut self) {
-        self.files.iter_mut().for_each(|file| file.closed = true);
+        self.open.fill(None);
     }
 
     pub(super) fn read(&mut self, number: usize, len: usize) -> Result<usize, Errno> {
@@ -128,7 +132,7 @@ impl Uart {
 
     /// Everything that was read of a file so far.
     pub(super) fn taken(&self, number: usize) -> Vec<u8> {
-        let file = self.files.get(number);
+        let file = self.ever.get(number).map(|index| &self.files[*index]);
         file.map(|file| file.taken.clone()).unwrap_or_default()
     }
 
@@ -162,8 +166,8 @@ impl Uart {
     }
 
     /// Bytes that can be read of a file; ENODEV if its transfer has ended.
-    pub(super) fn left(&self, number: usize) -> Result<u64, Errno> {
-        let file = self.files.get(number).ok_or(Errno::EBADF)?;
+    pub(super) fn left(&mut self, number: usize) -> Result<u64, Errno> {
+        let file = self.file(number)?;
         match file.ended {
             true => Err(Errno::ENODEV),
             false => Ok((file.filled - file.pos) as u64),
