@@ -17,9 +17,9 @@ use crate::migration::machine::{Device, Migration};
 use crate::migration::state::{Features, State, Transfer, Transition};
 
 /// The region's type, in its capability of type `VFIO_REGION_INFO_CAP_TYPE`.
-pub const VFIO_REGION_TYPE_MIGRATION: u32 = 3;
+pub const VFIO_REGION_TYPE_MIGRATION_DEPRECATED: u32 = 3;
 /// The region's subtype.
-pub const VFIO_REGION_SUBTYPE_MIGRATION: u32 = 1;
+pub const VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED: u32 = 1;
 
 /// No bit of `device_state`: the device is stopped.
 pub const VFIO_DEVICE_STATE_V1_STOP: u32 = 0;
