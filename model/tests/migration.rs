@@ -4,7 +4,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use dirty_core::migration::{Features, State};
-use dirty_model::migration::{compare, next, Op, Sequence};
+use dirty_model::migration::{compare, compare_region, next, Op, RegionSequence, Sequence};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -14,6 +14,15 @@ proptest! {
     fn the_core_agrees_with_the_model(bytes in vec(any::<u8>(), 8..1500)) {
         let sequence = Sequence::arbitrary(&mut Unstructured::new(&bytes)).expect("a sequence");
         if let Err(what) = compare(&sequence) {
+            prop_assert!(false, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_core_s_region_agrees_with_the_model(bytes in vec(any::<u8>(), 8..1000)) {
+        let mut bytes = Unstructured::new(&bytes);
+        let sequence = RegionSequence::arbitrary(&mut bytes).expect("a sequence");
+        if let Err(what) = compare_region(&sequence) {
             prop_assert!(false, "{what}");
         }
     }
