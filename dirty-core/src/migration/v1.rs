@@ -64,7 +64,7 @@ const REGISTERS: u64 = 32;
 /// data section, and what comes and goes by them.
 ///
 /// The data file of [`Device`] is dropped at once. Transitions begin and end
-/// transfers all the same. [`Transfer::BeginSave`](super::Transfer::BeginSave) of a
+/// transfers all the same. [`Transfer::BeginSave`] of a
 /// device that has nothing to save in pre-copy is a transfer of no bytes until the
 /// device stops.
 pub trait DataSection {
