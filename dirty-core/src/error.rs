@@ -60,6 +60,8 @@ macro_rules! errors {
             Iommu(Errno),
             /// The host has no address space for a mapping.
             Mm(Errno),
+            /// A device that migrates failed.
+            Device(Errno),
         }
 
         impl Error {
@@ -71,7 +73,11 @@ macro_rules! errors {
             pub const fn errno(self) -> Errno {
                 match self {
                     $(Error::$name => Errno::$errno,)*
-                    Error::Pin(e) | Error::Charge(e) | Error::Iommu(e) | Error::Mm(e) => e,
+                    Error::Pin(e)
+                    | Error::Charge(e)
+                    | Error::Iommu(e)
+                    | Error::Mm(e)
+                    | Error::Device(e) => e,
                 }
             }
         }
@@ -84,6 +90,7 @@ macro_rules! errors {
                     Error::Charge(e) => write!(f, "locked memory could not be charged ({e})"),
                     Error::Iommu(e) => write!(f, "the IOMMU driver failed ({e})"),
                     Error::Mm(e) => write!(f, "no address space to map ({e})"),
+                    Error::Device(e) => write!(f, "the device failed ({e})"),
                 }
             }
         }
@@ -140,6 +147,13 @@ errors! {
     Aperture => EINVAL, "the group's addresses do not cover the mappings";
     NoPageSize => EINVAL, "the domains have no page size in common that fits the mappings";
     UnsafeInterrupts => EPERM, "the group's interrupts are not isolated";
+    UnknownFeature => ENOTTY, "the device does not have this feature";
+    UnknownState => EINVAL, "the device does not have this migration state";
+    NoTransition => EINVAL, "no way leads from this migration state to that one";
+    DeviceFailed => EINVAL, "the device failed and must be reset";
+    NotPreCopy => EINVAL, "the device is not in pre-copy, or does not have it";
+    RegionAccess => EINVAL, "the migration region has no register or data of this size there";
+    RegionOrder => EINVAL, "the migration region does not take this access at this point";
 }
 
 impl core::error::Error for Error {}

@@ -219,16 +219,16 @@ pub struct vfio_iommu_type1_dirty_bitmap_get {
 }
 
 /// Reads fields one after another; zero beyond the end.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
-    fn u32(&mut self) -> u32 {
+    pub(crate) fn u32(&mut self) -> u32 {
         let (head, tail) = self.0.split_first_chunk().unwrap_or((&[0; 4], &[]));
         self.0 = tail;
         u32::from_ne_bytes(*head)
     }
 
-    fn u64(&mut self) -> u64 {
+    pub(crate) fn u64(&mut self) -> u64 {
         let (head, tail) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
         self.0 = tail;
         u64::from_ne_bytes(*head)
@@ -365,11 +365,12 @@ impl vfio_iommu_type1_dirty_bitmap_get {
 
 macro_rules! layout {
     ($($name:ident, $size:literal, align $align:literal { $($field:ident @ $offset:literal),* })*) => {$(
-        const_assert_eq!(core::mem::size_of::<$name>(), $size);
-        const_assert_eq!(core::mem::align_of::<$name>(), $align);
-        $(const_assert_eq!(core::mem::offset_of!($name, $field), $offset);)*
+        static_assertions::const_assert_eq!(core::mem::size_of::<$name>(), $size);
+        static_assertions::const_assert_eq!(core::mem::align_of::<$name>(), $align);
+        $(static_assertions::const_assert_eq!(core::mem::offset_of!($name, $field), $offset);)*
     )*};
 }
+pub(crate) use layout;
 
 // Table A0.
 layout! {
