@@ -7,10 +7,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use dirty_core::uapi::VFIO_TYPE1v2_IOMMU;
-use dirty_core::{Error, Extent, Options};
+use dirty_core::{Errno, Error, Extent, Options};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use support::rig::{pgsize, vaddr, Via};
+use support::rig::{errno, pgsize, vaddr, Via};
 use support::words::{bits, garbage};
 use support::{Rig, Spec, PAGE};
 
@@ -110,13 +110,28 @@ fn an_iommu_with_large_pages_is_mapped_and_unmapped_in_large_pages() {
     }
 }
 
+/// The real driver pins a mapping before it brings it into a new domain, so a page that
+/// is not there comes before a mapping that is not aligned.
+#[test]
+fn a_page_that_cannot_be_pinned_gives_the_errno() {
+    let mut rig = Rig::emulated();
+    rig.map(BASE, K64 + PAGE).expect("map");
+    let before = rig.snapshot();
+    rig.host.pin_fault.arm(1);
+    let attached = rig.attach(1, Some(Spec::pages(K64)));
+    assert!(matches!(attached, Err(Error::Pin(_))), "{attached:?}");
+    assert_eq!(rig.snapshot(), before);
+    assert_eq!(errno(rig.attach(1, Some(Spec::pages(K64)))), Errno::EINVAL);
+    assert_eq!(rig.snapshot(), before);
+}
+
 #[test]
 fn a_page_size_that_does_not_fit_the_mappings_is_refused() {
     let mut rig = Rig::emulated();
     rig.map(BASE, K64 + PAGE).expect("map");
     let before = rig.snapshot();
     let attached = rig.attach(1, Some(Spec::pages(K64)));
-    assert_eq!(attached, Err(Error::NoPageSize));
+    assert_eq!(errno(attached), Errno::EINVAL);
     assert_eq!(rig.snapshot(), before);
     let other = Spec {
         pgsize_bitmap: 1 << 12,

@@ -154,9 +154,10 @@ impl Container {
     /// - [`Error::NoMemory`].
     /// - For a group that joins from behind an IOMMU: [`Error::Aperture`] and
     ///   [`Error::ReservedRegion`] if its addresses do not fit the mappings;
-    ///   [`Error::UnsafeInterrupts`]; [`Error::NoPageSize`]; and [`Error::Pin`],
-    ///   [`Error::Charge`] and [`Error::Iommu`] from pinning and mapping what is
-    ///   mapped already.
+    ///   [`Error::UnsafeInterrupts`]; [`Error::NoPageSize`] if the groups have none in
+    ///   common; [`Error::Pin`], [`Error::Charge`] and [`Error::Iommu`] from pinning and
+    ///   mapping what is mapped already; and [`Error::NoPageSize`] if a mapping is not
+    ///   aligned to the smallest.
     pub fn add_group(&self, group: Group) -> Result<(), Error> {
         let mut core = self.shared.write();
         let emulated = group.iommu.is_none();

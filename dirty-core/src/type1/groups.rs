@@ -44,9 +44,10 @@ impl<M: Memory> Type1<M> {
     /// In this order: `VaddrInvalid` while the vaddr of a mapping is invalid;
     /// `DuplicateGroup`; `NoMemory`; `Iommu` if the host cannot create a
     /// domain; `Aperture` or `ReservedRegion` if a mapping lies outside the
-    /// addresses of the group; `UnsafeInterrupts`; `NoPageSize`; while tracking
-    /// `Iommu` if dirty tracking of the IOMMU cannot be switched on; then why a
-    /// mapping could not be pinned or mapped (`Pin`, `Charge`, `Iommu`).
+    /// addresses of the group; `UnsafeInterrupts`; `NoPageSize` if the domains have
+    /// none in common; while tracking `Iommu` if dirty tracking of the IOMMU cannot
+    /// be switched on; then why a mapping could not be pinned or mapped (`Pin`,
+    /// `Charge`, `Iommu`); `NoPageSize` if a mapping is not aligned to the smallest.
     /// Nothing changes then.
     pub fn attach_group(
         &mut self,
@@ -119,11 +120,16 @@ impl<M: Memory> Type1<M> {
             }
         }
         let domain = Domain { id: new, info };
-        let pgsizes = self.pgsizes_with(info)?;
+        let (pgsizes, min) = self.pgsizes_with(info)?;
         if self.tracking.is_some() && info.dirty_tracking {
             host.set_dirty_tracking(new, true).map_err(Error::Iommu)?;
         }
         self.replay(host, domain)?;
+        // After the replay, so that a page that cannot be pinned gives its own errno.
+        if !self.dmas.iter().all(|dma| dma.span.is_aligned(min)) {
+            self.undo_replay(host, domain, u64::MAX);
+            return Err(Error::NoPageSize);
+        }
         self.domains.push(domain)?; // cannot fail: reserved by the caller
         self.pgsize_bitmap = pgsizes;
         self.iova_ranges = ranges;
@@ -144,19 +150,16 @@ impl<M: Memory> Type1<M> {
             .any(|span| self.dmas.overlaps(span))
     }
 
-    /// The common page sizes once a domain is added. There must be one (D13), and
-    /// every mapping must be aligned to the smallest.
-    fn pgsizes_with(&self, info: DomainInfo) -> Result<u64, Error> {
+    /// The common page sizes once a domain is added, and the smallest of them. There
+    /// must be one (D13).
+    fn pgsizes_with(&self, info: DomainInfo) -> Result<(u64, PageSize), Error> {
         let mut pgsizes = domain_pgsizes(&self.domains) & info.pgsize_bitmap;
         if pgsizes == 0 {
             return Err(Error::NoPageSize);
         }
         pgsizes = usable_pgsizes(pgsizes, self.options.page_size);
         let min = PageSize::smallest(pgsizes).ok_or(Error::NoPageSize)?;
-        if !self.dmas.iter().all(|dma| dma.span.is_aligned(min)) {
-            return Err(Error::NoPageSize);
-        }
-        Ok(pgsizes)
+        Ok((pgsizes, min))
     }
 
     /// Brings every mapping into a new domain, or none.
@@ -175,11 +178,20 @@ impl<M: Memory> Type1<M> {
         let Some((end, e)) = failed else {
             return Ok(());
         };
+        self.undo_replay(host, to, end);
+        Err(e)
+    }
+
+    /// Takes the mappings that start below `end` out of a new domain.
+    fn undo_replay(&mut self, host: &mut dyn Host, to: Domain, end: u64) {
+        let domains = Domains {
+            list: &self.domains,
+            page: self.options.page_size,
+        };
         let done = self.dmas.iter_mut();
         for dma in done.take_while(|dma| dma.span.first() < end) {
             domains.unreplay(host, dma, to);
         }
-        Err(e)
     }
 
     /// Removes a group; no-op for a group that is not attached. With the last

@@ -175,10 +175,9 @@ impl Backend {
 
     /// Pins and maps every mapping for a new domain, or changes nothing.
     fn add_domain(&mut self, process: &mut Process, domain: Domain) -> Result<()> {
-        let page = smallest(self.pgsizes() & domain.pgsizes);
-        let unfit = |m: &Mapping| m.iova % page != 0 || m.last().wrapping_add(1) % page != 0;
-        if page > PAGE && self.mappings.0.values().any(unfit) {
-            return Err(Errno::EINVAL);
+        let pgsizes = self.pgsizes() & domain.pgsizes;
+        if pgsizes == 0 {
+            return Err(Errno::EINVAL); // D13
         }
         let mut costs = Vec::new();
         let mut locked = process.locked;
@@ -190,6 +189,11 @@ impl Backend {
             m.iommu_map(domain)?;
             locked += cost;
             costs.push(cost);
+        }
+        let page = smallest(pgsizes);
+        let unfit = |m: &Mapping| m.iova % page != 0 || m.last().wrapping_add(1) % page != 0;
+        if page > PAGE && self.mappings.0.values().any(unfit) {
+            return Err(Errno::EINVAL);
         }
         process.locked = locked;
         for (m, cost) in self.mappings.0.values_mut().zip(costs) {
