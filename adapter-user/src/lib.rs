@@ -112,6 +112,9 @@ mod container;
 pub mod device_log;
 mod dirty_bits;
 mod domain;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
+pub mod emulated;
 mod error;
 pub mod guest;
 mod process_memory;

@@ -86,7 +86,8 @@ impl DeviceLog {
         }
     }
 
-    fn feature(&self, arg: u64) -> Result<(), TrackError> {
+    /// Answers a VFIO_DEVICE_FEATURE, as `ioctl`. The rights over memory are its caller's.
+    pub(crate) fn feature(&self, arg: u64) -> Result<(), TrackError> {
         const HEAD: usize = size_of::<vfio_device_feature>();
         let head = vfio_device_feature::from_bytes(&get(arg)?);
         if (head.argsz as usize) < HEAD {

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// A guest that drives the DMA engine of vfio-preload and checks its own memory, before and
+// after a migration. It runs on bare hardware: multiboot, 32 bits, no libc.
+//
+// Words of its command line:
+//   viommu  drive the engine through a VT-d IOMMU that maps and unmaps all the time
+//   zero    zero page table entries when they are unmapped, and not only their R and W
+//   stream  the engine also writes by itself
+//   cpu     do not drive the engine at all; the processor writes
+//
+// It prints "ok ROUND" for each round that finds its memory right, and "BAD" for ever after
+// the first that does not. It writes pages that the engine writes only before its first
+// round: so nothing but the engine's dirty bits brings them to the destination.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned u32;
+typedef unsigned long long u64;
+
+struct multiboot {
+    u32 flags, mem_lower, mem_upper, boot_device, cmdline;
+};
+
+asm(".section .multiboot, \"a\"\n"
+    ".align 4\n"
+    ".long 0x1badb002, 0, -0x1badb002\n"
+    ".text\n"
+    ".globl _start\n"
+    "_start:\n"
+    "    mov $0x180000, %esp\n"
+    "    cld\n"
+    "    push %ebx\n"
+    "    call kmain\n"
+    "1:  hlt\n"
+    "    jmp 1b\n");
+
+// ---- the machine
+
+static void outb(u16 port, u8 value) { asm volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
+static void outl(u16 port, u32 value) { asm volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
+
+static u8 inb(u16 port)
+{
+    u8 value;
+    asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static u32 inl(u16 port)
+{
+    u32 value;
+    asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static volatile u32 *word(u32 addr) { return (volatile u32 *)addr; }
+
+static void print(const char *text)
+{
+    for (; *text; text++) {
+        while (!(inb(0x3fd) & 0x20))
+            ;
+        outb(0x3f8, *text);
+    }
+}
+
+static void print_hex(u32 value)
+{
+    char digit[2] = { 0, 0 };
+    for (int shift = 28; shift >= 0; shift -= 4) {
+        digit[0] = "0123456789abcdef"[value >> shift & 15];
+        print(digit);
+    }
+}
+
+static void fail(const char *what, u32 a, u32 b, u32 c)
+{
+    print("BAD ");
+    print(what);
+    u32 values[3] = { a, b, c };
+    for (int k = 0; k < 3; k++) {
+        print(" ");
+        print_hex(values[k]);
+    }
+    print("\n");
+    for (;;)
+        asm volatile("hlt");
+}
+
+static u32 pci_read(u32 bdf, u32 at)
+{
+    outl(0xcf8, 0x80000000u | bdf << 8 | at);
+    return inl(0xcfc);
+}
+
+static void pci_write(u32 bdf, u32 at, u32 value)
+{
+    outl(0xcf8, 0x80000000u | bdf << 8 | at);
+    outl(0xcfc, value);
+}
+
+static u32 seed = 12345;
+
+static u32 random(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 17;
+    seed ^= seed << 5;
+    return seed;
+}
+
+// ---- memory
+
+#define PAGE 4096u
+#define DMA 0x800000u        // pages that the engine writes
+#define PAGES 256u
+#define SHADOW 0xa00000u     // what they should be
+#define STREAM 0xc00000u     // pages that the engine writes by itself
+#define PLACES 64u
+#define FILLER 0xd00000u     // 3 MiB that cannot be compressed
+#define TABLES 0x700000u     // of VT-d
+
+// ---- the engine
+
+enum { IOVA = 0x00, LENGTH = 0x08, COUNT = 0x0c, STRIDE = 0x10, VALUE = 0x14, COMMAND = 0x18,
+       STATUS = 0x1c, RESULT = 0x20, SEQUENCE = 0x24, MAILBOX = 0x28 };
+enum { WRITE = 1, READ, PIN, WRITE_PINNED, UNPIN, SHORT_PIN, WRITE_UNMARKED, STREAM_ON, STREAM_OFF };
+
+static u32 bar;
+
+static u32 reg(u32 at) { return *word(bar + at); }
+static void set(u32 at, u32 value) { *word(bar + at) = value; }
+
+static void command(u32 what, u32 iova, u32 length, u32 value)
+{
+    set(IOVA, iova);
+    set(IOVA + 4, 0);
+    set(LENGTH, length);
+    set(COUNT, 1);
+    set(STRIDE, 0);
+    set(VALUE, value);
+    set(COMMAND, what);
+    if (reg(STATUS) != 1)
+        fail("command, iova, length", what, iova, length);
+}
+
+static void expect(u32 offset, u32 length, u32 value)
+{
+    for (u32 at = 0; at < length; at += 4)
+        *word(SHADOW + offset + at) = value;
+}
+
+static u32 sum(u32 offset, u32 length)
+{
+    u32 total = 0;
+    for (u32 at = 0; at < length; at += 4)
+        total += *word(SHADOW + offset + at);
+    return total;
+}
+
+// One access to `length` bytes at `offset` of the pages, which the engine has at `iova`.
+static void access(u32 iova, u32 offset, u32 length)
+{
+    u32 value = random();
+    switch (random() % 4) {
+    case 0:
+        command(READ, iova, length, 0);
+        if (reg(RESULT) != sum(offset, length))
+            fail("read, iova, length", reg(RESULT), iova, length);
+        return;
+    case 1:
+        command(SHORT_PIN, iova, length, value);
+        break;
+    default:
+        command(WRITE, iova, length, value);
+    }
+    expect(offset, length, value);
+}
+
+// ---- without an IOMMU
+
+static struct { u32 offset, length; } pins[8];
+
+static void drive(u32 turn)
+{
+    u32 offset = random() % (PAGES * PAGE - 8192) & ~3u;
+    u32 length = 4 + random() % 8000 / (1 + random() % 64) / 4 * 4;
+    u32 k = turn % 8;
+    if (random() % 8 == 0) {
+        // A long pin. Its first one went 8 turns ago.
+        if (pins[k].length)
+            command(UNPIN, DMA + pins[k].offset, pins[k].length, 0);
+        pins[k].offset = offset;
+        pins[k].length = length;
+        command(PIN, DMA + offset, length, 0);
+    }
+    if (pins[k].length && random() % 2) {
+        u32 value = random();
+        command(WRITE_PINNED, DMA + pins[k].offset, pins[k].length, value);
+        expect(pins[k].offset, pins[k].length, value);
+    }
+    access(DMA + offset, offset, length);
+}
+
+// ---- with VT-d
+
+#define VTD 0xfed90000u
+#define SLOTS 64u
+#define IOVAS 0x40000000u
+#define NONE (~0u)
+
+static u32 slots[SLOTS]; // which page each has, or NONE
+static u32 zero_entries;
+
+static void vtd_write64(u32 at, u64 value)
+{
+    *word(VTD + at) = (u32)value;
+    *word(VTD + at + 4) = (u32)(value >> 32);
+}
+
+static void set_entry(u32 addr, u64 value)
+{
+    *word(addr) = (u32)value;
+    *word(addr + 4) = (u32)(value >> 32);
+}
+
+// The entries of a slot are 8 pages apart, so that no two mappings touch.
+static u32 slot_iova(u32 slot) { return IOVAS + slot * 8 * PAGE; }
+static volatile u32 *slot_entry(u32 slot) { return word(TABLES + 4 * PAGE + slot * 8 * 8); }
+
+static void wait_invalidated(void)
+{
+    while (*word(VTD + 0xfc) >> 31)
+        ;
+}
+
+static void invalidate_page(u32 iova)
+{
+    vtd_write64(0xf0, iova);
+    vtd_write64(0xf8, 1ull << 63 | 3ull << 60 | 1ull << 32);
+    wait_invalidated();
+}
+
+static void start_vtd(u32 bdf)
+{
+    for (u32 at = TABLES; at < TABLES + 5 * PAGE; at += 4)
+        *word(at) = 0;
+    set_entry(TABLES, (TABLES + PAGE) | 1);                             // root: bus 0
+    set_entry(TABLES + PAGE + 16 * bdf, (TABLES + 2 * PAGE) | 1);       // context: the engine
+    set_entry(TABLES + PAGE + 16 * bdf + 8, 1 << 8 | 1);                // domain 1, 39 bits
+    set_entry(TABLES + 2 * PAGE + 8, (TABLES + 3 * PAGE) | 3);          // the second GiB
+    set_entry(TABLES + 3 * PAGE, (TABLES + 4 * PAGE) | 3);              // its first 2 MiB
+    vtd_write64(0x20, TABLES);
+    *word(VTD + 0x18) = 1u << 30; // set root table
+    while (!(*word(VTD + 0x1c) >> 30 & 1))
+        ;
+    vtd_write64(0x28, 1ull << 63 | 1ull << 61); // invalidate contexts
+    while (*word(VTD + 0x2c) >> 31)
+        ;
+    vtd_write64(0xf8, 1ull << 63 | 1ull << 60); // invalidate all
+    wait_invalidated();
+    *word(VTD + 0x18) = 1u << 31; // on
+    while (!(*word(VTD + 0x1c) >> 31))
+        ;
+    for (u32 slot = 0; slot < SLOTS; slot++)
+        slots[slot] = NONE;
+}
+
+static void drive_viommu(u32 turn)
+{
+    u32 slot = turn % SLOTS, page = random() % PAGES, iova = slot_iova(slot);
+    if (slots[slot] != NONE) {
+        if (zero_entries) {
+            slot_entry(slot)[0] = 0;
+            slot_entry(slot)[1] = 0;
+        } else {
+            slot_entry(slot)[0] &= ~3u;
+        }
+        invalidate_page(iova); // unpins
+    }
+    set_entry((u32)slot_entry(slot), (DMA + page * PAGE) | 3);
+    invalidate_page(iova);
+    slots[slot] = page;
+    u32 at = random() % PAGE & ~3u, length = 4 + random() % (PAGE - at) / 4 * 4;
+    if (random() % 4 == 0) {
+        u32 value = random();
+        command(PIN, iova + at, length, 0);
+        command(WRITE_PINNED, iova + at, length, value);
+        expect(page * PAGE + at, length, value);
+    } else {
+        access(iova + at, page * PAGE + at, length);
+    }
+}
+
+// ---- rounds
+
+static void check(void)
+{
+    for (u32 at = 0; at < PAGES * PAGE; at += 4)
+        if (*word(DMA + at) != *word(SHADOW + at))
+            fail("at, is, not", DMA + at, *word(DMA + at), *word(SHADOW + at));
+}
+
+static void stream(u32 what)
+{
+    set(IOVA, STREAM);
+    set(IOVA + 4, 0);
+    set(LENGTH, 4);
+    set(COUNT, PLACES);
+    set(STRIDE, PAGE);
+    set(COMMAND, what);
+    if (reg(STATUS) != 1)
+        fail("stream", what, 0, 0);
+}
+
+// The stream has stopped: place p has the last number below SEQUENCE that goes there.
+static void check_stream(void)
+{
+    u32 next = reg(SEQUENCE);
+    for (u32 place = 0; place < PLACES && place < next; place++) {
+        u32 last = (next - 1 - place) / PLACES * PLACES + place;
+        if (*word(STREAM + place * PAGE) != last)
+            fail("stream at, is, not", STREAM + place * PAGE, *word(STREAM + place * PAGE), last);
+    }
+}
+
+static int has_word(const char *line, const char *name)
+{
+    for (; *line; line++) {
+        u32 k = 0;
+        while (name[k] && line[k] == name[k])
+            k++;
+        if (!name[k])
+            return 1;
+    }
+    return 0;
+}
+
+void kmain(struct multiboot *info)
+{
+    const char *line = info->flags & 4 ? (const char *)info->cmdline : "";
+    int viommu = has_word(line, "viommu"), streams = has_word(line, "stream"), cpu = has_word(line, "cpu");
+    zero_entries = has_word(line, "zero");
+    outb(0x3f9, 0);
+    outb(0x3fb, 3);
+    u32 bdf = NONE;
+    for (u32 at = 0; at < 256; at++)
+        if (pci_read(at, 0) == 0x0d3a1234)
+            bdf = at;
+    if (bdf == NONE)
+        fail("no engine", 0, 0, 0);
+    pci_write(bdf, 4, pci_read(bdf, 4) | 6); // memory and bus master
+    bar = pci_read(bdf, 0x10) & ~15u;
+    for (u32 at = 0; at < PAGES * PAGE; at += 4)
+        *word(DMA + at) = *word(SHADOW + at) = 0;
+    for (u32 at = 0; at < 3u << 20; at += 4)
+        *word(FILLER + at) = random();
+    if (viommu)
+        start_vtd(bdf);
+    print("guest: starts\n");
+    for (u32 round = 0, turn = 0;; round++) {
+        if (streams)
+            stream(STREAM_ON);
+        for (u32 k = 0; k < 256; k++, turn++) {
+            if (reg(MAILBOX) == 1) {
+                // The test wants nothing to happen for a while.
+                set(MAILBOX, 2);
+                while (reg(MAILBOX) == 2)
+                    ;
+            }
+            if (cpu) {
+                u32 offset = random() % (PAGES * PAGE) & ~3u;
+                *word(DMA + offset) = *word(SHADOW + offset) = random();
+            } else if (viommu) {
+                drive_viommu(turn);
+            } else {
+                drive(turn);
+            }
+        }
+        if (streams) {
+            stream(STREAM_OFF);
+            check_stream();
+        }
+        check();
+        print("ok ");
+        print_hex(round);
+        print("\n");
+    }
+}
