@@ -105,9 +105,9 @@
 //! memory.write(0x1000, b"data")?;
 //! source.write(0, &0x1000u64.to_le_bytes()).unwrap();
 //! source.write(8, &0x2000u64.to_le_bytes()).unwrap(); // rings the doorbell
-//! let mut dirty = [0];
-//! container.dirty_bitmap(0, 1 << 18, 4096, &mut dirty)?;
-//! assert_eq!(dirty, [1 << 2]);
+//! let mut dirty = [0; 4];
+//! container.dirty_bitmap(0, 1 << 20, 4096, &mut dirty)?;
+//! assert_eq!(dirty, [1 << 2, 0, 0, 0]);
 //!
 //! // A VMM stops the device, reads its state, and writes it to another one.
 //! let file = source.set_state(3).unwrap().unwrap(); // STOP_COPY

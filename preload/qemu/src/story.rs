@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs a case.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{json, Value};
+
+use crate::case::{Case, Expected, Story, Tracking};
+use crate::check;
+use crate::qemu::{command, sysfs, Places, Qemu, Version};
+use crate::Result;
+
+/// Bytes of guest memory.
+const MEMORY: u64 = 32 << 20;
+/// The engine's register that stops the guest.
+const MAILBOX: u32 = 0x28;
+/// Bytes a second, at first: so slow that the guest works through several rounds of copies.
+const SLOW: u64 = 8 << 20;
+/// So slow that the first pass over the memory takes longer than some rounds of the guest.
+const SLOWEST: u64 = 256 << 10;
+const FAST: u64 = 8 << 30;
+
+/// What came of a case.
+pub(crate) struct Seen {
+    pub(crate) what: Expected,
+    /// What should not be, besides.
+    pub(crate) wrong: Vec<String>,
+}
+
+struct Run<'a> {
+    places: &'a Places,
+    case: &'a Case,
+    folder: &'a Path,
+}
+
+/// Runs a case in an empty folder.
+pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
+    let run = Run { places, case, folder };
+    let mut destination = run.start(case.to, "destination", true)?;
+    let mut source = run.start(case.from, "source", false)?;
+    if !source.wait_rounds(3)? {
+        return Err(format!("the guest is wrong before it migrates: {}", source.text("serial")).into());
+    }
+    run.set_up(&mut source, &mut destination)?;
+    match case.story {
+        Story::Refused(words) => return run.refused(source, destination, words),
+        Story::CancelAndAgain => {
+            run.begin(&mut source)?;
+            source.run("migrate_cancel", json!({}))?;
+            run.ended(&mut source, "cancelled")?;
+            destination = run.again(&mut source, destination)?;
+        }
+        Story::FailAndAgain(name, errno) => {
+            run.fail(&mut source, name, errno)?;
+            destination = run.again(&mut source, destination)?;
+        }
+        Story::ScatteredPins => scatter(&mut source)?,
+        Story::Migrate | Story::Unmarked => {}
+    }
+    run.begin(&mut source)?;
+    run.late(&mut source)?;
+    let (memory, first, good) = run.arrive(&mut source, &mut destination)?;
+    let mut wrong = check::reports(case, &source);
+    let what = match (memory, good) {
+        (0, true) => Expected::Same,
+        (_, false) => Expected::Stale,
+        (_, true) if case.story == Story::Unmarked => Expected::Stale, // not the guest's page
+        (pages, true) => {
+            wrong.push(format!("{pages} pages differ, the first at {first:#x?}, and the guest says that all is good"));
+            Expected::Stale
+        }
+    };
+    if memory == 0 && !good {
+        wrong.push(format!("memory is the same, and the guest says: {}", destination.text("serial")));
+    }
+    for qemu in [&mut source, &mut destination] {
+        qemu.quit()?;
+        wrong.extend(check::left(qemu));
+    }
+    Ok(Seen { what, wrong })
+}
+
+impl Run<'_> {
+    fn start(&self, version: Version, name: &str, incoming: bool) -> Result<Qemu> {
+        let mut command = command(self.places, version)?;
+        arguments(&mut command, self.case, self.folder, &self.places.guest)?;
+        if incoming {
+            command.args(["-S", "-incoming", "defer"]);
+        }
+        Qemu::start(command, self.folder, name)
+    }
+
+    fn socket(&self) -> String {
+        format!("unix:{}", self.folder.join("migration").display())
+    }
+
+    /// Sets capabilities, and lets the destination listen.
+    fn set_up(&self, source: &mut Qemu, destination: &mut Qemu) -> Result<()> {
+        let capabilities: Vec<Value> = self.case.capabilities.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        for qemu in [&mut *source, &mut *destination] {
+            if !capabilities.is_empty() && !matches!(self.case.story, Story::Refused(_)) {
+                qemu.run("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
+            }
+        }
+        destination.run("migrate-incoming", json!({"uri": self.socket()}))?;
+        Ok(())
+    }
+
+    /// Begins to migrate, and waits until some rounds of copies are over.
+    fn begin(&self, source: &mut Qemu) -> Result<()> {
+        let slow = if self.case.viommu() { SLOWEST } else { SLOW };
+        limits(source, slow, 1)?;
+        if !self.case.viommu() {
+            self.migrate(source)?;
+            return source.wait("third round of copies", |source| {
+                let now = source.run("query-migrate", json!({}))?;
+                going(&now)?;
+                Ok((syncs(&now) >= 3).then_some(()))
+            });
+        }
+        // QEMU skips an UNMAP if it looks for dirty pages between the moments when the guest
+        // clears an entry and when it invalidates it. So the guest works only while QEMU
+        // copies for the first time.
+        pause(source)?;
+        self.migrate(source)?;
+        source.wait("begin of the copy", |source| {
+            let now = source.run("query-migrate", json!({}))?;
+            going(&now)?;
+            let sent = now["ram"]["transferred"].as_u64().unwrap_or(0);
+            Ok((syncs(&now) >= 1 && sent > 64 << 10).then_some(()))
+        })?;
+        if let Some(lose) = self.case.lose {
+            source.control(&format!("lose {lose}"))?;
+        }
+        go_on(source)?;
+        source.wait_rounds(4)?;
+        pause(source)?;
+        let now = source.run("query-migrate", json!({}))?;
+        match syncs(&now) {
+            1 => Ok(()),
+            more => Err(format!("QEMU looked for dirty pages {more} times while the guest worked").into()),
+        }
+    }
+
+    fn migrate(&self, source: &mut Qemu) -> Result<()> {
+        source.run("migrate", json!({"uri": self.socket()}))?;
+        Ok(())
+    }
+
+    /// What happens when most memory has been copied.
+    fn late(&self, source: &mut Qemu) -> Result<()> {
+        if self.case.viommu() {
+            return Ok(());
+        }
+        if let Some(lose) = self.case.lose {
+            source.control(&format!("lose {lose}"))?;
+        }
+        if self.case.story == Story::Unmarked {
+            // A page that the guest does not use.
+            engine(source, 7, 0x1c0_0000, 4096, 1, 0x5eed)?;
+        }
+        source.wait_rounds(2)?;
+        Ok(())
+    }
+
+    /// Lets the migration end, compares the memories, and lets the destination run: how many
+    /// pages differ, the first of them, and whether the guest finds its memory right.
+    fn arrive(&self, source: &mut Qemu, destination: &mut Qemu) -> Result<(usize, Option<usize>, bool)> {
+        limits(source, FAST, 2000)?;
+        self.ended(source, "completed")?;
+        let here = source.memory(MEMORY)?;
+        destination.wait("arrival", |destination| {
+            let now = destination.run("query-migrate", json!({}))?;
+            Ok((now["status"] == "completed").then_some(()))
+        })?;
+        let there = destination.memory(MEMORY)?;
+        let (pages, first) = check::difference(&here, &there);
+        destination.run("cont", json!({}))?;
+        destination.wait_status("running")?;
+        if self.case.viommu() {
+            go_on(destination)?;
+        }
+        Ok((pages, first, destination.wait_rounds(3)?))
+    }
+
+    /// Waits until the migration is over, which must be so.
+    fn ended(&self, source: &mut Qemu, how: &str) -> Result<()> {
+        source.wait("end of the migration", |source| {
+            let now = source.run("query-migrate", json!({}))?;
+            let status = now["status"].as_str().unwrap_or_default();
+            match status {
+                "completed" | "failed" | "cancelled" if status != how => {
+                    Err(format!("the migration has {status}, and not {how}: {}", now["error-desc"]).into())
+                }
+                _ => Ok((status == how).then_some(())),
+            }
+        })
+    }
+
+    /// Lets a migration fail.
+    fn fail(&self, source: &mut Qemu, name: &str, errno: i32) -> Result<()> {
+        let fail = format!("fail {name} {errno}");
+        limits(source, SLOW, 1)?;
+        if name == "start" {
+            source.control(&fail)?;
+            // It may fail at once.
+            let _ = self.migrate(source);
+            return self.ended(source, "failed");
+        }
+        self.begin(source)?;
+        source.control(&fail)?;
+        match name {
+            // A cancelled migration ends the tracking, and that it fails changes nothing.
+            "stop" => {
+                source.run("migrate_cancel", json!({}))?;
+                self.ended(source, "cancelled")
+            }
+            _ => self.ended(source, "failed"),
+        }
+    }
+
+    /// After a migration that was not to arrive: the guest goes on, and there is another
+    /// destination.
+    fn again(&self, source: &mut Qemu, mut destination: Qemu) -> Result<Qemu> {
+        destination.wait_end_or_quit()?;
+        source.wait_status("running")?;
+        if self.case.viommu() {
+            go_on(source)?;
+        }
+        if !source.wait_rounds(2)? {
+            return Err("the guest is wrong after a migration that did not arrive".into());
+        }
+        let mut destination = self.start(self.case.to, "destination-2", true)?;
+        self.set_up(source, &mut destination)?;
+        Ok(destination)
+    }
+
+    fn refused(&self, mut source: Qemu, mut destination: Qemu, words: &str) -> Result<Seen> {
+        let capabilities: Vec<Value> = self.case.capabilities.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        let set = source.run("migrate-set-capabilities", json!({"capabilities": capabilities}));
+        let refused = set.and_then(|_| self.migrate(&mut source));
+        let mut wrong = Vec::new();
+        match refused {
+            Ok(()) => wrong.push("QEMU does not refuse".into()),
+            Err(error) if error.to_string().to_lowercase().contains(&words.to_lowercase()) => {}
+            Err(error) => wrong.push(format!("it says: {error}")),
+        }
+        if !source.wait_rounds(1)? {
+            wrong.push("the guest is wrong then".into());
+        }
+        for qemu in [&mut source, &mut destination] {
+            qemu.quit()?;
+            wrong.extend(check::left(qemu));
+        }
+        Ok(Seen {
+            what: Expected::Refused,
+            wrong,
+        })
+    }
+}
+
+/// The arguments of a case, and its environment.
+pub(crate) fn arguments(command: &mut Command, case: &Case, folder: &Path, guest: &Path) -> Result<()> {
+    command.args(["-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32M"]);
+    command.args(["-machine", if case.from == case.to { "q35" } else { "pc-q35-10.0" }]);
+    command.args(case.arguments);
+    let mut devices = Vec::new();
+    for k in 0..case.devices {
+        let (group, name) = (42 + k, format!("dev{k}"));
+        let place = sysfs(folder, group, &name)?;
+        let migrates = if case.from == Version::V7 { "x-enable-migration" } else { "enable-migration" };
+        command.arg("-device");
+        command.arg(format!("vfio-pci,id={name},sysfsdev={},{migrates}=on", place.display()));
+        devices.push(format!("{group}:{name}"));
+    }
+    command.arg("-kernel").arg(guest).arg("-append").arg(case.guest);
+    command.env("VFIO_PRELOAD_DEVICES", devices.join(","));
+    command.env("VFIO_PRELOAD_MIGRATION", case.migration);
+    command.env("VFIO_PRELOAD_GROUP", case.group);
+    let tracking = match case.tracking {
+        Tracking::Container => "container",
+        Tracking::Device => "device",
+    };
+    command.env("VFIO_PRELOAD_TRACKING", tracking);
+    Ok(())
+}
+
+fn limits(qemu: &mut Qemu, bandwidth: u64, downtime: u64) -> Result<()> {
+    let limits = json!({"max-bandwidth": bandwidth, "downtime-limit": downtime});
+    qemu.run("migrate-set-parameters", limits)?;
+    Ok(())
+}
+
+fn syncs(now: &Value) -> u64 {
+    now["ram"]["dirty-sync-count"].as_u64().unwrap_or(0)
+}
+
+/// Checks that a migration has not ended.
+fn going(now: &Value) -> Result<()> {
+    match now["status"].as_str() {
+        Some(status @ ("completed" | "failed" | "cancelled")) => {
+            Err(format!("the migration has {status} too early: {}", now["error-desc"]).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stops the guest's work. Its processor goes on.
+fn pause(qemu: &mut Qemu) -> Result<()> {
+    qemu.control(&format!("set dev0 {MAILBOX} 1"))?;
+    qemu.wait("pause of the guest", |qemu| {
+        let mailbox = qemu.control(&format!("get dev0 {MAILBOX}"))?;
+        Ok((mailbox == "2").then_some(()))
+    })
+}
+
+fn go_on(qemu: &mut Qemu) -> Result<()> {
+    qemu.control(&format!("set dev0 {MAILBOX} 0"))?;
+    Ok(())
+}
+
+/// Has the engine do a command while the guest does not use it.
+fn engine(qemu: &mut Qemu, command: u32, iova: u64, stride: u32, count: u32, value: u32) -> Result<()> {
+    pause(qemu)?;
+    let registers = [(0x00, iova as u32), (0x04, (iova >> 32) as u32), (0x08, 4096), (0x0c, count), (0x10, stride), (0x14, value), (0x18, command)];
+    for (register, value) in registers {
+        qemu.control(&format!("set dev0 {register} {value}"))?;
+    }
+    let status = qemu.control("get dev0 0x1c")?;
+    go_on(qemu)?;
+    match status.as_str() {
+        "1" => Ok(()),
+        _ => Err(format!("the engine's command {command} failed").into()),
+    }
+}
+
+/// Pins every other page of the upper half of memory.
+fn scatter(source: &mut Qemu) -> Result<()> {
+    engine(source, 3, MEMORY / 2, 8192, (MEMORY / 2 / 8192) as u32, 0)
+}
