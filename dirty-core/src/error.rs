@@ -152,6 +152,8 @@ errors! {
     NoTransition => EINVAL, "no way leads from this migration state to that one";
     DeviceFailed => EINVAL, "the device failed and must be reset";
     NotPreCopy => EINVAL, "the device is not in pre-copy, or does not have it";
+    RegionAccess => EINVAL, "the migration region has no register or data of this size there";
+    RegionOrder => EINVAL, "the migration region does not take this access at this point";
 }
 
 impl core::error::Error for Error {}

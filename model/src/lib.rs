@@ -11,7 +11,7 @@
 //! fuzzing.
 //!
 //! [`tracked`] does the same for a VMM's tracker: slots, mappings and logs that come
-//! and go.
+//! and go. [`migration`] does it for the migration of a device's own state.
 //!
 //! ```
 //! let script = "new devs=emu0\nmap size=4p\nstart\nfault copy=3\nget size=4p";
@@ -23,6 +23,7 @@
 
 mod compare;
 mod gen;
+pub mod migration;
 mod naive;
 mod raw;
 pub mod tracked;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine that drives a device, and answers the ioctls of migration (M3 to
+//! The machine that drives a device, and answers the ioctls of migration (M3, M5,
 //! M6).
 
 use crate::error::{Errno, Error};

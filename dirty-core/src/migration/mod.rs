@@ -4,7 +4,7 @@
 //! A VMM moves a VFIO device by states: it asks for one, and a data file carries
 //! the device's state out of the source and into the destination. This module has
 //! what is the same for every device. Its answers are those of Linux, to the errno
-//! (rules M1 to M8 in docs/rules.md).
+//! (rules M1 to M9 in docs/rules.md).
 //!
 //! - [`State`] and [`Features`] say which states a device has, and
 //!   [`Features::next`] the next one on the way to any other.
@@ -16,6 +16,7 @@
 //!   device's log those of DMA logging.
 //! - [`PrecopyInfo`] is the ioctl of a data file in pre-copy.
 //! - [`uapi`] has the structures and numbers.
+//! - [`v1`] is the first interface, a region of the device.
 //!
 //! # Example
 //!
@@ -61,6 +62,8 @@
 //! ```
 
 // Each file uses only files below it.
+pub mod v1; // the migration region of the first interface
+
 mod machine; // drives a device, and answers the ioctls of migration
 
 mod feature; // VFIO_DEVICE_FEATURE: the argument
