@@ -121,12 +121,13 @@ fn make(variable: impl Fn(&str) -> Option<String>) -> Result<World, String> {
     })
 }
 
-/// `v2` with any of `+precopy` and `+p2p`, `v1` or `none`.
+/// `none`, `v1`, or `v2` with any of `+precopy` and `+p2p`.
 fn migration(text: &str) -> Result<MigrationVersion, String> {
     let mut features = Features::default();
     let mut words = text.split('+');
     match words.next() {
         Some("none") if text == "none" => return Ok(MigrationVersion::None),
+        Some("v1") if text == "v1" => return Ok(MigrationVersion::V1),
         Some("v2") => {}
         _ => return Err(bad_migration(text)),
     }
@@ -142,6 +143,6 @@ fn migration(text: &str) -> Result<MigrationVersion, String> {
 
 fn bad_migration(text: &str) -> String {
     format!(
-        "VFIO_PRELOAD_MIGRATION is {text:?}: say v2, v2+precopy, v2+p2p, v2+precopy+p2p or none"
+        "VFIO_PRELOAD_MIGRATION is {text:?}: say none, v1, v2, v2+precopy, v2+p2p or v2+precopy+p2p"
     )
 }

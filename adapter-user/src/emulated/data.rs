@@ -190,6 +190,16 @@ impl DataFile {
         })
     }
 
+    /// How many bytes are left to read at present.
+    pub(super) fn unread(&self) -> u64 {
+        let stream = self.stream();
+        let rest = stream.rest().len() as u64;
+        match stream.phase {
+            Phase::PreCopy => rest.saturating_add(self.model.early_size()),
+            _ => rest,
+        }
+    }
+
     /// Answers an ioctl of the file. `nr` is its number, and `arg` the address of its
     /// structure in this process. There is one: VFIO_MIG_GET_PRECOPY_INFO.
     ///
@@ -257,18 +267,6 @@ impl Stream {
             _ => Err(Errno::ENOSPC),
         }
     }
-}
-
-/// The state of a stopped device, as one read of it would give.
-pub(super) fn save(model: &dyn DeviceModel) -> Result<Vec<u8>, Errno> {
-    let mut stream = Stream {
-        phase: Phase::StopCopy,
-        bytes: Vec::new(),
-        done: 0,
-        initial: 0,
-    };
-    stream.append(STATE, |to| model.save(to))?;
-    Ok(stream.bytes)
 }
 
 /// How many bytes `save` makes, about.

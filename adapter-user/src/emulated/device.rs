@@ -6,6 +6,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::GroupId;
+use dirty_core::migration::v1::{
+    Region, VFIO_REGION_SUBTYPE_MIGRATION, VFIO_REGION_TYPE_MIGRATION,
+};
 use dirty_core::migration::{DeviceFeature, Features, Migration, MigrationCall, Offers, State};
 use dirty_core::{Errno, Error};
 
@@ -28,6 +31,8 @@ pub enum MigrationVersion {
     None,
     /// Today's, with the features MIGRATION and MIG_DEVICE_STATE.
     V2(Features),
+    /// The first one, by a region of the device. QEMU up to 7.2 uses it.
+    V1,
 }
 
 /// What a device offers to the program, besides what its model does.
@@ -55,6 +60,11 @@ pub trait DataDescriptors {
 
 /// The IOVAs that a device's log takes marks for: 52 bits, as an x86 IOMMU has at most.
 const LOGGED: u64 = 1 << 52;
+/// The index of the region for version 1, where its data section begins, and the bytes of
+/// that.
+const V1_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
+const V1_DATA: u64 = 0x1000;
+const V1_SIZE: u64 = 0x1_0000;
 /// A region's bytes are at its index times this, in the device's file.
 const REGION_SHIFT: u32 = 40;
 
@@ -70,6 +80,8 @@ pub struct DeviceFile {
     /// Locked before the machine.
     migrating: Mutex<Migrating>,
     machine: Arc<Mutex<Migration>>,
+    /// Of version 1. Locked after `migrating`.
+    v1: Option<Mutex<Region>>,
     /// The file of the device's group, which the device keeps open.
     _group: Arc<dyn Any + Send + Sync>,
 }
@@ -113,7 +125,11 @@ impl DeviceFile {
         let _ = told.set(Arc::downgrade(&model)); // unreachable error: it is set here only
         let features = match opening.settings.migration {
             MigrationVersion::V2(features) => features,
-            MigrationVersion::None => Features::default(),
+            MigrationVersion::None | MigrationVersion::V1 => Features::default(),
+        };
+        let v1 = match opening.settings.migration {
+            MigrationVersion::V1 => Region::new(V1_DATA, V1_SIZE).map(Mutex::new),
+            _ => None,
         };
         let machine = Arc::new(Mutex::new(Migration::new(features)));
         let migrating = Migrating::new(Arc::clone(&model), Arc::clone(&machine));
@@ -125,6 +141,7 @@ impl DeviceFile {
             settings: opening.settings,
             migrating: Mutex::new(migrating),
             machine,
+            v1,
             _group: opening.group,
         })
     }
@@ -137,6 +154,11 @@ impl DeviceFile {
 
     fn machine(&self) -> MutexGuard<'_, Migration> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn v1(&self) -> Option<MutexGuard<'_, Region>> {
+        let region = self.v1.as_ref()?.lock();
+        Some(region.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the device's name.
@@ -160,7 +182,10 @@ impl DeviceFile {
     /// Returns the migration state.
     #[must_use]
     pub fn state(&self) -> State {
-        self.machine().state()
+        match self.v1() {
+            Some(region) => region.state(),
+            None => self.machine().state(),
+        }
     }
 
     /// Takes the device to the migration state with the number `to`, as
@@ -190,6 +215,9 @@ impl DeviceFile {
         self.dma.unpin_all();
         self.model.reset();
         self.machine().reset();
+        if let Some(mut region) = self.v1() {
+            region.reset();
+        }
         self.model.resume();
     }
 
@@ -201,6 +229,9 @@ impl DeviceFile {
         self.model.quiesce();
         migrating.end();
         self.machine().close();
+        if let Some(mut region) = self.v1() {
+            region.reset();
+        }
         self.log.stop();
         self.dma.close();
     }
@@ -224,8 +255,15 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// EINVAL if no region is there.
+    /// EINVAL if no region is there. The region of version 1 takes whole registers, and
+    /// fails as [`Region`] says.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if let Some(at) = v1_offset(offset) {
+            let mut migrating = self.migrating();
+            let mut region = self.v1().ok_or(Errno::EINVAL)?;
+            let done = region.read(&mut *migrating, at, data);
+            return done.map(|()| data.len()).map_err(Error::errno);
+        }
         let (region, at, len) = self.region(offset, data.len())?;
         self.model.read(region, at, &mut data[..len]);
         Ok(len)
@@ -236,8 +274,15 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// EINVAL if no region is there.
+    /// EINVAL if no region is there. The region of version 1 takes whole registers, and
+    /// fails as [`Region`] says.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let Some(at) = v1_offset(offset) {
+            let mut migrating = self.migrating();
+            let mut region = self.v1().ok_or(Errno::EINVAL)?;
+            let done = region.write(&mut *migrating, at, data);
+            return done.map(|()| data.len()).map_err(Error::errno);
+        }
         let (region, at, len) = self.region(offset, data.len())?;
         self.model.write(region, at, &data[..len]);
         Ok(len)
@@ -290,7 +335,8 @@ impl DeviceFile {
     fn get_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, _regions, _irqs] = get_words(arg)?;
         let flags = VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI;
-        let answer = [flags, VFIO_PCI_NUM_REGIONS, VFIO_PCI_NUM_IRQS, 0, 0];
+        let regions = VFIO_PCI_NUM_REGIONS + u32::from(self.v1.is_some());
+        let answer = [flags, regions, VFIO_PCI_NUM_IRQS, 0, 0];
         let room = match argsz as usize >= size_of::<vfio_device_info>() {
             true => &answer[..],
             false => &answer[..3], // a program that knows no capabilities
@@ -300,20 +346,44 @@ impl DeviceFile {
 
     fn get_region_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, index, _cap, _, _, _, _] = get_words(arg)?;
-        if index >= VFIO_PCI_NUM_REGIONS {
-            return Err(Errno::EINVAL);
-        }
-        let size = self.model.region_size(index);
-        let flags = match size {
+        const HEAD: u32 = size_of::<vfio_region_info>() as u32;
+        const CAP: u32 = size_of::<vfio_region_info_cap_type>() as u32;
+        let region = self.v1();
+        let (size, cap) = match index {
+            0..VFIO_PCI_NUM_REGIONS => (self.model.region_size(index), 0),
+            V1_INDEX => (region.ok_or(Errno::EINVAL)?.size(), CAP),
+            _ => return Err(Errno::EINVAL),
+        };
+        let mut flags = match size {
             0 => 0,
             _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
         };
+        let fits = argsz >= HEAD + CAP;
+        if cap != 0 {
+            flags |= VFIO_REGION_INFO_FLAG_CAPS;
+        }
+        let (argsz, at) = match (cap, fits) {
+            (0, _) => (argsz, 0),
+            (_, false) => (HEAD + CAP, 0), // the program asks again
+            (_, true) => (argsz, HEAD),
+        };
         let mut answer = Vec::new();
-        for word in [argsz, flags, index, 0] {
+        for word in [argsz, flags, index, at] {
             answer.extend(word.to_ne_bytes());
         }
         answer.extend(size.to_ne_bytes());
         answer.extend((u64::from(index) << REGION_SHIFT).to_ne_bytes());
+        if at != 0 {
+            answer.extend(VFIO_REGION_INFO_CAP_TYPE.to_ne_bytes());
+            answer.extend(1u16.to_ne_bytes()); // version
+            let [next, kind, subtype] =
+                [0, VFIO_REGION_TYPE_MIGRATION, VFIO_REGION_SUBTYPE_MIGRATION];
+            answer.extend(
+                [next, kind, subtype]
+                    .iter()
+                    .flat_map(|word| word.to_ne_bytes()),
+            );
+        }
         put(arg, &answer)
     }
 
@@ -321,7 +391,7 @@ impl DeviceFile {
         Offers {
             migration: match self.settings.migration {
                 MigrationVersion::V2(features) => Some(features),
-                MigrationVersion::None => None,
+                MigrationVersion::None | MigrationVersion::V1 => None,
             },
             logging: self.settings.own_log,
         }
@@ -361,6 +431,13 @@ impl DeviceFile {
             }
         }
     }
+}
+
+/// Where `offset` of the device's file is in the region for version 1, if it is there.
+fn v1_offset(offset: u64) -> Option<u64> {
+    let start = u64::from(V1_INDEX) << REGION_SHIFT;
+    let at = offset.checked_sub(start)?;
+    (at < 1 << REGION_SHIFT).then_some(at)
 }
 
 impl Drop for DeviceFile {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A device as the machine of version 2 of migration drives it.
+//! A device as the machines of migration drive it.
 
 use std::sync::{Arc, Mutex};
 
+use dirty_core::migration::v1::DataSection;
 use dirty_core::migration::{Device, Failure, Migration, State, Transfer, Transition};
 use dirty_core::Errno;
 
@@ -14,6 +15,8 @@ pub(super) struct Migrating {
     model: Arc<dyn DeviceModel>,
     machine: Arc<Mutex<Migration>>,
     file: Option<DataFile>,
+    /// Of version 1: what is in the data section of the region.
+    section: Vec<u8>,
 }
 
 impl Migrating {
@@ -22,6 +25,7 @@ impl Migrating {
             model,
             machine,
             file: None,
+            section: Vec::new(),
         }
     }
 
@@ -30,6 +34,11 @@ impl Migrating {
         if let Some(file) = self.file.take() {
             file.end();
         }
+        self.section = Vec::new();
+    }
+
+    fn file(&self) -> Result<&DataFile, Errno> {
+        self.file.as_ref().ok_or(Errno::EIO) // unreachable: a transfer is under way
     }
 }
 
@@ -55,9 +64,8 @@ impl Device for Migrating {
         }
         match transition.transfer() {
             Transfer::SaveRest => {
-                let file = self.file.as_ref();
-                let file = file.ok_or(Failure::Unchanged(Errno::EIO))?; // unreachable: it saves
-                file.device_stopped().map_err(|errno| {
+                let stopped = self.file().and_then(DataFile::device_stopped);
+                stopped.map_err(|errno| {
                     self.model.resume();
                     Failure::Unchanged(errno)
                 })?;
@@ -79,5 +87,48 @@ impl Device for Migrating {
 
     fn stop_copy_length(&mut self) -> Result<u64, Errno> {
         Ok(data::size(&*self.model))
+    }
+}
+
+impl DataSection for Migrating {
+    fn pending(&mut self) -> Result<u64, Errno> {
+        Ok(self.file()?.unread())
+    }
+
+    fn stage(&mut self, room: u64) -> Result<u64, Errno> {
+        let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
+        let mut section = vec![0; room];
+        let staged = match self.file()?.read(&mut section) {
+            Ok(staged) => staged,
+            Err(Errno(libc::ENOMSG)) => 0, // nothing more before the device stops
+            Err(errno) => return Err(errno),
+        };
+        section.truncate(staged);
+        self.section = section;
+        Ok(staged as u64)
+    }
+
+    fn load(&mut self, size: u64) -> Result<(), Errno> {
+        let section = std::mem::take(&mut self.section);
+        let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
+        let bytes = section.get(..size).ok_or(Errno::EINVAL)?;
+        self.file()?.write(bytes).map(|_| ())
+    }
+
+    fn read(&mut self, at: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let at = usize::try_from(at).map_err(|_| Errno::EINVAL)?;
+        let bytes = self.section.get(at..).and_then(|rest| rest.get(..to.len()));
+        to.copy_from_slice(bytes.ok_or(Errno::EINVAL)?);
+        Ok(())
+    }
+
+    fn write(&mut self, at: u64, from: &[u8]) -> Result<(), Errno> {
+        let at = usize::try_from(at).map_err(|_| Errno::EINVAL)?;
+        let end = at.checked_add(from.len()).ok_or(Errno::EINVAL)?;
+        if self.section.len() < end {
+            self.section.resize(end, 0);
+        }
+        self.section[at..end].copy_from_slice(from);
+        Ok(())
     }
 }

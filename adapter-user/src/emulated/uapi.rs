@@ -41,11 +41,6 @@ pub const VFIO_REGION_INFO_FLAG_WRITE: u32 = 2;
 pub const VFIO_REGION_INFO_FLAG_CAPS: u32 = 8;
 /// The capability that says what a region beyond those of PCI is for.
 pub const VFIO_REGION_INFO_CAP_TYPE: u16 = 2;
-/// The type of the region for version 1 of migration.
-pub const VFIO_REGION_TYPE_MIGRATION_DEPRECATED: u32 = 3;
-/// The subtype of the region for version 1 of migration.
-pub const VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED: u32 = 1;
-
 /// The index of the region of PCI's first BAR. The others follow it.
 pub const VFIO_PCI_BAR0_REGION_INDEX: u32 = 0;
 /// The index of the region of PCI's configuration space.

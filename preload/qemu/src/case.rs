@@ -177,11 +177,21 @@ pub(crate) const CASES: &[Case] = &[
         ..case("multifd")
     },
     Case {
-        arguments: &["-object", "memory-backend-memfd,id=m,size=32M,share=on", "-machine", "memory-backend=m"],
+        arguments: &[
+            "-object",
+            "memory-backend-memfd,id=m,size=32M,share=on",
+            "-machine",
+            "memory-backend=m",
+        ],
         ..case("memory of a memfd, shared")
     },
     Case {
-        arguments: &["-object", "memory-backend-memfd,id=m,size=32M,share=off", "-machine", "memory-backend=m"],
+        arguments: &[
+            "-object",
+            "memory-backend-memfd,id=m,size=32M,share=off",
+            "-machine",
+            "memory-backend=m",
+        ],
         ..case("memory of a memfd, private")
     },
     Case {

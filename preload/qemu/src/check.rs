@@ -6,13 +6,22 @@ use crate::qemu::Qemu;
 
 /// The value of `name=` in a line of a trace, decimal or hexadecimal.
 fn field(line: &str, name: &str) -> Option<u64> {
-    let mut words = line.split_whitespace().map(|word| word.trim_end_matches(','));
+    let mut words = line
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(','));
     while let Some(word) = words.next() {
-        let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) else {
+        let Some(value) = word
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('='))
+        else {
             continue;
         };
         // Older QEMUs print a space after "size=".
-        let value = if value.is_empty() { words.next()? } else { value };
+        let value = if value.is_empty() {
+            words.next()?
+        } else {
+            value
+        };
         return match value.strip_prefix("0x") {
             Some(hex) => u64::from_str_radix(hex, 16).ok(),
             None => value.parse().ok(),
@@ -29,7 +38,11 @@ fn answered(trace: &str, kind: &str) -> Vec<Report> {
     let ours = |line: &str| {
         let (_, line) = line.split_once(' ')?;
         let line = line.strip_prefix(kind)?.strip_prefix(' ')?;
-        Some((field(line, "iova")?, field(line, "size")?, field(line, "dirty")?))
+        Some((
+            field(line, "iova")?,
+            field(line, "size")?,
+            field(line, "dirty")?,
+        ))
     };
     trace.lines().filter_map(ours).collect()
 }
@@ -37,7 +50,11 @@ fn answered(trace: &str, kind: &str) -> Vec<Report> {
 /// What QEMU saw, by its trace.
 fn seen(trace: &str) -> Vec<Report> {
     let theirs = |line: &str| {
-        Some((field(line, "iova")?, field(line, "size")?, field(line, "dirty_pages")?))
+        Some((
+            field(line, "iova")?,
+            field(line, "size")?,
+            field(line, "dirty_pages")?,
+        ))
     };
     trace.lines().filter_map(theirs).collect()
 }
@@ -66,14 +83,23 @@ pub(crate) fn reports(case: &Case, source: &Qemu) -> Vec<String> {
             wrong.push(format!("QEMU's trace differs from the answers: {first}"));
         }
     }
-    if case.viommu() && !answered(&trace, "unmap").iter().any(|(_, _, dirty)| *dirty != 0) && case.lose != Some("unmap") {
+    if case.viommu()
+        && !answered(&trace, "unmap")
+            .iter()
+            .any(|(_, _, dirty)| *dirty != 0)
+        && case.lose != Some("unmap")
+    {
         wrong.push("no UNMAP had a dirty page".into());
     }
     wrong
 }
 
 fn in_order(trace: &str, kinds: &[&str]) -> Vec<Report> {
-    let line_of = |line: &str| kinds.iter().find_map(|kind| answered(line, kind).first().copied());
+    let line_of = |line: &str| {
+        kinds
+            .iter()
+            .find_map(|kind| answered(line, kind).first().copied())
+    };
     trace.lines().filter_map(line_of).collect()
 }
 
@@ -83,9 +109,15 @@ fn first_difference(ours: &[Report], theirs: &[Report]) -> Option<String> {
         None => "nothing".into(),
     };
     let longest = ours.len().max(theirs.len());
-    (0..longest).find(|k| ours.get(*k) != theirs.get(*k)).map(|k| {
-        format!("report {k} of {longest}: answered {}, traced {}", show(ours.get(k)), show(theirs.get(k)))
-    })
+    (0..longest)
+        .find(|k| ours.get(*k) != theirs.get(*k))
+        .map(|k| {
+            format!(
+                "report {k} of {longest}: answered {}, traced {}",
+                show(ours.get(k)),
+                show(theirs.get(k))
+            )
+        })
 }
 
 /// What is left of the devices of a QEMU that has ended.
@@ -102,7 +134,12 @@ pub(crate) fn left(qemu: &Qemu) -> Vec<String> {
 /// How many pages of 4 KiB differ, and the address of the first.
 pub(crate) fn difference(a: &[u8], b: &[u8]) -> (usize, Option<usize>) {
     let differ = a.chunks(4096).zip(b.chunks(4096)).enumerate();
-    let differ = differ.filter(|(_, (a, b))| a != b).map(|(page, _)| page * 4096);
+    let differ = differ
+        .filter(|(_, (a, b))| a != b)
+        .map(|(page, _)| page * 4096);
     let differ: Vec<usize> = differ.collect();
-    (differ.len() + a.len().abs_diff(b.len()).div_ceil(4096), differ.first().copied())
+    (
+        differ.len() + a.len().abs_diff(b.len()).div_ceil(4096),
+        differ.first().copied(),
+    )
 }

@@ -78,18 +78,28 @@ fn run(options: &Options) -> Result<bool> {
         return print(&places);
     }
     let wanted = |case: &&Case| {
-        let named = options.only.as_ref().is_none_or(|words| case.name.contains(words.as_str()));
+        let named = options
+            .only
+            .as_ref()
+            .is_none_or(|words| case.name.contains(words.as_str()));
         named && (case.quick || options.all || (options.only.is_some() && !options.quick))
     };
     let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
     if cases.is_empty() {
         return Err("no case has this name; --all runs every case".into());
     }
-    for version in cases.iter().flat_map(|case| [case.from, case.to]).collect::<BTreeSet<_>>() {
+    for version in cases
+        .iter()
+        .flat_map(|case| [case.from, case.to])
+        .collect::<BTreeSet<_>>()
+    {
         qemu::fetch(&places.cache, version)?;
     }
     build_guest(&places.guest)?;
-    println!("{:<52} {:<12} {:<9} {:<9} {:>7}", "case", "QEMU", "expected", "seen", "seconds");
+    println!(
+        "{:<52} {:<12} {:<9} {:<9} {:>7}",
+        "case", "QEMU", "expected", "seen", "seconds"
+    );
     let mut good = true;
     for case in cases {
         for _ in 0..options.repeat {
@@ -116,9 +126,16 @@ fn show(places: &Places, case: &Case, keep: bool) -> Result<bool> {
         true => case.from.name().to_owned(),
         false => format!("{} to {}", case.from.name(), case.to.name()),
     };
-    println!("{:<52} {versions:<12} {:<9} {seen:<9} {seconds:>7.1}", case.name, case.expected.name());
+    println!(
+        "{:<52} {versions:<12} {:<9} {seen:<9} {seconds:>7.1}",
+        case.name,
+        case.expected.name()
+    );
     for wrong in &wrong {
-        println!("    WRONG: {}", wrong.trim_end().replace('\n', "\n           "));
+        println!(
+            "    WRONG: {}",
+            wrong.trim_end().replace('\n', "\n           ")
+        );
     }
     if keep {
         println!("    kept: {}", folder.keep().display());
@@ -134,18 +151,41 @@ fn library() -> Result<PathBuf> {
     let library = program.with_file_name("libvfio_preload.so");
     match library.exists() {
         true => Ok(library),
-        false => Err(format!("{} is not there: cargo build --release -p vfio-preload", library.display()).into()),
+        false => Err(format!(
+            "{} is not there: cargo build --release -p vfio-preload",
+            library.display()
+        )
+        .into()),
     }
 }
 
 fn build_guest(guest: &Path) -> Result<()> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/guest.c");
     let mut gcc = Command::new("gcc");
-    gcc.args(["-m32", "-O2", "-march=i686", "-mno-sse", "-ffreestanding", "-fno-pic"]);
-    gcc.args(["-fno-stack-protector", "-nostdlib", "-static", "-no-pie", "-Wall", "-Wextra"]);
-    gcc.arg("-Wl,-Ttext=0x103000,--section-start=.multiboot=0x102000,--build-id=none,-z,noexecstack");
+    gcc.args([
+        "-m32",
+        "-O2",
+        "-march=i686",
+        "-mno-sse",
+        "-ffreestanding",
+        "-fno-pic",
+    ]);
+    gcc.args([
+        "-fno-stack-protector",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wall",
+        "-Wextra",
+    ]);
+    gcc.arg(
+        "-Wl,-Ttext=0x103000,--section-start=.multiboot=0x102000,--build-id=none,-z,noexecstack",
+    );
     let status = gcc.arg("-o").arg(guest).arg(source).status();
-    match status.map_err(|error| format!("the guest needs gcc: {error}"))?.success() {
+    match status
+        .map_err(|error| format!("the guest needs gcc: {error}"))?
+        .success()
+    {
         true => Ok(()),
         false => Err("gcc did not build the guest".into()),
     }
@@ -156,11 +196,27 @@ fn print(places: &Places) -> Result<bool> {
     let folder = Path::new("/tmp/vfio");
     let place = folder.join("sys/dev0");
     println!("# A device has a folder that sysfs would have, with the link to its group.");
-    println!("mkdir -p {0} {1}/sys/groups/42", place.display(), folder.display());
-    println!("ln -sfn {}/sys/groups/42 {}/iommu_group", folder.display(), place.display());
-    println!("# `qemu-system-x86_64` may be any VMM. README.md of preload/ has the other variables.");
-    println!("LD_PRELOAD={} VFIO_PRELOAD_DEVICES=42:dev0 \\", places.library.display());
+    println!(
+        "mkdir -p {0} {1}/sys/groups/42",
+        place.display(),
+        folder.display()
+    );
+    println!(
+        "ln -sfn {}/sys/groups/42 {}/iommu_group",
+        folder.display(),
+        place.display()
+    );
+    println!(
+        "# `qemu-system-x86_64` may be any VMM. README.md of preload/ has the other variables."
+    );
+    println!(
+        "LD_PRELOAD={} VFIO_PRELOAD_DEVICES=42:dev0 \\",
+        places.library.display()
+    );
     println!("    qemu-system-x86_64 -machine q35 -m 1G \\");
-    println!("    -device vfio-pci,sysfsdev={},enable-migration=on", place.display());
+    println!(
+        "    -device vfio-pci,sysfsdev={},enable-migration=on",
+        place.display()
+    );
     Ok(true)
 }

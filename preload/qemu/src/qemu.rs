@@ -56,9 +56,16 @@ pub(crate) fn fetch(cache: &Path, version: Version) -> Result<()> {
     if folder.exists() {
         return Ok(());
     }
-    println!("fetching QEMU {} from Debian {}", version.name(), version.suite());
+    println!(
+        "fetching QEMU {} from Debian {}",
+        version.name(),
+        version.suite()
+    );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fetch");
-    let status = Command::new(script).arg(version.suite()).arg(&folder).status()?;
+    let status = Command::new(script)
+        .arg(version.suite())
+        .arg(&folder)
+        .status()?;
     match status.success() {
         true => Ok(()),
         false => Err(format!("QEMU {} could not be fetched ({status})", version.name()).into()),
@@ -70,7 +77,10 @@ pub(crate) fn fetch(cache: &Path, version: Version) -> Result<()> {
 pub(crate) fn command(places: &Places, version: Version) -> Result<Command> {
     let root = places.cache.join(version.suite());
     let inside = |path: &str| root.join(path);
-    let linkers = ["lib64/ld-linux-x86-64.so.2", "usr/lib64/ld-linux-x86-64.so.2"];
+    let linkers = [
+        "lib64/ld-linux-x86-64.so.2",
+        "usr/lib64/ld-linux-x86-64.so.2",
+    ];
     let linker = linkers.into_iter().map(inside).find(|path| path.exists());
     let linker = linker.ok_or_else(|| format!("{} has no dynamic linker", root.display()))?;
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(inside);
@@ -114,12 +124,22 @@ impl Qemu {
     pub(crate) fn start(mut command: Command, folder: &Path, name: &str) -> Result<Qemu> {
         let file = |what: &str| folder.join(format!("{name}.{what}"));
         let qmp = file("qmp");
-        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
-        command.arg("-trace").arg("vfio_*").arg("-D").arg(file("qemu-trace"));
-        command.arg("-serial").arg(format!("file:{}", file("serial").display()));
+        command
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", qmp.display()));
+        command
+            .arg("-trace")
+            .arg("vfio_*")
+            .arg("-D")
+            .arg(file("qemu-trace"));
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", file("serial").display()));
         command.env("VFIO_PRELOAD_TRACE", file("trace"));
         command.env("VFIO_PRELOAD_CONTROL", file("control"));
-        command.stdin(Stdio::null()).stdout(File::create(file("out"))?);
+        command
+            .stdin(Stdio::null())
+            .stdout(File::create(file("out"))?);
         command.stderr(File::create(file("err"))?);
         let mut child = command.spawn()?;
         let connected = Qmp::connect(&qmp, || Ok(child.try_wait()?.is_none()));
@@ -183,7 +203,9 @@ impl Qemu {
             }
             if let Some(status) = self.child.try_wait()? {
                 self.ended = Some(status);
-                return Err(format!("{} has ended ({status}): {}", self.name, self.text("err")).into());
+                return Err(
+                    format!("{} has ended ({status}): {}", self.name, self.text("err")).into(),
+                );
             }
             if start.elapsed() > PATIENCE {
                 return Err(format!("{}: no {what} after {PATIENCE:?}", self.name).into());
@@ -217,7 +239,10 @@ impl Qemu {
     /// Reads guest memory.
     pub(crate) fn memory(&mut self, size: u64) -> Result<Vec<u8>> {
         let file = self.file("memory");
-        self.run("pmemsave", json!({"val": 0, "size": size, "filename": file}))?;
+        self.run(
+            "pmemsave",
+            json!({"val": 0, "size": size, "filename": file}),
+        )?;
         let memory = fs::read(&file)?;
         fs::remove_file(&file)?;
         Ok(memory)
@@ -254,7 +279,9 @@ impl Qemu {
             let _ = self.qmp.run("quit", &json!({})); // it may end before it answers
             let status = self.wait_end()?;
             if !status.success() {
-                return Err(format!("{} ended with {status}: {}", self.name, self.text("err")).into());
+                return Err(
+                    format!("{} ended with {status}: {}", self.name, self.text("err")).into(),
+                );
             }
         }
         Ok(())

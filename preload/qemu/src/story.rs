@@ -36,11 +36,19 @@ struct Run<'a> {
 
 /// Runs a case in an empty folder.
 pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
-    let run = Run { places, case, folder };
+    let run = Run {
+        places,
+        case,
+        folder,
+    };
     let mut destination = run.start(case.to, "destination", true)?;
     let mut source = run.start(case.from, "source", false)?;
     if !source.wait_rounds(3)? {
-        return Err(format!("the guest is wrong before it migrates: {}", source.text("serial")).into());
+        return Err(format!(
+            "the guest is wrong before it migrates: {}",
+            source.text("serial")
+        )
+        .into());
     }
     run.set_up(&mut source, &mut destination)?;
     match case.story {
@@ -72,7 +80,10 @@ pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
         }
     };
     if memory == 0 && !good {
-        wrong.push(format!("memory is the same, and the guest says: {}", destination.text("serial")));
+        wrong.push(format!(
+            "memory is the same, and the guest says: {}",
+            destination.text("serial")
+        ));
     }
     for qemu in [&mut source, &mut destination] {
         qemu.quit()?;
@@ -97,10 +108,18 @@ impl Run<'_> {
 
     /// Sets capabilities, and lets the destination listen.
     fn set_up(&self, source: &mut Qemu, destination: &mut Qemu) -> Result<()> {
-        let capabilities: Vec<Value> = self.case.capabilities.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        let capabilities: Vec<Value> = self
+            .case
+            .capabilities
+            .iter()
+            .map(|name| json!({"capability": name, "state": true}))
+            .collect();
         for qemu in [&mut *source, &mut *destination] {
             if !capabilities.is_empty() && !matches!(self.case.story, Story::Refused(_)) {
-                qemu.run("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
+                qemu.run(
+                    "migrate-set-capabilities",
+                    json!({"capabilities": capabilities}),
+                )?;
             }
         }
         destination.run("migrate-incoming", json!({"uri": self.socket()}))?;
@@ -139,7 +158,9 @@ impl Run<'_> {
         let now = source.run("query-migrate", json!({}))?;
         match syncs(&now) {
             1 => Ok(()),
-            more => Err(format!("QEMU looked for dirty pages {more} times while the guest worked").into()),
+            more => Err(
+                format!("QEMU looked for dirty pages {more} times while the guest worked").into(),
+            ),
         }
     }
 
@@ -166,7 +187,11 @@ impl Run<'_> {
 
     /// Lets the migration end, compares the memories, and lets the destination run: how many
     /// pages differ, the first of them, and whether the guest finds its memory right.
-    fn arrive(&self, source: &mut Qemu, destination: &mut Qemu) -> Result<(usize, Option<usize>, bool)> {
+    fn arrive(
+        &self,
+        source: &mut Qemu,
+        destination: &mut Qemu,
+    ) -> Result<(usize, Option<usize>, bool)> {
         limits(source, FAST, 2000)?;
         self.ended(source, "completed")?;
         let here = source.memory(MEMORY)?;
@@ -190,9 +215,11 @@ impl Run<'_> {
             let now = source.run("query-migrate", json!({}))?;
             let status = now["status"].as_str().unwrap_or_default();
             match status {
-                "completed" | "failed" | "cancelled" if status != how => {
-                    Err(format!("the migration has {status}, and not {how}: {}", now["error-desc"]).into())
-                }
+                "completed" | "failed" | "cancelled" if status != how => Err(format!(
+                    "the migration has {status}, and not {how}: {}",
+                    now["error-desc"]
+                )
+                .into()),
                 _ => Ok((status == how).then_some(())),
             }
         })
@@ -237,13 +264,25 @@ impl Run<'_> {
     }
 
     fn refused(&self, mut source: Qemu, mut destination: Qemu, words: &str) -> Result<Seen> {
-        let capabilities: Vec<Value> = self.case.capabilities.iter().map(|name| json!({"capability": name, "state": true})).collect();
-        let set = source.run("migrate-set-capabilities", json!({"capabilities": capabilities}));
+        let capabilities: Vec<Value> = self
+            .case
+            .capabilities
+            .iter()
+            .map(|name| json!({"capability": name, "state": true}))
+            .collect();
+        let set = source.run(
+            "migrate-set-capabilities",
+            json!({"capabilities": capabilities}),
+        );
         let refused = set.and_then(|_| self.migrate(&mut source));
         let mut wrong = Vec::new();
         match refused {
             Ok(()) => wrong.push("QEMU does not refuse".into()),
-            Err(error) if error.to_string().to_lowercase().contains(&words.to_lowercase()) => {}
+            Err(error)
+                if error
+                    .to_string()
+                    .to_lowercase()
+                    .contains(&words.to_lowercase()) => {}
             Err(error) => wrong.push(format!("it says: {error}")),
         }
         if !source.wait_rounds(1)? {
@@ -261,20 +300,51 @@ impl Run<'_> {
 }
 
 /// The arguments of a case, and its environment.
-pub(crate) fn arguments(command: &mut Command, case: &Case, folder: &Path, guest: &Path) -> Result<()> {
-    command.args(["-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32M"]);
-    command.args(["-machine", if case.from == case.to { "q35" } else { "pc-q35-10.0" }]);
+pub(crate) fn arguments(
+    command: &mut Command,
+    case: &Case,
+    folder: &Path,
+    guest: &Path,
+) -> Result<()> {
+    command.args([
+        "-nodefaults",
+        "-display",
+        "none",
+        "-accel",
+        "tcg",
+        "-m",
+        "32M",
+    ]);
+    command.args([
+        "-machine",
+        if case.from == case.to {
+            "q35"
+        } else {
+            "pc-q35-10.0"
+        },
+    ]);
     command.args(case.arguments);
     let mut devices = Vec::new();
     for k in 0..case.devices {
         let (group, name) = (42 + k, format!("dev{k}"));
         let place = sysfs(folder, group, &name)?;
-        let migrates = if case.from == Version::V7 { "x-enable-migration" } else { "enable-migration" };
+        let migrates = if case.from == Version::V7 {
+            "x-enable-migration"
+        } else {
+            "enable-migration"
+        };
         command.arg("-device");
-        command.arg(format!("vfio-pci,id={name},sysfsdev={},{migrates}=on", place.display()));
+        command.arg(format!(
+            "vfio-pci,id={name},sysfsdev={},{migrates}=on",
+            place.display()
+        ));
         devices.push(format!("{group}:{name}"));
     }
-    command.arg("-kernel").arg(guest).arg("-append").arg(case.guest);
+    command
+        .arg("-kernel")
+        .arg(guest)
+        .arg("-append")
+        .arg(case.guest);
     command.env("VFIO_PRELOAD_DEVICES", devices.join(","));
     command.env("VFIO_PRELOAD_MIGRATION", case.migration);
     command.env("VFIO_PRELOAD_GROUP", case.group);
@@ -299,9 +369,11 @@ fn syncs(now: &Value) -> u64 {
 /// Checks that a migration has not ended.
 fn going(now: &Value) -> Result<()> {
     match now["status"].as_str() {
-        Some(status @ ("completed" | "failed" | "cancelled")) => {
-            Err(format!("the migration has {status} too early: {}", now["error-desc"]).into())
-        }
+        Some(status @ ("completed" | "failed" | "cancelled")) => Err(format!(
+            "the migration has {status} too early: {}",
+            now["error-desc"]
+        )
+        .into()),
         _ => Ok(()),
     }
 }
@@ -321,9 +393,24 @@ fn go_on(qemu: &mut Qemu) -> Result<()> {
 }
 
 /// Has the engine do a command while the guest does not use it.
-fn engine(qemu: &mut Qemu, command: u32, iova: u64, stride: u32, count: u32, value: u32) -> Result<()> {
+fn engine(
+    qemu: &mut Qemu,
+    command: u32,
+    iova: u64,
+    stride: u32,
+    count: u32,
+    value: u32,
+) -> Result<()> {
     pause(qemu)?;
-    let registers = [(0x00, iova as u32), (0x04, (iova >> 32) as u32), (0x08, 4096), (0x0c, count), (0x10, stride), (0x14, value), (0x18, command)];
+    let registers = [
+        (0x00, iova as u32),
+        (0x04, (iova >> 32) as u32),
+        (0x08, 4096),
+        (0x0c, count),
+        (0x10, stride),
+        (0x14, value),
+        (0x18, command),
+    ];
     for (register, value) in registers {
         qemu.control(&format!("set dev0 {register} {value}"))?;
     }
