@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use adapter_user::emulated::uapi::*;
-use adapter_user::emulated::{MigrationVersion, Settings};
+use adapter_user::emulated::{DataFile, MigrationVersion, Settings};
 use adapter_user::{Container, Errno, IommuType, Options};
 
 use crate::{group, v2, world, Table, World};
@@ -14,6 +14,13 @@ const PRECOPY_INFO: u32 = 0x3b79;
 const GET: u32 = 1 << 16;
 const SET: u32 = 1 << 17;
 const PROBE: u32 = 1 << 18;
+
+/// Makes an ioctl of a data file with a structure of 32-bit words.
+fn of_data(file: &DataFile, nr: u32, words: &mut [u32]) -> Result<i32, Errno> {
+    let arg = words.as_mut_ptr() as u64;
+    // SAFETY: the structure is `words`.
+    unsafe { file.ioctl(nr, arg) }
+}
 
 /// Makes an ioctl of a device with a structure of 32-bit words.
 fn ioctl(world: &World, nr: u32, words: &mut [u32]) -> Result<i32, Errno> {
@@ -214,21 +221,13 @@ fn features_of_migration() {
     assert_eq!(with(&world, &table, FEATURE, &mut words), Ok(0));
     assert_eq!(words[2..], [6, u32::MAX]);
     let file = table.data.lock().unwrap()[&100].clone();
-    let mut info = [24u32, 0, 1, 1, 1, 1];
-    // SAFETY: the structure is `info`.
-    assert_eq!(
-        unsafe { file.ioctl(PRECOPY_INFO, info.as_mut_ptr() as u64) },
-        Ok(0)
-    );
+    let mut info = [24, 0, 1, 1, 1, 1];
+    assert_eq!(of_data(&file, PRECOPY_INFO, &mut info), Ok(0));
     assert_eq!(info, [24, 0, 16, 0, 0, 0]);
-    // SAFETY: it has no structure.
-    assert_eq!(unsafe { file.ioctl(FEATURE, 0) }, Err(Errno::ENOTTY));
+    assert_eq!(of_data(&file, FEATURE, &mut []), Err(Errno::ENOTTY));
     with(&world, &table, FEATURE, &mut [16, 2 | SET, 1, 0]).unwrap();
-    // SAFETY: the structure is `info`.
-    assert_eq!(
-        unsafe { file.ioctl(PRECOPY_INFO, info.as_mut_ptr() as u64) },
-        Err(Errno::EINVAL)
-    );
+    let after = of_data(&file, PRECOPY_INFO, &mut info);
+    assert_eq!(after, Err(Errno::EINVAL));
 }
 
 #[test]

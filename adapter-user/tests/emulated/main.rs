@@ -150,9 +150,12 @@ pub(crate) fn v2(p2p: bool, pre_copy: bool) -> Settings {
     }
 }
 
-/// A group with the device `toy`; the toy of each open comes into the slot.
-pub(crate) fn group(settings: Settings) -> (Arc<DeviceGroup>, Arc<Mutex<Option<Arc<Toy>>>>) {
-    let slot: Arc<Mutex<Option<Arc<Toy>>>> = Arc::default();
+/// Where the toy comes when its device is opened.
+type Slot = Arc<Mutex<Option<Arc<Toy>>>>;
+
+/// A group with the device `toy`.
+pub(crate) fn group(settings: Settings) -> (Arc<DeviceGroup>, Slot) {
+    let slot = Slot::default();
     let toys = Arc::clone(&slot);
     let make = move |dma| {
         let toy = Arc::new(Toy::new(dma));
