@@ -41,7 +41,14 @@ pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
         case,
         folder,
     };
-    let mut destination = run.start(case.to, "destination", true)?;
+    let destination = run.start(case.to, "destination", true);
+    if let (Story::Refused(words), Err(error)) = (case.story, &destination) {
+        return Ok(Seen {
+            what: Expected::Refused,
+            wrong: unless_it_says(words, &error.to_string()),
+        });
+    }
+    let mut destination = destination?;
     let mut source = run.start(case.from, "source", false)?;
     if !source.wait_rounds(3)? {
         return Err(format!(
@@ -275,16 +282,10 @@ impl Run<'_> {
             json!({"capabilities": capabilities}),
         );
         let refused = set.and_then(|_| self.migrate(&mut source));
-        let mut wrong = Vec::new();
-        match refused {
-            Ok(()) => wrong.push("QEMU does not refuse".into()),
-            Err(error)
-                if error
-                    .to_string()
-                    .to_lowercase()
-                    .contains(&words.to_lowercase()) => {}
-            Err(error) => wrong.push(format!("it says: {error}")),
-        }
+        let mut wrong = match refused {
+            Ok(()) => vec!["QEMU does not refuse".into()],
+            Err(error) => unless_it_says(words, &error.to_string()),
+        };
         if !source.wait_rounds(1)? {
             wrong.push("the guest is wrong then".into());
         }
@@ -296,6 +297,13 @@ impl Run<'_> {
             what: Expected::Refused,
             wrong,
         })
+    }
+}
+
+fn unless_it_says(words: &str, error: &str) -> Vec<String> {
+    match error.to_lowercase().contains(&words.to_lowercase()) {
+        true => Vec::new(),
+        false => vec![format!("QEMU refuses, and says: {error}")],
     }
 }
 
