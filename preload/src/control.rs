@@ -8,7 +8,7 @@
 //! | `set DEVICE OFFSET VALUE` | `ok`; as a write of the guest |
 //! | `lose get`, `unmap`, `log` or `nothing` | `ok`; the dirty bits of these answers are lost from now on |
 //! | `fail NAME ERRNO` | `ok`; the next ioctl of this name in the trace fails |
-//! | `status DEVICE` | the migration state, how many pages are pinned, and how many charged |
+//! | `status` | how many devices are open, and how many pages are charged |
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,11 +22,11 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use crate::faults;
 use crate::trace::trace;
 
-/// Finds an open device by its name.
-type Find = fn(&str) -> Option<Arc<DeviceFile>>;
+/// Returns the open devices.
+type Open = fn() -> Vec<Arc<DeviceFile>>;
 
 /// Starts to listen, unless it does so already.
-pub(crate) fn listen(find: Find) {
+pub(crate) fn listen(open: Open) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let Some(path) = std::env::var_os("VFIO_PRELOAD_CONTROL") else {
@@ -52,7 +52,7 @@ pub(crate) fn listen(find: Find) {
         let thread = thread::Builder::new().name("vfio-control".into());
         let started = thread.spawn(move || {
             for stream in listener.incoming().flatten() {
-                serve(&stream, find);
+                serve(&stream, open);
             }
         });
         let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
@@ -62,9 +62,9 @@ pub(crate) fn listen(find: Find) {
     });
 }
 
-fn serve(mut stream: &UnixStream, find: Find) {
+fn serve(mut stream: &UnixStream, open: Open) {
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        let answer = run(&line, find).unwrap_or_else(|error| format!("error: {error}"));
+        let answer = run(&line, open).unwrap_or_else(|error| format!("error: {error}"));
         trace!("control {line}: {answer}");
         if stream.write_all(format!("{answer}\n").as_bytes()).is_err() {
             return;
@@ -72,9 +72,12 @@ fn serve(mut stream: &UnixStream, find: Find) {
     }
 }
 
-fn run(line: &str, find: Find) -> Result<String, String> {
+fn run(line: &str, open: Open) -> Result<String, String> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let device = |name: &str| find(name).ok_or_else(|| format!("no device {name} is open"));
+    let device = |name: &str| {
+        let device = open().into_iter().find(|device| device.name() == name);
+        device.ok_or_else(|| format!("no device {name} is open"))
+    };
     match words[..] {
         ["get", name, offset] => {
             let mut register = [0; 4];
@@ -92,11 +95,9 @@ fn run(line: &str, find: Find) -> Result<String, String> {
             let errno = i32::try_from(number(errno)?).map_err(|error| error.to_string())?;
             faults::fail_next(name, errno);
         }
-        ["status", name] => {
-            let device = device(name)?;
-            let state = device.state();
-            let (pinned, charged) = (device.pinned(), charged_pages());
-            return Ok(format!("state={state:?} pinned={pinned} charged={charged}"));
+        ["status"] => {
+            let (open, charged) = (open().len(), charged_pages());
+            return Ok(format!("open={open} charged={charged}"));
         }
         _ => return Err(format!("no such command: {line}")),
     }

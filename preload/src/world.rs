@@ -41,14 +41,12 @@ pub(crate) fn opened(device: &Arc<DeviceFile>) {
     opened.retain(|device| device.strong_count() != 0);
     opened.push(Arc::downgrade(device));
     drop(opened);
-    control::listen(device_named);
+    control::listen(open_devices);
 }
 
-/// Returns an open device.
-fn device_named(name: &str) -> Option<Arc<DeviceFile>> {
+fn open_devices() -> Vec<Arc<DeviceFile>> {
     let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut opened = opened.iter().filter_map(Weak::upgrade);
-    opened.find(|device| device.name() == name)
+    opened.iter().filter_map(Weak::upgrade).collect()
 }
 
 fn world() -> Option<&'static World> {

@@ -236,12 +236,17 @@ impl Qemu {
         })
     }
 
-    /// Reads guest memory.
-    pub(crate) fn memory(&mut self, size: u64) -> Result<Vec<u8>> {
+    /// How many events of this name have come.
+    pub(crate) fn events(&self, name: &str) -> usize {
+        self.qmp.events.iter().filter(|event| *event == name).count()
+    }
+
+    /// Reads `size` bytes of guest memory at `addr`.
+    pub(crate) fn memory(&mut self, addr: u64, size: u64) -> Result<Vec<u8>> {
         let file = self.file("memory");
         self.run(
             "pmemsave",
-            json!({"val": 0, "size": size, "filename": file}),
+            json!({"val": addr, "size": size, "filename": file}),
         )?;
         let memory = fs::read(&file)?;
         fs::remove_file(&file)?;

@@ -11,8 +11,6 @@ use crate::check;
 use crate::qemu::{command, sysfs, Places, Qemu, Version};
 use crate::Result;
 
-/// Bytes of guest memory.
-const MEMORY: u64 = 32 << 20;
 /// The engine's register that stops the guest.
 const MAILBOX: u32 = 0x28;
 /// Bytes a second, at first: so slow that the guest works through several rounds of copies.
@@ -20,6 +18,11 @@ const SLOW: u64 = 8 << 20;
 /// So slow that the first pass over the memory takes longer than some rounds of the guest.
 const SLOWEST: u64 = 256 << 10;
 const FAST: u64 = 8 << 30;
+/// Where memory is plugged in, and its bytes.
+const PLUGGED: u64 = 4 << 30;
+const PLUGGED_SIZE: u64 = 64 << 20;
+/// The folder of sysfs that a device has.
+const GROUP: usize = 42;
 
 /// What came of a case.
 pub(crate) struct Seen {
@@ -41,6 +44,9 @@ pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
         case,
         folder,
     };
+    if case.story == Story::Unplug {
+        return run.unplug();
+    }
     let destination = run.start(case.to, "destination", true);
     if let (Story::Refused(words), Err(error)) = (case.story, &destination) {
         return Ok(Seen {
@@ -70,8 +76,13 @@ pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
             run.fail(&mut source, name, errno)?;
             destination = run.again(&mut source, destination)?;
         }
-        Story::ScatteredPins => scatter(&mut source)?,
-        Story::Migrate | Story::Unmarked => {}
+        Story::ScatteredPins => {
+            // Above what the guest uses.
+            let size = 544 << 20;
+            let pins = (size / 8192) as u32;
+            engine(&mut source, 3, 32 << 20, pins, 0)?;
+        }
+        Story::Migrate | Story::Unmarked | Story::PlugMemory | Story::Unplug => {}
     }
     run.begin(&mut source)?;
     run.late(&mut source)?;
@@ -122,6 +133,12 @@ impl Run<'_> {
             .map(|name| json!({"capability": name, "state": true}))
             .collect();
         for qemu in [&mut *source, &mut *destination] {
+            if self.case.story == Story::PlugMemory {
+                let memory = json!({"qom-type": "memory-backend-ram", "id": "more", "size": PLUGGED_SIZE});
+                qemu.run("object-add", memory)?;
+                let module = json!({"driver": "pc-dimm", "id": "module", "memdev": "more", "addr": PLUGGED});
+                qemu.run("device_add", module)?;
+            }
             if !capabilities.is_empty() && !matches!(self.case.story, Story::Refused(_)) {
                 qemu.run(
                     "migrate-set-capabilities",
@@ -129,15 +146,19 @@ impl Run<'_> {
                 )?;
             }
         }
+        if self.case.story == Story::PlugMemory {
+            engine(source, 3, PLUGGED, 16, 0)?; // pins
+            engine(source, 1, PLUGGED + (8 << 20), 512, 0xfeed)?;
+        }
         destination.run("migrate-incoming", json!({"uri": self.socket()}))?;
         Ok(())
     }
 
     /// Begins to migrate, and waits until some rounds of copies are over.
     fn begin(&self, source: &mut Qemu) -> Result<()> {
-        let slow = if self.case.viommu() { SLOWEST } else { SLOW };
+        let slow = if self.case.quiet() { SLOWEST } else { SLOW };
         limits(source, slow, 1)?;
-        if !self.case.viommu() {
+        if !self.case.quiet() {
             self.migrate(source)?;
             return source.wait("third round of copies", |source| {
                 let now = source.run("query-migrate", json!({}))?;
@@ -145,9 +166,7 @@ impl Run<'_> {
                 Ok((syncs(&now) >= 3).then_some(()))
             });
         }
-        // QEMU skips an UNMAP if it looks for dirty pages between the moments when the guest
-        // clears an entry and when it invalidates it. So the guest works only while QEMU
-        // copies for the first time.
+        // The guest works only while QEMU copies for the first time.
         pause(source)?;
         self.migrate(source)?;
         source.wait("begin of the copy", |source| {
@@ -178,18 +197,29 @@ impl Run<'_> {
 
     /// What happens when most memory has been copied.
     fn late(&self, source: &mut Qemu) -> Result<()> {
-        if self.case.viommu() {
+        if self.case.quiet() {
             return Ok(());
         }
         if let Some(lose) = self.case.lose {
             source.control(&format!("lose {lose}"))?;
         }
-        if self.case.story == Story::Unmarked {
+        match self.case.story {
             // A page that the guest does not use.
-            engine(source, 7, 0x1c0_0000, 4096, 1, 0x5eed)?;
+            Story::Unmarked => engine(source, 7, 0x1c0_0000, 1, 0x5eed)?,
+            Story::PlugMemory => engine(source, 1, PLUGGED + (1 << 20), 256, 0x5eed)?,
+            _ => {}
         }
         source.wait_rounds(2)?;
         Ok(())
+    }
+
+    /// All of guest memory.
+    fn memory(&self, qemu: &mut Qemu) -> Result<Vec<u8>> {
+        let mut memory = qemu.memory(0, self.case.memory << 20)?;
+        if self.case.story == Story::PlugMemory {
+            memory.extend(qemu.memory(PLUGGED, PLUGGED_SIZE)?);
+        }
+        Ok(memory)
     }
 
     /// Lets the migration end, compares the memories, and lets the destination run: how many
@@ -201,16 +231,16 @@ impl Run<'_> {
     ) -> Result<(usize, Option<usize>, bool)> {
         limits(source, FAST, 2000)?;
         self.ended(source, "completed")?;
-        let here = source.memory(MEMORY)?;
+        let here = self.memory(source)?;
         destination.wait("arrival", |destination| {
             let now = destination.run("query-migrate", json!({}))?;
             Ok((now["status"] == "completed").then_some(()))
         })?;
-        let there = destination.memory(MEMORY)?;
+        let there = self.memory(destination)?;
         let (pages, first) = check::difference(&here, &there);
         destination.run("cont", json!({}))?;
         destination.wait_status("running")?;
-        if self.case.viommu() {
+        if self.case.quiet() {
             go_on(destination)?;
         }
         Ok((pages, first, destination.wait_rounds(3)?))
@@ -259,7 +289,7 @@ impl Run<'_> {
     fn again(&self, source: &mut Qemu, mut destination: Qemu) -> Result<Qemu> {
         destination.wait_end_or_quit()?;
         source.wait_status("running")?;
-        if self.case.viommu() {
+        if self.case.quiet() {
             go_on(source)?;
         }
         if !source.wait_rounds(2)? {
@@ -268,6 +298,38 @@ impl Run<'_> {
         let mut destination = self.start(self.case.to, "destination-2", true)?;
         self.set_up(source, &mut destination)?;
         Ok(destination)
+    }
+
+    /// Plugs the device in and out while no guest runs, so that none has to let it go.
+    fn unplug(&self) -> Result<Seen> {
+        let mut command = command(self.places, self.case.from)?;
+        arguments(&mut command, self.case, self.folder, &self.places.guest)?;
+        command.arg("-S");
+        let mut qemu = Qemu::start(command, self.folder, "source")?;
+        let place = sysfs(self.folder, GROUP, "dev0")?;
+        let device = json!({
+            "driver": "vfio-pci", "id": "dev0", "bus": "port", "sysfsdev": place, "enable-migration": "on",
+        });
+        let mut wrong = Vec::new();
+        for round in 1..=3 {
+            qemu.run("device_add", device.clone())?;
+            ring(&mut qemu, 3, 0x80_0000, 8, 0)?; // pins
+            qemu.run("device_del", json!({"id": "dev0"}))?;
+            qemu.wait("end of the device", |qemu| {
+                qemu.run("query-status", json!({}))?;
+                Ok((qemu.events("DEVICE_DELETED") >= round).then_some(()))
+            })?;
+            let status = qemu.control("status")?;
+            if status != "open=0 charged=0" {
+                wrong.push(format!("after it was unplugged: {status}"));
+            }
+        }
+        qemu.quit()?;
+        wrong.extend(check::left(&qemu));
+        Ok(Seen {
+            what: Expected::Gone,
+            wrong,
+        })
     }
 
     fn refused(&self, mut source: Qemu, mut destination: Qemu, words: &str) -> Result<Seen> {
@@ -321,7 +383,7 @@ pub(crate) fn arguments(
         "-accel",
         "tcg",
         "-m",
-        "32M",
+        &format!("{}M", case.memory),
     ]);
     command.args([
         "-machine",
@@ -334,19 +396,22 @@ pub(crate) fn arguments(
     command.args(case.arguments);
     let mut devices = Vec::new();
     for k in 0..case.devices {
-        let (group, name) = (42 + k, format!("dev{k}"));
+        let (group, name) = (GROUP + k, format!("dev{k}"));
         let place = sysfs(folder, group, &name)?;
         let migrates = if case.from == Version::V7 {
             "x-enable-migration"
         } else {
             "enable-migration"
         };
+        devices.push(format!("{group}:{name}"));
+        if case.story == Story::Unplug {
+            continue;
+        }
         command.arg("-device");
         command.arg(format!(
             "vfio-pci,id={name},sysfsdev={},{migrates}=on",
             place.display()
         ));
-        devices.push(format!("{group}:{name}"));
     }
     command
         .arg("-kernel")
@@ -400,37 +465,22 @@ fn go_on(qemu: &mut Qemu) -> Result<()> {
     Ok(())
 }
 
-/// Has the engine do a command while the guest does not use it.
-fn engine(
-    qemu: &mut Qemu,
-    command: u32,
-    iova: u64,
-    stride: u32,
-    count: u32,
-    value: u32,
-) -> Result<()> {
+/// Has the engine do a command while the guest does not use it, on every other page.
+fn engine(qemu: &mut Qemu, command: u32, iova: u64, count: u32, value: u32) -> Result<()> {
     pause(qemu)?;
-    let registers = [
-        (0x00, iova as u32),
-        (0x04, (iova >> 32) as u32),
-        (0x08, 4096),
-        (0x0c, count),
-        (0x10, stride),
-        (0x14, value),
-        (0x18, command),
-    ];
-    for (register, value) in registers {
-        qemu.control(&format!("set dev0 {register} {value}"))?;
-    }
-    let status = qemu.control("get dev0 0x1c")?;
+    let done = ring(qemu, command, iova, count, value);
     go_on(qemu)?;
-    match status.as_str() {
-        "1" => Ok(()),
-        _ => Err(format!("the engine's command {command} failed").into()),
-    }
+    done
 }
 
-/// Pins every other page of the upper half of memory.
-fn scatter(source: &mut Qemu) -> Result<()> {
-    engine(source, 3, MEMORY / 2, 8192, (MEMORY / 2 / 8192) as u32, 0)
+fn ring(qemu: &mut Qemu, command: u32, iova: u64, count: u32, value: u32) -> Result<()> {
+    let (low, high) = (iova as u32, (iova >> 32) as u32);
+    let registers = [low, high, 4096, count, 8192, value, command];
+    for (register, value) in registers.iter().enumerate() {
+        qemu.control(&format!("set dev0 {} {value}", 4 * register))?;
+    }
+    match qemu.control("get dev0 0x1c")?.as_str() {
+        "1" => Ok(()),
+        _ => Err(format!("the engine's command {command} failed: {}", qemu.text("trace")).into()),
+    }
 }
