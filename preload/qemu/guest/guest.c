@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
 // A guest that drives the DMA engine of vfio-preload and checks its own memory, before and
-// after a migration. It runs on bare hardware: multiboot, 32 bits, no libc.
+// after a migration. It runs on bare hardware (multiboot, 32 bits, no libc), or with -DLINUX
+// as the first program of a Linux, which was told to leave the memory from BASE on alone.
 //
 // Words of its command line:
 //   viommu  drive the engine through a VT-d IOMMU that maps and unmaps all the time
@@ -17,6 +18,36 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned u32;
 typedef unsigned long long u64;
+
+// ---- where it runs
+
+#ifdef LINUX
+#include <fcntl.h>
+#include <sys/io.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define BASE 0x7000000u
+#define SPAN 0x900000u
+
+static volatile u8 *window, *registers;
+
+static volatile u32 *word(u32 addr) { return (volatile u32 *)(window + (addr - BASE)); }
+static volatile u32 *reg_word(u32 addr) { return (volatile u32 *)(registers + (addr & 0xfff)); }
+
+static volatile u8 *physical(u32 addr, u32 size)
+{
+    int fd = open("/dev/mem", O_RDWR | O_SYNC);
+    void *at = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, addr);
+    close(fd);
+    return at == MAP_FAILED ? 0 : at;
+}
+
+static int has_memory(void) { return iopl(3) == 0 && (window = physical(BASE, SPAN)); }
+static int has_registers(u32 bar) { return !!(registers = physical(bar, 0x1000)); }
+static void rest(void) { sleep(1); }
+#else
+#define BASE 0x700000u
 
 struct multiboot {
     u32 flags, mem_lower, mem_upper, boot_device, cmdline;
@@ -35,33 +66,38 @@ asm(".section .multiboot, \"a\"\n"
     "1:  hlt\n"
     "    jmp 1b\n");
 
+static volatile u32 *word(u32 addr) { return (volatile u32 *)addr; }
+static volatile u32 *reg_word(u32 addr) { return word(addr); }
+static int has_memory(void) { return 1; }
+static int has_registers(u32 bar) { return !!bar; }
+static void rest(void) { asm volatile("hlt"); }
+#endif
+
 // ---- the machine
 
-static void outb(u16 port, u8 value) { asm volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
-static void outl(u16 port, u32 value) { asm volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
+static void out8(u16 port, u8 value) { asm volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
+static void out32(u16 port, u32 value) { asm volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
 
-static u8 inb(u16 port)
+static u8 in8(u16 port)
 {
     u8 value;
     asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
     return value;
 }
 
-static u32 inl(u16 port)
+static u32 in32(u16 port)
 {
     u32 value;
     asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
     return value;
 }
 
-static volatile u32 *word(u32 addr) { return (volatile u32 *)addr; }
-
 static void print(const char *text)
 {
     for (; *text; text++) {
-        while (!(inb(0x3fd) & 0x20))
+        while (!(in8(0x3fd) & 0x20))
             ;
-        outb(0x3f8, *text);
+        out8(0x3f8, *text);
     }
 }
 
@@ -85,24 +121,24 @@ static void fail(const char *what, u32 a, u32 b, u32 c)
     }
     print("\n");
     for (;;)
-        asm volatile("hlt");
+        rest();
 }
 
 static u32 pci_read(u32 bdf, u32 at)
 {
-    outl(0xcf8, 0x80000000u | bdf << 8 | at);
-    return inl(0xcfc);
+    out32(0xcf8, 0x80000000u | bdf << 8 | at);
+    return in32(0xcfc);
 }
 
 static void pci_write(u32 bdf, u32 at, u32 value)
 {
-    outl(0xcf8, 0x80000000u | bdf << 8 | at);
-    outl(0xcfc, value);
+    out32(0xcf8, 0x80000000u | bdf << 8 | at);
+    out32(0xcfc, value);
 }
 
 static u32 seed = 12345;
 
-static u32 random(void)
+static u32 any(void)
 {
     seed ^= seed << 13;
     seed ^= seed >> 17;
@@ -112,14 +148,15 @@ static u32 random(void)
 
 // ---- memory
 
+#define NONE (~0u)
 #define PAGE 4096u
-#define DMA 0x800000u        // pages that the engine writes
+#define TABLES BASE              // of VT-d
+#define DMA (BASE + 0x100000u)   // pages that the engine writes
 #define PAGES 256u
-#define SHADOW 0xa00000u     // what they should be
-#define STREAM 0xc00000u     // pages that the engine writes by itself
+#define SHADOW (BASE + 0x300000u) // what they should be
+#define STREAM (BASE + 0x500000u) // pages that the engine writes by itself
 #define PLACES 64u
-#define FILLER 0xd00000u     // 3 MiB that cannot be compressed
-#define TABLES 0x700000u     // of VT-d
+#define FILLER (BASE + 0x600000u) // 3 MiB that cannot be compressed
 
 // ---- the engine
 
@@ -129,8 +166,8 @@ enum { WRITE = 1, READ, PIN, WRITE_PINNED, UNPIN, SHORT_PIN, WRITE_UNMARKED, STR
 
 static u32 bar;
 
-static u32 reg(u32 at) { return *word(bar + at); }
-static void set(u32 at, u32 value) { *word(bar + at) = value; }
+static u32 reg(u32 at) { return *reg_word(bar + at); }
+static void set(u32 at, u32 value) { *reg_word(bar + at) = value; }
 
 static void command(u32 what, u32 iova, u32 length, u32 value)
 {
@@ -160,10 +197,10 @@ static u32 sum(u32 offset, u32 length)
 }
 
 // One access to `length` bytes at `offset` of the pages, which the engine has at `iova`.
-static void access(u32 iova, u32 offset, u32 length)
+static void use(u32 iova, u32 offset, u32 length)
 {
-    u32 value = random();
-    switch (random() % 4) {
+    u32 value = any();
+    switch (any() % 4) {
     case 0:
         command(READ, iova, length, 0);
         if (reg(RESULT) != sum(offset, length))
@@ -184,10 +221,10 @@ static struct { u32 offset, length; } pins[8];
 
 static void drive(u32 turn)
 {
-    u32 offset = random() % (PAGES * PAGE - 8192) & ~3u;
-    u32 length = 4 + random() % 8000 / (1 + random() % 64) / 4 * 4;
+    u32 offset = any() % (PAGES * PAGE - 8192) & ~3u;
+    u32 length = 4 + any() % 8000 / (1 + any() % 64) / 4 * 4;
     u32 k = turn % 8;
-    if (random() % 8 == 0) {
+    if (any() % 8 == 0) {
         // A long pin. Its first one went 8 turns ago.
         if (pins[k].length)
             command(UNPIN, DMA + pins[k].offset, pins[k].length, 0);
@@ -195,20 +232,20 @@ static void drive(u32 turn)
         pins[k].length = length;
         command(PIN, DMA + offset, length, 0);
     }
-    if (pins[k].length && random() % 2) {
-        u32 value = random();
+    if (pins[k].length && any() % 2) {
+        u32 value = any();
         command(WRITE_PINNED, DMA + pins[k].offset, pins[k].length, value);
         expect(pins[k].offset, pins[k].length, value);
     }
-    access(DMA + offset, offset, length);
+    use(DMA + offset, offset, length);
 }
 
 // ---- with VT-d
 
+#ifndef LINUX
 #define VTD 0xfed90000u
 #define SLOTS 64u
 #define IOVAS 0x40000000u
-#define NONE (~0u)
 
 static u32 slots[SLOTS]; // which page each has, or NONE
 static u32 zero_entries;
@@ -227,7 +264,7 @@ static void set_entry(u32 addr, u64 value)
 
 // The entries of a slot are 8 pages apart, so that no two mappings touch.
 static u32 slot_iova(u32 slot) { return IOVAS + slot * 8 * PAGE; }
-static volatile u32 *slot_entry(u32 slot) { return word(TABLES + 4 * PAGE + slot * 8 * 8); }
+static u32 slot_entry(u32 slot) { return TABLES + 4 * PAGE + slot * 8 * 8; }
 
 static void wait_invalidated(void)
 {
@@ -269,29 +306,30 @@ static void start_vtd(u32 bdf)
 
 static void drive_viommu(u32 turn)
 {
-    u32 slot = turn % SLOTS, page = random() % PAGES, iova = slot_iova(slot);
+    u32 slot = turn % SLOTS, page = any() % PAGES, iova = slot_iova(slot);
     if (slots[slot] != NONE) {
         if (zero_entries) {
-            slot_entry(slot)[0] = 0;
-            slot_entry(slot)[1] = 0;
+            set_entry(slot_entry(slot), 0);
         } else {
-            slot_entry(slot)[0] &= ~3u;
+            *word(slot_entry(slot)) &= ~3u;
         }
         invalidate_page(iova); // unpins
     }
-    set_entry((u32)slot_entry(slot), (DMA + page * PAGE) | 3);
+    set_entry(slot_entry(slot), (DMA + page * PAGE) | 3);
     invalidate_page(iova);
     slots[slot] = page;
-    u32 at = random() % PAGE & ~3u, length = 4 + random() % (PAGE - at) / 4 * 4;
-    if (random() % 4 == 0) {
-        u32 value = random();
+    u32 at = any() % PAGE & ~3u, length = 4 + any() % (PAGE - at) / 4 * 4;
+    if (any() % 4 == 0) {
+        u32 value = any();
         command(PIN, iova + at, length, 0);
         command(WRITE_PINNED, iova + at, length, value);
         expect(page * PAGE + at, length, value);
     } else {
-        access(iova + at, page * PAGE + at, length);
+        use(iova + at, page * PAGE + at, length);
     }
 }
+
+#endif
 
 // ---- rounds
 
@@ -337,13 +375,13 @@ static int has_word(const char *line, const char *name)
     return 0;
 }
 
-void kmain(struct multiboot *info)
+static void work(const char *line)
 {
-    const char *line = info->flags & 4 ? (const char *)info->cmdline : "";
-    int viommu = has_word(line, "viommu"), streams = has_word(line, "stream"), cpu = has_word(line, "cpu");
-    zero_entries = has_word(line, "zero");
-    outb(0x3f9, 0);
-    outb(0x3fb, 3);
+    int streams = has_word(line, "stream"), cpu = has_word(line, "cpu");
+    if (!has_memory())
+        fail("no memory", 0, 0, 0);
+    out8(0x3f9, 0); // no interrupts of the serial port
+    out8(0x3fb, 3); // 8 bits
     u32 bdf = NONE;
     for (u32 at = 0; at < 256; at++)
         if (pci_read(at, 0) == 0x0d3a1234)
@@ -352,12 +390,18 @@ void kmain(struct multiboot *info)
         fail("no engine", 0, 0, 0);
     pci_write(bdf, 4, pci_read(bdf, 4) | 6); // memory and bus master
     bar = pci_read(bdf, 0x10) & ~15u;
+    if (!has_registers(bar))
+        fail("no registers", bar, 0, 0);
     for (u32 at = 0; at < PAGES * PAGE; at += 4)
         *word(DMA + at) = *word(SHADOW + at) = 0;
     for (u32 at = 0; at < 3u << 20; at += 4)
-        *word(FILLER + at) = random();
+        *word(FILLER + at) = any();
+#ifndef LINUX
+    int viommu = has_word(line, "viommu");
+    zero_entries = has_word(line, "zero");
     if (viommu)
         start_vtd(bdf);
+#endif
     print("guest: starts\n");
     for (u32 round = 0, turn = 0;; round++) {
         if (streams)
@@ -370,13 +414,17 @@ void kmain(struct multiboot *info)
                     ;
             }
             if (cpu) {
-                u32 offset = random() % (PAGES * PAGE) & ~3u;
-                *word(DMA + offset) = *word(SHADOW + offset) = random();
-            } else if (viommu) {
-                drive_viommu(turn);
-            } else {
-                drive(turn);
+                u32 offset = any() % (PAGES * PAGE) & ~3u;
+                *word(DMA + offset) = *word(SHADOW + offset) = any();
+                continue;
             }
+#ifndef LINUX
+            if (viommu) {
+                drive_viommu(turn);
+                continue;
+            }
+#endif
+            drive(turn);
         }
         if (streams) {
             stream(STREAM_OFF);
@@ -388,3 +436,15 @@ void kmain(struct multiboot *info)
         print("\n");
     }
 }
+
+#ifdef LINUX
+int main(int count, char **words)
+{
+    work(count > 1 ? words[1] : "");
+}
+#else
+void kmain(struct multiboot *info)
+{
+    work(info->flags & 4 ? (const char *)info->cmdline : "");
+}
+#endif

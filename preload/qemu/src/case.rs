@@ -70,7 +70,7 @@ pub(crate) struct Case {
     pub(crate) memory: u64,
     /// The answers whose dirty bits are lost.
     pub(crate) lose: Option<&'static str>,
-    /// Words for the guest.
+    /// Words for the guest. With "linux" first it runs in a Linux.
     pub(crate) guest: &'static str,
     /// More arguments of both QEMUs.
     pub(crate) arguments: &'static [&'static str],
@@ -235,7 +235,18 @@ pub(crate) const CASES: &[Case] = &[
         ..case("scattered pins")
     },
     Case {
-        memory: 32,
+        guest: "linux stream",
+        memory: 128,
+        ..case("a Linux guest")
+    },
+    Case {
+        guest: "linux stream",
+        memory: 128,
+        lose: Some("get"),
+        expected: Expected::Stale,
+        ..case("a Linux guest, bits of GET lost")
+    },
+    Case {
         arguments: &["-m", "size=32M,slots=2,maxmem=1G"],
         story: Story::PlugMemory,
         ..case("memory plugged in before")

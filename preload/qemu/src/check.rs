@@ -98,15 +98,13 @@ fn first_difference(ours: &[Report], theirs: &[Report]) -> Option<String> {
         (Some((a, b, _)), Some((c, d, None))) => (a, b) != (c, d),
         (ours, theirs) => ours != theirs,
     };
-    (0..longest)
-        .find(differ)
-        .map(|k| {
-            format!(
-                "report {k} of {longest}: answered {}, traced {}",
-                show(ours.get(k)),
-                show(theirs.get(k))
-            )
-        })
+    (0..longest).find(differ).map(|k| {
+        format!(
+            "report {k} of {longest}: answered {}, traced {}",
+            show(ours.get(k)),
+            show(theirs.get(k))
+        )
+    })
 }
 
 /// What is left of the devices of a QEMU that has ended.

@@ -12,6 +12,8 @@ mod check; // what the traces say
 
 mod case; // the cases
 
+mod guest; // the guests
+
 mod qemu; // a QEMU that runs
 
 mod lines;
@@ -19,12 +21,13 @@ mod qmp;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 
 use crate::case::{Case, CASES};
+use crate::guest::Guests;
 use crate::qemu::Places;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -72,7 +75,6 @@ fn run(options: &Options) -> Result<bool> {
     let places = Places {
         cache: here.join("cache"),
         library: library()?,
-        guest: build.path().join("guest"),
     };
     if options.print {
         return print(&places);
@@ -95,7 +97,8 @@ fn run(options: &Options) -> Result<bool> {
     {
         qemu::fetch(&places.cache, version)?;
     }
-    build_guest(&places.guest)?;
+    let with_linux = cases.iter().any(|case| case.guest.starts_with("linux"));
+    let guests = Guests::build(build.path(), &places.cache, with_linux)?;
     println!(
         "{:<52} {:<12} {:<9} {:<9} {:>7}",
         "case", "QEMU", "expected", "seen", "seconds"
@@ -103,17 +106,17 @@ fn run(options: &Options) -> Result<bool> {
     let mut good = true;
     for case in cases {
         for _ in 0..options.repeat {
-            good &= show(&places, case, options.keep)?;
+            good &= show(&places, &guests, case, options.keep)?;
         }
     }
     Ok(good)
 }
 
 /// Runs a case, and prints its row.
-fn show(places: &Places, case: &Case, keep: bool) -> Result<bool> {
+fn show(places: &Places, guests: &Guests, case: &Case, keep: bool) -> Result<bool> {
     let folder = tempfile::Builder::new().prefix("vfio-qemu-").tempdir()?;
     let start = Instant::now();
-    let done = story::run(places, case, folder.path());
+    let done = story::run(places, guests, case, folder.path());
     let seconds = start.elapsed().as_secs_f64();
     let (seen, mut wrong) = match done {
         Ok(seen) => (seen.what.name(), seen.wrong),
@@ -156,38 +159,6 @@ fn library() -> Result<PathBuf> {
             library.display()
         )
         .into()),
-    }
-}
-
-fn build_guest(guest: &Path) -> Result<()> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/guest.c");
-    let mut gcc = Command::new("gcc");
-    gcc.args([
-        "-m32",
-        "-O2",
-        "-march=i686",
-        "-mno-sse",
-        "-ffreestanding",
-        "-fno-pic",
-    ]);
-    gcc.args([
-        "-fno-stack-protector",
-        "-nostdlib",
-        "-static",
-        "-no-pie",
-        "-Wall",
-        "-Wextra",
-    ]);
-    gcc.arg(
-        "-Wl,-Ttext=0x103000,--section-start=.multiboot=0x102000,--build-id=none,-z,noexecstack",
-    );
-    let status = gcc.arg("-o").arg(guest).arg(source).status();
-    match status
-        .map_err(|error| format!("the guest needs gcc: {error}"))?
-        .success()
-    {
-        true => Ok(()),
-        false => Err("gcc did not build the guest".into()),
     }
 }
 

@@ -46,29 +46,28 @@ pub(crate) struct Places {
     pub(crate) cache: PathBuf,
     /// The preloaded library.
     pub(crate) library: PathBuf,
-    /// The guest's image.
-    pub(crate) guest: PathBuf,
 }
 
 /// Fetches a QEMU unless the cache has it.
 pub(crate) fn fetch(cache: &Path, version: Version) -> Result<()> {
-    let folder = cache.join(version.suite());
+    let suite = version.suite();
+    fetch_package(suite, "qemu-system-x86", &cache.join(suite))
+}
+
+/// Unpacks a package of a suite of Debian, with all that it needs, unless the folder is there.
+pub(crate) fn fetch_package(suite: &str, package: &str, folder: &Path) -> Result<()> {
     if folder.exists() {
         return Ok(());
     }
-    println!(
-        "fetching QEMU {} from Debian {}",
-        version.name(),
-        version.suite()
-    );
+    println!("fetching {package} from Debian {suite}");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fetch");
     let status = Command::new(script)
-        .arg(version.suite())
-        .arg(&folder)
+        .args([suite, package])
+        .arg(folder)
         .status()?;
     match status.success() {
         true => Ok(()),
-        false => Err(format!("QEMU {} could not be fetched ({status})", version.name()).into()),
+        false => Err(format!("{package} could not be fetched ({status})").into()),
     }
 }
 
@@ -238,7 +237,11 @@ impl Qemu {
 
     /// How many events of this name have come.
     pub(crate) fn events(&self, name: &str) -> usize {
-        self.qmp.events.iter().filter(|event| *event == name).count()
+        self.qmp
+            .events
+            .iter()
+            .filter(|event| *event == name)
+            .count()
     }
 
     /// Reads `size` bytes of guest memory at `addr`.

@@ -8,6 +8,7 @@ use serde_json::{json, Value};
 
 use crate::case::{Case, Expected, Story, Tracking};
 use crate::check;
+use crate::guest::Guests;
 use crate::qemu::{command, sysfs, Places, Qemu, Version};
 use crate::Result;
 
@@ -33,14 +34,16 @@ pub(crate) struct Seen {
 
 struct Run<'a> {
     places: &'a Places,
+    guests: &'a Guests,
     case: &'a Case,
     folder: &'a Path,
 }
 
 /// Runs a case in an empty folder.
-pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
+pub(crate) fn run(places: &Places, guests: &Guests, case: &Case, folder: &Path) -> Result<Seen> {
     let run = Run {
         places,
+        guests,
         case,
         folder,
     };
@@ -113,7 +116,7 @@ pub(crate) fn run(places: &Places, case: &Case, folder: &Path) -> Result<Seen> {
 impl Run<'_> {
     fn start(&self, version: Version, name: &str, incoming: bool) -> Result<Qemu> {
         let mut command = command(self.places, version)?;
-        arguments(&mut command, self.case, self.folder, &self.places.guest)?;
+        arguments(&mut command, self.case, self.folder, self.guests)?;
         if incoming {
             command.args(["-S", "-incoming", "defer"]);
         }
@@ -134,9 +137,11 @@ impl Run<'_> {
             .collect();
         for qemu in [&mut *source, &mut *destination] {
             if self.case.story == Story::PlugMemory {
-                let memory = json!({"qom-type": "memory-backend-ram", "id": "more", "size": PLUGGED_SIZE});
+                let memory =
+                    json!({"qom-type": "memory-backend-ram", "id": "more", "size": PLUGGED_SIZE});
                 qemu.run("object-add", memory)?;
-                let module = json!({"driver": "pc-dimm", "id": "module", "memdev": "more", "addr": PLUGGED});
+                let module =
+                    json!({"driver": "pc-dimm", "id": "module", "memdev": "more", "addr": PLUGGED});
                 qemu.run("device_add", module)?;
             }
             if !capabilities.is_empty() && !matches!(self.case.story, Story::Refused(_)) {
@@ -303,7 +308,7 @@ impl Run<'_> {
     /// Plugs the device in and out while no guest runs, so that none has to let it go.
     fn unplug(&self) -> Result<Seen> {
         let mut command = command(self.places, self.case.from)?;
-        arguments(&mut command, self.case, self.folder, &self.places.guest)?;
+        arguments(&mut command, self.case, self.folder, self.guests)?;
         command.arg("-S");
         let mut qemu = Qemu::start(command, self.folder, "source")?;
         let place = sysfs(self.folder, GROUP, "dev0")?;
@@ -370,12 +375,7 @@ fn unless_it_says(words: &str, error: &str) -> Vec<String> {
 }
 
 /// The arguments of a case, and its environment.
-pub(crate) fn arguments(
-    command: &mut Command,
-    case: &Case,
-    folder: &Path,
-    guest: &Path,
-) -> Result<()> {
+fn arguments(command: &mut Command, case: &Case, folder: &Path, guests: &Guests) -> Result<()> {
     command.args([
         "-nodefaults",
         "-display",
@@ -413,11 +413,7 @@ pub(crate) fn arguments(
             place.display()
         ));
     }
-    command
-        .arg("-kernel")
-        .arg(guest)
-        .arg("-append")
-        .arg(case.guest);
+    guests.arguments(command, case.guest)?;
     command.env("VFIO_PRELOAD_DEVICES", devices.join(","));
     command.env("VFIO_PRELOAD_MIGRATION", case.migration);
     command.env("VFIO_PRELOAD_GROUP", case.group);
@@ -481,6 +477,10 @@ fn ring(qemu: &mut Qemu, command: u32, iova: u64, count: u32, value: u32) -> Res
     }
     match qemu.control("get dev0 0x1c")?.as_str() {
         "1" => Ok(()),
-        _ => Err(format!("the engine's command {command} failed: {}", qemu.text("trace")).into()),
+        _ => Err(format!(
+            "the engine's command {command} failed: {}",
+            qemu.text("trace")
+        )
+        .into()),
     }
 }
