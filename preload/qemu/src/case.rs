@@ -256,7 +256,7 @@ pub(crate) const CASES: &[Case] = &[
             "-global",
             "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
             "-device",
-            "pcie-root-port,id=port,slot=3,chassis=3",
+            "pcie-root-port,id=root0,slot=3,chassis=3",
         ],
         story: Story::Unplug,
         expected: Expected::Gone,

@@ -313,7 +313,7 @@ impl Run<'_> {
         let mut qemu = Qemu::start(command, self.folder, "source")?;
         let place = sysfs(self.folder, GROUP, "dev0")?;
         let device = json!({
-            "driver": "vfio-pci", "id": "dev0", "bus": "port", "sysfsdev": place, "enable-migration": "on",
+            "driver": "vfio-pci", "id": "dev0", "bus": "root0", "sysfsdev": place, "enable-migration": "on",
         });
         let mut wrong = Vec::new();
         for round in 1..=3 {
