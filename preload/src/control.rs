@@ -12,6 +12,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::thread;
 
@@ -29,7 +30,7 @@ type Open = fn() -> Vec<Arc<DeviceFile>>;
 pub(crate) fn listen(open: Open) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let Some(path) = std::env::var_os("VFIO_PRELOAD_CONTROL") else {
+        let Some(path) = std::env::var_os("VFIO_PRELOAD_CONTROL").map(PathBuf::from) else {
             return;
         };
         let listener = match UnixListener::bind(&path) {

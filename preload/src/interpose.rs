@@ -209,28 +209,28 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
         );
     };
     let nr = request as u32; // the kernel looks at 32 bits too
+                             // The program makes this ioctl, with the rights over its memory that the kernel would take
+                             // it to give: nobody uses what the ioctl writes to, and what it maps is memory for devices
+                             // until it is unmapped. So much for each of the proofs below.
     answer(match file {
-        // SAFETY: the program makes this ioctl, with the rights over its memory that the
-        // kernel would take it to give: it does not use what the ioctl writes to, and what
-        // it maps is memory for devices until it is unmapped.
         File::Container(held) => {
-            watch::container(&held, nr, arg, || unsafe { held.container.ioctl(nr, arg) })
+            // SAFETY: the program's ioctl.
+            let call = || unsafe { held.container.ioctl(nr, arg) };
+            watch::container(&held, nr, arg, call)
         }
-        // SAFETY: as above.
-        File::Group(group) => unsafe {
-            group.file.ioctl(
-                nr,
-                arg,
-                &Program {
-                    group: group.number,
-                },
-            )
-        },
-        // SAFETY: as above.
+        File::Group(group) => {
+            let program = Program {
+                group: group.number,
+            };
+            // SAFETY: the program's ioctl.
+            unsafe { group.file.ioctl(nr, arg, &program) }
+        }
         File::Device(device) => {
-            watch::device(nr, arg, || unsafe { device.ioctl(nr, arg, &DataTable) })
+            // SAFETY: the program's ioctl.
+            let call = || unsafe { device.ioctl(nr, arg, &DataTable) };
+            watch::device(nr, arg, call)
         }
-        // SAFETY: as above.
+        // SAFETY: the program's ioctl.
         File::Data(data) => unsafe { data.ioctl(nr, arg) },
     })
 }

@@ -136,13 +136,10 @@ fn copies_of_a_descriptor() {
     with_library("copies_of_a_descriptor", || {
         let (_container, _group, device) = device();
         let copy = device.try_clone().unwrap(); // by fcntl
-                                                // SAFETY: these calls access no memory.
-        let (second, third) = unsafe {
-            (
-                libc::dup(copy.as_raw_fd()),
-                libc::dup2(copy.as_raw_fd(), 200),
-            )
-        };
+                                                // SAFETY: it accesses no memory.
+        let second = unsafe { libc::dup(copy.as_raw_fd()) };
+        // SAFETY: it accesses no memory, and nobody has descriptor 200.
+        let third = unsafe { libc::dup2(copy.as_raw_fd(), 200) };
         drop((device, copy));
         for fd in [second, third] {
             assert_eq!(ids(fd), Ok(IDS));
@@ -184,8 +181,10 @@ fn a_fork_does_not_touch_the_parent_s_device() {
         let child = unsafe { libc::fork() };
         if child == 0 {
             let fd = device.as_raw_fd();
-            // SAFETY: the child's own descriptor; it has nothing to read, as an empty file.
-            let gone = unsafe { libc::ioctl(fd, API_VERSION, 0) == -1 && libc::close(fd) == 0 };
+            // SAFETY: the child's own descriptor, of an empty file.
+            let answer = unsafe { libc::ioctl(fd, API_VERSION, 0) };
+            // SAFETY: as above.
+            let gone = answer == -1 && unsafe { libc::close(fd) } == 0;
             // SAFETY: ends the child.
             unsafe { libc::_exit(if gone { 0 } else { 1 }) };
         }

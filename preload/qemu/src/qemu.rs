@@ -84,7 +84,9 @@ pub(crate) fn command(places: &Places, version: Version) -> Result<Command> {
     let linker = linker.ok_or_else(|| format!("{} has no dynamic linker", root.display()))?;
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(inside);
     let libraries = libraries.map(|path| path.display().to_string()).join(":");
-    let mut command = Command::new(linker);
+    // If this program is killed, so is QEMU.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(linker);
     command.arg("--library-path").arg(libraries);
     command.arg("--preload").arg(&places.library);
     command.arg(inside("usr/bin/qemu-system-x86_64"));

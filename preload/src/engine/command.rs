@@ -65,60 +65,54 @@ impl Engine {
             let at = stride
                 .checked_mul(k.into())
                 .and_then(|by| iova.checked_add(by));
-            let at = at.ok_or("the IOVAs wrap")?;
-            let value = self.register(VALUE).wrapping_add(k);
-            self.access(&mut work, command, at, length as usize, value, &mut sum)?;
+            let access = Access {
+                iova: at.ok_or("the IOVAs wrap")?,
+                size: length.into(),
+                value: self.register(VALUE).wrapping_add(k),
+            };
+            sum = sum.wrapping_add(self.access(&mut work, command, access)?);
         }
         self.set(RESULT, sum);
         Ok(())
     }
 
-    fn access(
-        &self,
-        work: &mut Work,
-        command: u32,
-        iova: u64,
-        length: usize,
-        value: u32,
-        sum: &mut u32,
-    ) -> Result<(), String> {
-        let data = || value.to_le_bytes().repeat(length / 4);
-        let size = length as u64;
+    /// Does one access of a command, and returns the sum of the words that it has read.
+    fn access(&self, work: &mut Work, command: u32, access: Access) -> Result<u32, String> {
+        let Access { iova, size, .. } = access;
         let text = |error: adapter_user::Error| error.to_string();
         match command {
-            1 => self.dma.write(iova, &data()).map_err(text),
+            1 => self.dma.write(iova, &access.data()).map_err(text)?,
             2 => {
-                let mut data = vec![0; length];
+                let mut data = access.data();
                 self.dma.read(iova, &mut data).map_err(text)?;
-                for word in data.chunks_exact(4) {
-                    *sum =
-                        sum.wrapping_add(u32::from_le_bytes(word.try_into().unwrap_or_default()));
-                }
-                Ok(())
+                let words = data
+                    .chunks_exact(4)
+                    .map(|word| word.try_into().unwrap_or_default());
+                return Ok(words.map(u32::from_le_bytes).fold(0, u32::wrapping_add));
             }
             3 => {
                 let pin = self.dma.pin(iova, size, Prot::READ_WRITE).map_err(text)?;
                 work.pins.insert((iova, size), Some(pin));
-                Ok(())
             }
             4 => {
                 let pin = holder(&work.pins, iova, size).ok_or("no pin has these bytes")?;
-                pin.write(iova - pin.iova(), &data()).map_err(text)
+                pin.write(iova - pin.iova(), &access.data()).map_err(text)?;
             }
             5 => {
                 let pin = work.pins.remove(&(iova, size));
-                pin.map(drop).ok_or_else(|| "there is no such pin".into())
+                drop(pin.ok_or("there is no such pin")?);
             }
             6 => {
                 let pin = self.dma.pin(iova, size, Prot::READ_WRITE).map_err(text)?;
-                pin.write(0, &data()).map_err(text)
+                pin.write(0, &access.data()).map_err(text)?;
             }
             7 => {
                 let mappings = (self.mappings)().ok_or("the device is in no container")?;
-                mappings.write_unmarked(iova, &data())
+                mappings.write_unmarked(iova, &access.data())?;
             }
-            _ => Err("there is no such command".into()),
+            _ => return Err("there is no such command".into()),
         }
+        Ok(0)
     }
 
     /// Pins again what was pinned where the state comes from.
@@ -131,6 +125,21 @@ impl Engine {
             }
         }
         work.pins.retain(|_, pin| pin.is_some());
+    }
+}
+
+/// One access of a command.
+#[derive(Clone, Copy)]
+struct Access {
+    iova: u64,
+    size: u64,
+    /// What is written to each word.
+    value: u32,
+}
+
+impl Access {
+    fn data(self) -> Vec<u8> {
+        self.value.to_le_bytes().repeat(self.size as usize / 4)
     }
 }
 
