@@ -27,7 +27,7 @@ typedef unsigned long long u64;
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define BASE 0x7000000u
+#define BASE 0x8000000u
 #define SPAN 0x900000u
 
 static volatile u8 *window, *registers;

@@ -8,8 +8,9 @@ use std::process::Command;
 use crate::qemu::fetch_package;
 use crate::Result;
 
-/// MiB that the Linux leaves alone the memory from: `BASE` of guest.c.
-const LINUX_MEMORY: u32 = 112;
+/// MiB that Linux has. From there on, at `BASE` of guest.c, the memory is the program's. Linux
+/// keeps what follows its memory up to a multiple of 64 MiB to itself.
+const LINUX_MEMORY: u32 = 128;
 
 /// What QEMU boots.
 pub(crate) struct Guests {

@@ -19,9 +19,12 @@ const SLOW: u64 = 8 << 20;
 /// So slow that the first pass over the memory takes longer than some rounds of the guest.
 const SLOWEST: u64 = 256 << 10;
 const FAST: u64 = 8 << 30;
+/// Milliseconds that the guest may be stopped for in the end. Zero pages take few bytes, so
+/// QEMU thinks that the link is slow.
+const DOWNTIME: u64 = 60_000;
 /// Where memory is plugged in, and its bytes.
 const PLUGGED: u64 = 4 << 30;
-const PLUGGED_SIZE: u64 = 64 << 20;
+const PLUGGED_SIZE: u64 = 128 << 20;
 /// The folder of sysfs that a device has.
 const GROUP: usize = 42;
 
@@ -234,7 +237,7 @@ impl Run<'_> {
         source: &mut Qemu,
         destination: &mut Qemu,
     ) -> Result<(usize, Option<usize>, bool)> {
-        limits(source, FAST, 2000)?;
+        limits(source, FAST, DOWNTIME)?;
         self.ended(source, "completed")?;
         let here = self.memory(source)?;
         destination.wait("arrival", |destination| {
