@@ -109,6 +109,8 @@ mod atomic {
 mod barrier;
 #[cfg(feature = "container")]
 mod container;
+#[cfg(feature = "container")]
+mod descriptor;
 pub mod device_log;
 mod dirty_bits;
 mod domain;

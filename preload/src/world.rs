@@ -98,7 +98,7 @@ fn make(variable: impl Fn(&str) -> Option<String>) -> Result<World, String> {
             (DeviceGroup::new(group(GroupId(number))), place)
         });
         let mappings = Arc::clone(&place);
-        let make = move |dma| {
+        let make = move |dma, _| {
             let mappings = Arc::clone(&mappings);
             Engine::new(
                 dma,

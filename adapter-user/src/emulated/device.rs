@@ -14,6 +14,7 @@ use dirty_core::{Errno, Error};
 
 use super::data::DataFile;
 use super::dma::{Dma, Told};
+use super::irqs::Irqs;
 use super::model::DeviceModel;
 use super::transfer::Migrating;
 use super::uapi::*;
@@ -75,6 +76,7 @@ pub struct DeviceFile {
     name: String,
     model: Arc<dyn DeviceModel>,
     dma: Dma,
+    irqs: Irqs,
     log: DeviceLog,
     settings: Settings,
     /// Locked before the machine.
@@ -101,7 +103,7 @@ pub(super) struct Opening<'a> {
     pub(super) id: GroupId,
     pub(super) name: &'a str,
     pub(super) settings: Settings,
-    pub(super) make: &'a dyn Fn(Dma) -> Arc<dyn DeviceModel>,
+    pub(super) make: &'a dyn Fn(Dma, Irqs) -> Arc<dyn DeviceModel>,
     pub(super) group: Arc<dyn Any + Send + Sync>,
 }
 
@@ -121,7 +123,8 @@ impl DeviceFile {
             Arc::clone(&told),
         );
         let dma = dma.map_err(Error::errno)?;
-        let model = (opening.make)(dma.clone());
+        let irqs = Irqs::default();
+        let model = (opening.make)(dma.clone(), irqs.clone());
         let _ = told.set(Arc::downgrade(&model)); // unreachable error: it is set here only
         let features = match opening.settings.migration {
             MigrationVersion::V2(features) => features,
@@ -137,6 +140,7 @@ impl DeviceFile {
             name: opening.name.to_owned(),
             model,
             dma,
+            irqs,
             log,
             settings: opening.settings,
             migrating: Mutex::new(migrating),
@@ -233,6 +237,7 @@ impl DeviceFile {
             region.reset();
         }
         self.log.stop();
+        self.irqs.disable_all();
         self.dma.close();
     }
 
@@ -295,9 +300,9 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// ENOTTY for an ioctl that the device does not have. EFAULT for a bad address, EINVAL for
-    /// an argsz that is too small, an index that the device does not have, and interrupts,
-    /// because an emulated device has none. VFIO_DEVICE_FEATURE checks its argument as
+    /// ENOTTY for an ioctl that the device does not have, and for a VFIO_DEVICE_SET_IRQS that
+    /// masks. EFAULT for a bad address, EINVAL for an argsz that is too small and for an index
+    /// or an interrupt that the device does not have. VFIO_DEVICE_FEATURE checks its argument as
     /// [`DeviceFeature::read`] says; then as the call of the same name, and as
     /// [`DeviceLog::ioctl`].
     ///
@@ -319,17 +324,26 @@ impl DeviceFile {
                 if index >= VFIO_PCI_NUM_IRQS {
                     return Err(Errno::EINVAL);
                 }
-                put_words(offset(arg, 4)?, &[VFIO_IRQ_INFO_EVENTFD, index, 0])?;
+                let count = self.irq_count(index);
+                let flags = match count {
+                    0 => VFIO_IRQ_INFO_EVENTFD,
+                    _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
+                };
+                put_words(offset(arg, 4)?, &[flags, index, count])?;
             }
-            VFIO_DEVICE_SET_IRQS => {
-                let [_argsz, _flags, _index, _start, _count] = get_words(arg)?;
-                return Err(Errno::EINVAL); // no index has an interrupt
-            }
+            VFIO_DEVICE_SET_IRQS => self.irqs.set(arg, |index| self.irq_count(index))?,
             VFIO_DEVICE_RESET => self.reset(),
             VFIO_DEVICE_FEATURE => self.feature(arg, descriptors)?,
             _ => return Err(Errno::ENOTTY),
         }
         Ok(0)
+    }
+
+    fn irq_count(&self, index: u32) -> u32 {
+        match index {
+            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_MSIX_IRQ_INDEX => self.model.irq_count(index),
+            _ => 0,
+        }
     }
 
     fn get_info(&self, arg: u64) -> Result<(), Errno> {

@@ -9,6 +9,7 @@ use dirty_core::{Errno, Error};
 
 use super::device::{DataDescriptors, DeviceFile, Opening, Settings};
 use super::dma::Dma;
+use super::irqs::Irqs;
 use super::model::DeviceModel;
 use super::uapi::{
     VFIO_GROUP_FLAGS_CONTAINER_SET, VFIO_GROUP_FLAGS_VIABLE, VFIO_GROUP_GET_DEVICE_FD,
@@ -32,7 +33,7 @@ pub trait Descriptors: DataDescriptors {
 }
 
 /// Makes a device's model when the device is opened.
-type Make = Box<dyn Fn(Dma) -> Arc<dyn DeviceModel> + Send + Sync>;
+type Make = Box<dyn Fn(Dma, Irqs) -> Arc<dyn DeviceModel> + Send + Sync>;
 
 /// A device of a group.
 struct Member {
@@ -71,18 +72,19 @@ impl DeviceGroup {
         }
     }
 
-    /// Adds a device. `make` is called each time that the device is opened.
+    /// Adds a device. `make` is called each time that the device is opened, with the guest
+    /// memory that it reaches and the interrupts that it raises.
     #[must_use]
     pub fn with_device<M: DeviceModel + 'static>(
         mut self,
         name: &str,
         settings: Settings,
-        make: impl Fn(Dma) -> M + Send + Sync + 'static,
+        make: impl Fn(Dma, Irqs) -> M + Send + Sync + 'static,
     ) -> Self {
         self.members.push(Member {
             name: name.to_owned(),
             settings,
-            make: Box::new(move |dma| Arc::new(make(dma))),
+            make: Box::new(move |dma, irqs| Arc::new(make(dma, irqs))),
             open: Mutex::default(),
         });
         self

@@ -3,7 +3,7 @@
 //!
 //! The author of a device implements [`DeviceModel`]: registers, reset, and how its state is
 //! saved and loaded. The model reaches guest memory by its [`Dma`], which pins by guards and
-//! marks each write in the container and in the device's log.
+//! marks each write in the container and in the device's log, and raises its [`Irqs`].
 //!
 //! A [`DeviceGroup`] has devices. Its [`GroupFile`] joins a [`Container`](crate::Container)
 //! and opens [`DeviceFile`]s, which answer the ioctls of a VFIO device, with its migration and
@@ -90,7 +90,7 @@
 //!         own_log: false,
 //!     };
 //!     let group = Group::emulated(GroupId(1));
-//!     let group = Arc::new(DeviceGroup::new(group).with_device("copier", settings, Copier::new));
+//!     let group = Arc::new(DeviceGroup::new(group).with_device("copier", settings, |dma, _| Copier::new(dma)));
 //!     let container = Container::new(Options::default());
 //!     let file = group.open().map_err(|errno| errno.to_string())?;
 //!     file.set_container(&container).map_err(|errno| errno.to_string())?;
@@ -132,6 +132,7 @@ mod transfer; // a device that the machine of migration drives
 
 mod data; // the file that a device's state goes through
 mod dma;
+mod irqs;
 
 mod config;
 mod model;
@@ -143,5 +144,6 @@ pub use self::data::DataFile;
 pub use self::device::{DataDescriptors, DeviceFile, MigrationVersion, Settings};
 pub use self::dma::Dma;
 pub use self::group::{Descriptors, DeviceGroup, GroupFile};
+pub use self::irqs::Irqs;
 pub use self::model::DeviceModel;
 pub use dirty_core::migration::Features;

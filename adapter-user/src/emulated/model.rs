@@ -18,6 +18,13 @@ pub trait DeviceModel: Send + Sync {
     /// [`ConfigSpace`](super::ConfigSpace). The size never changes.
     fn region_size(&self, region: u32) -> u64;
 
+    /// Returns how many interrupts the device has of an index: 1 is MSI, and 2 MSI-X. The
+    /// configuration space must have the capability. The number never changes.
+    fn irq_count(&self, index: u32) -> u32 {
+        let _ = index;
+        0
+    }
+
     /// The VMM reads `data` at byte `offset` of a region. The bytes are inside the region.
     fn read(&self, region: u32, offset: u64, data: &mut [u8]);
 

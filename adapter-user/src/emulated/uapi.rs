@@ -48,8 +48,8 @@ pub const VFIO_PCI_CONFIG_REGION_INDEX: u32 = 7;
 /// How many regions a PCI device has.
 pub const VFIO_PCI_NUM_REGIONS: u32 = 9;
 
-/// The index of INTx interrupts.
-pub const VFIO_PCI_INTX_IRQ_INDEX: u32 = 0;
+/// The index of MSI interrupts.
+pub const VFIO_PCI_MSI_IRQ_INDEX: u32 = 1;
 /// The index of MSI-X interrupts.
 pub const VFIO_PCI_MSIX_IRQ_INDEX: u32 = 2;
 /// How many kinds of interrupts a PCI device has.

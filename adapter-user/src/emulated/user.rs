@@ -12,11 +12,22 @@ pub(super) fn get<const N: usize>(addr: u64) -> Result<[u8; N], Errno> {
     Ok(bytes)
 }
 
-/// Reads the `N / 4` words of 32 bits at `addr`, of which the first is argsz, which must be
+/// Reads `len` bytes at `addr`, or answers EFAULT.
+pub(super) fn get_bytes(addr: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0; len];
+    match len {
+        0 => Ok(bytes),
+        _ => {
+            read_process(addr, &mut bytes).map_err(|_| Errno::EFAULT)?;
+            Ok(bytes)
+        }
+    }
+}
+
+/// Reads the `W` words of 32 bits at `addr`, of which the first is argsz, which must be
 /// at least the size of all of them.
 pub(super) fn get_words<const W: usize>(addr: u64) -> Result<[u32; W], Errno> {
-    let mut bytes = vec![0; size_of::<[u32; W]>()];
-    read_process(addr, &mut bytes).map_err(|_| Errno::EFAULT)?;
+    let bytes = get_bytes(addr, size_of::<[u32; W]>())?;
     let mut words = [0; W];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
         *word = u32::from_ne_bytes(bytes.try_into().map_err(|_| Errno::EFAULT)?);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the ioctls of groups, devices and data files answer.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 use adapter_user::emulated::uapi::*;
@@ -91,7 +94,7 @@ fn groups() {
 }
 
 #[test]
-fn info_regions_and_interrupts() {
+fn info_and_regions() {
     let world = world(v2(false, false));
     let mut info = [24, 9, 9, 9, 9, 9];
     assert_eq!(ioctl(&world, VFIO_DEVICE_GET_INFO, &mut info), Ok(0));
@@ -114,17 +117,6 @@ fn info_regions_and_interrupts() {
     let mut region = [32, 0, 9, 0, 0, 0, 0, 0];
     assert_eq!(
         ioctl(&world, VFIO_DEVICE_GET_REGION_INFO, &mut region),
-        Err(Errno::EINVAL)
-    );
-    let mut irq = [16, 0, 2, 9];
-    assert_eq!(ioctl(&world, VFIO_DEVICE_GET_IRQ_INFO, &mut irq), Ok(0));
-    assert_eq!(irq, [16, 1, 2, 0]);
-    assert_eq!(
-        ioctl(&world, VFIO_DEVICE_GET_IRQ_INFO, &mut [16, 0, 5, 0]),
-        Err(Errno::EINVAL)
-    );
-    assert_eq!(
-        ioctl(&world, VFIO_DEVICE_SET_IRQS, &mut [20, 33, 0, 0, 0]),
         Err(Errno::EINVAL)
     );
     assert_eq!(ioctl(&world, VFIO_DEVICE_RESET, &mut []), Ok(0));
@@ -282,4 +274,71 @@ fn a_log_of_its_own() {
     assert_eq!(bitmap, [1 << 3]);
     assert_eq!(ioctl(&world, FEATURE, &mut [8, 7 | SET]), Ok(0));
     assert!(!world.device.log().is_on());
+}
+
+#[test]
+fn interrupts() {
+    let world = world(v2(false, false));
+    for (index, flags, count) in [(0, 1, 0), (1, 9, 9), (2, 9, 4), (3, 1, 0)] {
+        let mut irq = [16, 0, index, 77];
+        assert_eq!(ioctl(&world, VFIO_DEVICE_GET_IRQ_INFO, &mut irq), Ok(0));
+        assert_eq!(irq, [16, flags, index, count]);
+    }
+    let info = ioctl(&world, VFIO_DEVICE_GET_IRQ_INFO, &mut [16, 0, 5, 0]);
+    assert_eq!(info, Err(Errno::EINVAL));
+    let (none, boolean, eventfd) = (1, 2, 4);
+    let (mask, trigger) = (8, 32);
+    let set = |words: &[u32]| ioctl(&world, VFIO_DEVICE_SET_IRQS, &mut words.to_vec());
+    let signals = |fd: &File| {
+        let mut count = [0; 8];
+        let mut fd = fd;
+        fd.read(&mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    };
+    let (first, second) = (eventfd_file(), eventfd_file());
+    let (a, b) = (first.as_raw_fd() as u32, second.as_raw_fd() as u32);
+    assert!(!world.toy.irqs.trigger(2, 1), "nothing is enabled");
+    assert_eq!(set(&[20, none | trigger, 2, 1, 1]), Err(Errno::EINVAL));
+    assert_eq!(set(&[28, eventfd | trigger, 2, 1, 2, a, b]), Ok(0));
+    assert!(world.toy.irqs.trigger(2, 1));
+    assert!(!world.toy.irqs.trigger(2, 0) && !world.toy.irqs.trigger(1, 1));
+    assert_eq!((signals(&first), signals(&second)), (1, 0));
+    assert_eq!(set(&[20, none | trigger, 2, 0, 4]), Ok(0));
+    assert_eq!((signals(&first), signals(&second)), (1, 1));
+    assert_eq!(set(&[22, boolean | trigger, 2, 1, 2, 0x0100]), Ok(0));
+    assert_eq!((signals(&first), signals(&second)), (0, 1));
+    assert_eq!(set(&[24, eventfd | trigger, 2, 1, 1, u32::MAX]), Ok(0));
+    assert!(!world.toy.irqs.trigger(2, 1) && world.toy.irqs.trigger(2, 2));
+    let null = File::open("/dev/null").unwrap().as_raw_fd() as u32;
+    for (words, errno) in [
+        (vec![28, eventfd | trigger, 2, 0, 2, a, 9999], Errno::EBADF),
+        (vec![24, eventfd | trigger, 2, 0, 1, null], Errno::EBADF), // it was closed
+        (vec![27, eventfd | trigger, 2, 0, 2, a, b], Errno::EINVAL), // too short
+        (vec![20, none | trigger, 2, 3, 2], Errno::EINVAL),         // beyond the last
+        (vec![20, none | trigger, 2, u32::MAX, 1], Errno::EINVAL),
+        (vec![20, none | trigger, 0, 0, 1], Errno::EINVAL),
+        (vec![20, none | boolean | trigger, 2, 0, 1], Errno::EINVAL),
+        (vec![20, 64, 2, 0, 1], Errno::EINVAL),
+        (vec![20, none | mask, 2, 0, 1], Errno::ENOTTY),
+        (vec![19, none | trigger, 2, 0, 1], Errno::EINVAL),
+    ] {
+        assert_eq!(set(&words), Err(errno), "{words:?}");
+    }
+    assert!(
+        !world.toy.irqs.trigger(2, 0),
+        "a call that fails enables nothing"
+    );
+    let file = File::open("/dev/null").unwrap();
+    let call = set(&[24, eventfd | trigger, 2, 0, 1, file.as_raw_fd() as u32]);
+    assert_eq!(call, Err(Errno::EINVAL), "it is no eventfd");
+    assert_eq!(set(&[20, none | trigger, 2, 0, 0]), Ok(0), "disables all");
+    assert!(!world.toy.irqs.trigger(2, 2));
+}
+
+/// An eventfd that does not wait.
+fn eventfd_file() -> File {
+    // SAFETY: it accesses no memory.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
+    assert!(fd >= 0);
+    // SAFETY: it is new, and nobody else has it.
+    unsafe { File::from_raw_fd(fd) }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use adapter_user::emulated::{
     ConfigSpace, DataDescriptors, DataFile, Descriptors, DeviceFile, DeviceGroup, DeviceModel, Dma,
-    Features, GroupFile, MigrationVersion, Settings,
+    Features, GroupFile, Irqs, MigrationVersion, Settings,
 };
 use adapter_user::{Container, Errno, Group, GroupId, GuestMemory, IommuType, Options, Prot};
 
@@ -23,6 +23,7 @@ pub(crate) const PAGES: u64 = 64;
 /// A device with eight registers, of which the test makes what it likes.
 pub(crate) struct Toy {
     pub(crate) dma: Dma,
+    pub(crate) irqs: Irqs,
     config: Mutex<ConfigSpace>,
     pub(crate) registers: Mutex<[u8; 8]>,
     pub(crate) running: AtomicBool,
@@ -35,9 +36,10 @@ pub(crate) struct Toy {
 }
 
 impl Toy {
-    fn new(dma: Dma) -> Toy {
+    fn new(dma: Dma, irqs: Irqs) -> Toy {
         Toy {
             dma,
+            irqs,
             config: Mutex::new(ConfigSpace::new(0x1234, 0x5678, 0x08_8000).with_memory_bar(0, 16)),
             registers: Mutex::default(),
             running: AtomicBool::new(true),
@@ -58,6 +60,13 @@ impl DeviceModel for Shared {
             0 => 8,
             7 => 256,
             _ => 0,
+        }
+    }
+
+    fn irq_count(&self, index: u32) -> u32 {
+        match index {
+            2 => 4,
+            _ => 9, // not asked for an index that is none of messages
         }
     }
 
@@ -157,8 +166,8 @@ type Slot = Arc<Mutex<Option<Arc<Toy>>>>;
 pub(crate) fn group(settings: Settings) -> (Arc<DeviceGroup>, Slot) {
     let slot = Slot::default();
     let toys = Arc::clone(&slot);
-    let make = move |dma| {
-        let toy = Arc::new(Toy::new(dma));
+    let make = move |dma, irqs| {
+        let toy = Arc::new(Toy::new(dma, irqs));
         *toys.lock().unwrap() = Some(Arc::clone(&toy));
         Shared(toy)
     };
