@@ -79,8 +79,6 @@ pub enum TrackError {
     /// An iommufd structure has an unknown flag, or a reserved field that is not
     /// zero. `EOPNOTSUPP`
     NotSupported,
-    /// VFIO_DEVICE_FEATURE asks for a feature that the log does not have. `ENOTTY`
-    UnknownFeature,
 }
 
 impl TrackError {
@@ -95,7 +93,6 @@ impl TrackError {
             TrackError::Barrier => Errno::EPERM,
             TrackError::TooManyRanges => Errno::E2BIG,
             TrackError::NotSupported => Errno::EOPNOTSUPP,
-            TrackError::UnknownFeature => Errno::ENOTTY,
             TrackError::Unmapped { .. }
             | TrackError::UnknownSlot { .. }
             | TrackError::BitsLength { .. }
@@ -154,7 +151,6 @@ impl fmt::Display for TrackError {
             TrackError::NotSupported => {
                 f.write_str("a flag is unknown, or a reserved field is not zero")
             }
-            TrackError::UnknownFeature => f.write_str("the device does not have this feature"),
         }
     }
 }

@@ -105,6 +105,53 @@ fn the_log_s_structures_are_laid_out_as_the_crates_have_them() {
     );
 }
 
+#[test]
+fn the_structures_of_migration_are_laid_out_as_vfio_bindings_has_them() {
+    use dirty_core::migration::{uapi as migration, v1};
+    same! { migration, vfio:
+        vfio_device_feature { argsz, flags }
+        vfio_device_feature_migration { flags }
+        vfio_device_feature_mig_state { device_state, data_fd }
+        vfio_device_feature_mig_data_size { stop_copy_length }
+        vfio_precopy_info { argsz, flags, initial_bytes, dirty_bytes }
+    }
+    same! { v1, vfio:
+        vfio_device_migration_info { device_state, reserved, pending_bytes, data_offset, data_size }
+    }
+    equal! { migration, vfio:
+        VFIO_DEVICE_FEATURE_MIGRATION VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
+        VFIO_DEVICE_FEATURE_MIG_DATA_SIZE VFIO_MIGRATION_STOP_COPY VFIO_MIGRATION_P2P
+        VFIO_MIGRATION_PRE_COPY
+    }
+    assert_eq!(
+        [
+            migration::VFIO_DEVICE_STATE_ERROR,
+            migration::VFIO_DEVICE_STATE_STOP,
+            migration::VFIO_DEVICE_STATE_RUNNING,
+            migration::VFIO_DEVICE_STATE_STOP_COPY,
+            migration::VFIO_DEVICE_STATE_RESUMING,
+            migration::VFIO_DEVICE_STATE_RUNNING_P2P,
+            migration::VFIO_DEVICE_STATE_PRE_COPY,
+            migration::VFIO_DEVICE_STATE_PRE_COPY_P2P,
+        ],
+        [
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_ERROR,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_STOP,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_STOP_COPY,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_RESUMING,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING_P2P,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY,
+            vfio::vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY_P2P,
+        ]
+    );
+    equal! { v1, vfio:
+        VFIO_DEVICE_STATE_V1_STOP VFIO_DEVICE_STATE_V1_RUNNING VFIO_DEVICE_STATE_V1_SAVING
+        VFIO_DEVICE_STATE_V1_RESUMING VFIO_REGION_TYPE_MIGRATION_DEPRECATED
+        VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED
+    }
+}
+
 // ---- VFIO's files, in this process
 
 const GROUP: GroupId = GroupId(42);

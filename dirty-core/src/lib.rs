@@ -4,7 +4,7 @@
 //!
 //! The answers are those of Linux's `vfio_iommu_type1`, to the errno and the
 //! bit, but for twelve differences on purpose (D1 to D12). The rules that
-//! comments cite (A2 to A10, D1 to D12) are in `docs/rules.md` of the
+//! comments cite (A2 to A10, D1 to D12, M1 to M9) are in `docs/rules.md` of the
 //! repository. The crate is `no_std`, allocates only through its [`host`], holds
 //! no lock and cannot panic.
 //!
@@ -24,6 +24,8 @@
 //!   self`.
 //! - [`normalise`] takes bits from one page size to another; [`pages`] and
 //!   [`runs`] walk over the bits of a report.
+//! - [`migration`] is the other half of a device's migration: its own state. It
+//!   needs no container.
 //! - [`host`] has the traits by which the core asks for memory, pins, copies to
 //!   users, IOMMU mappings and accounting. A host is passed to each call that
 //!   needs it.

@@ -169,8 +169,10 @@ fn a_device_that_fails_stays_or_breaks() {
             (Failure::Broken(Errno::EIO), Error),
         ] {
             let mut migration = Migration::new(ALL);
-            let mut device = Noting::default();
-            device.fail = Some((to, failure));
+            let mut device = Noting {
+                fail: Some((to, failure)),
+                ..Noting::default()
+            };
             let (Failure::Unchanged(errno) | Failure::Broken(errno)) = failure;
             let answer = migration.set_state(&mut device, VFIO_DEVICE_STATE_STOP_COPY);
             assert_eq!(answer, Err(dirty_core::Error::Device(errno)));

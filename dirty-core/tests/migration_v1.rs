@@ -142,7 +142,8 @@ fn a_region_s_data_begin_after_its_registers() {
 fn every_state_to_every_value() {
     use State::{PreCopy as P, Resuming as L, Running as R, Stop as S, StopCopy as C};
     let refused = Err(Error::UnknownState);
-    let ways: [(u32, [Result<&[(State, State)], Error>; 5]); 5] = [
+    type Way = Result<&'static [(State, State)], Error>;
+    let ways: [(u32, [Way; 5]); 5] = [
         // to STOP, RUNNING, STOP_COPY, PRE_COPY, RESUMING
         (
             STOP,

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The core's migration machine against the naive model: random sequences with
-//! failures of the device, and the way between any two states.
+//! failures of the device, and the way between any two states. The seeds of the fuzz
+//! target are such sequences too.
+
+use std::fs;
 
 use arbitrary::{Arbitrary, Unstructured};
 use dirty_core::migration::{Features, State};
-use dirty_model::migration::{compare, next, Op, Sequence};
+use dirty_model::migration::{compare, compare_region, next, run, Op, RegionSequence, Sequence};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -14,6 +17,15 @@ proptest! {
     fn the_core_agrees_with_the_model(bytes in vec(any::<u8>(), 8..1500)) {
         let sequence = Sequence::arbitrary(&mut Unstructured::new(&bytes)).expect("a sequence");
         if let Err(what) = compare(&sequence) {
+            prop_assert!(false, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_core_s_region_agrees_with_the_model(bytes in vec(any::<u8>(), 8..1000)) {
+        let mut bytes = Unstructured::new(&bytes);
+        let sequence = RegionSequence::arbitrary(&mut bytes).expect("a sequence");
+        if let Err(what) = compare_region(&sequence) {
             prop_assert!(false, "{what}");
         }
     }
@@ -54,4 +66,16 @@ fn operations_print_as_they_are_read() {
     ] {
         assert!(line.parse::<Op>().is_err(), "{line}");
     }
+}
+
+#[test]
+fn seeds_of_migration_ops() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/migration_ops");
+    let mut seeds = 0;
+    for entry in fs::read_dir(dir).expect("seeds") {
+        let bytes = fs::read(entry.expect("entry").path()).expect("a seed");
+        run(&bytes).unwrap_or_else(|what| panic!("{what}"));
+        seeds += 1;
+    }
+    assert!(seeds >= 7, "no seed");
 }

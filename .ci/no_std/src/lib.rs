@@ -8,6 +8,10 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use dirty_core::host::*;
+use dirty_core::migration::v1::{DataSection, Region};
+use dirty_core::migration::{
+    Device, DeviceFeature, Failure, Features, Migration, Offers, Precopy, PrecopyInfo, Transition,
+};
 use dirty_core::{
     normalise, Command, Container, Dest, Errno, Error, Extent, Options, Outcome, PageSize, Target,
     Unmap,
@@ -241,4 +245,99 @@ pub extern "C" fn container_calls() -> i32 {
     let result = calls(&mut container, &mut [word(); 16]);
     container.close(&mut Anybody);
     result.map_or_else(|e| e.errno().0, |()| 0)
+}
+
+impl Device for Anybody {
+    type File = u64;
+    fn begin(&mut self, _: Transition) -> Result<u64, Failure> {
+        self.step_or(word())
+    }
+    fn step(&mut self, _: Transition) -> Result<(), Failure> {
+        self.step_or(())
+    }
+    fn stop_copy_length(&mut self) -> Result<u64, Errno> {
+        answer(word())
+    }
+}
+
+impl Anybody {
+    fn step_or<T>(&self, value: T) -> Result<T, Failure> {
+        let failure = match word() {
+            0 => Failure::Unchanged,
+            _ => Failure::Broken,
+        };
+        answer(value).map_err(failure)
+    }
+}
+
+impl DataSection for Anybody {
+    fn pending(&mut self) -> Result<u64, Errno> {
+        answer(word())
+    }
+    fn stage(&mut self, _: u64) -> Result<u64, Errno> {
+        answer(word())
+    }
+    fn load(&mut self, _: u64) -> Result<(), Errno> {
+        answer(())
+    }
+    fn read(&mut self, _: u64, to: &mut [u8]) -> Result<(), Errno> {
+        fill(to).map_err(|_| Errno::EIO)
+    }
+    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), Errno> {
+        answer(())
+    }
+}
+
+/// Calls of any kind on a device that migrates, until the host has had enough.
+fn migrate() -> Result<(), Error> {
+    let features = Features::from_bits(word()).ok_or(Error::UnknownState)?;
+    let mut migration = Migration::new(features);
+    let mut region = Region::new(word(), word()).ok_or(Error::RegionAccess)?;
+    let offers = Offers {
+        migration: Some(features),
+        logging: word() != 0,
+    };
+    let device = &mut Anybody;
+    while word() != 0 {
+        match word() {
+            0 => migration.reset(),
+            1 => migration.close(),
+            2 => region.reset(),
+            3 => _ = migration.set_state(device, word() as u32)?,
+            4 => {
+                let bytes = &mut [word() as u8; 64];
+                let len = word() as usize;
+                let bytes = bytes.get_mut(..len).unwrap_or_default();
+                region.read(device, word(), bytes)?;
+            }
+            5 => {
+                let bytes = &[word() as u8; 64];
+                let len = word() as usize;
+                let bytes = bytes.get(..len).unwrap_or_default();
+                region.write(device, word(), bytes)?;
+            }
+            6 => {
+                let info = PrecopyInfo::read(word() as u32, word(), |_, buf| fill(buf))?;
+                let precopy = Precopy {
+                    initial_bytes: word(),
+                    dirty_bytes: word(),
+                    reinit: word() != 0,
+                };
+                migration.precopy_info(info, || answer(precopy), |_, _| copied())?;
+            }
+            _ => {
+                let call = DeviceFeature::read(offers, word(), |_, buf| fill(buf))?;
+                if let DeviceFeature::Migration(call) = call {
+                    migration.run(device, call, |file| *file as i32, |_, _| copied())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Everything a host can do with the migration of a device.
+#[no_mangle]
+pub extern "C" fn migration_calls() -> i32 {
+    migrate().map_or_else(|e| e.errno().0, |()| 0)
 }

@@ -3,19 +3,18 @@
 
 use std::mem::size_of;
 
+use dirty_core::host::Fault;
+use dirty_core::migration::{DeviceFeature, LoggingCall, Offers};
 use dirty_core::Error;
 
 use super::ask::Ask;
 use super::log::{DeviceLog, MAX_RANGES};
 use super::uapi::{
-    iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking, vfio_device_feature,
+    iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking,
     vfio_device_feature_dma_logging_control, vfio_device_feature_dma_logging_range,
     vfio_device_feature_dma_logging_report, IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
     IOMMU_HWPT_GET_DIRTY_BITMAP, IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
-    IOMMU_HWPT_SET_DIRTY_TRACKING, VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
-    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP,
-    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_PROBE,
-    VFIO_DEVICE_FEATURE_SET,
+    IOMMU_HWPT_SET_DIRTY_TRACKING, VFIO_DEVICE_FEATURE,
 };
 use crate::error::TrackError;
 use crate::process_memory::{read_process, write_process};
@@ -57,11 +56,11 @@ impl DeviceLog {
     /// - [`Error::UnknownIoctl`].
     /// - [`Error::BadAddress`] if the structure cannot be read.
     /// - [`Error::ShortArgsz`] if `argsz` or `size` says that it is too short.
-    /// - For VFIO_DEVICE_FEATURE: [`Error::UnknownFlags`] for an unknown flag, and
-    ///   for GET with SET but without PROBE; [`TrackError::UnknownFeature`];
-    ///   [`Error::FlagCombination`] for a GET of START or STOP, a SET of REPORT, or
-    ///   none of GET, SET and PROBE; [`Error::ShortArgsz`] if the feature's data do
-    ///   not fit.
+    /// - For VFIO_DEVICE_FEATURE: [`Error::UnknownFlags`];
+    ///   [`Error::FlagCombination`] for GET with SET but without PROBE;
+    ///   [`Error::UnknownFeature`]; [`Error::FlagCombination`] for a GET of START or
+    ///   STOP, a SET of REPORT, or none of GET, SET and PROBE;
+    ///   [`Error::ShortArgsz`] if the feature's data do not fit.
     /// - For iommufd: [`TrackError::NotSupported`].
     /// - The errors of [`start`](DeviceLog::start), [`report`](DeviceLog::report),
     ///   [`set_tracking`](DeviceLog::set_tracking) and
@@ -86,62 +85,37 @@ impl DeviceLog {
         }
     }
 
-    /// Answers a VFIO_DEVICE_FEATURE, as `ioctl`. The rights over memory are its caller's.
-    pub(crate) fn feature(&self, arg: u64) -> Result<(), TrackError> {
-        const HEAD: usize = size_of::<vfio_device_feature>();
-        let head = vfio_device_feature::from_bytes(&get(arg)?);
-        if (head.argsz as usize) < HEAD {
-            return Err(Error::ShortArgsz.into());
-        }
-        let known = VFIO_DEVICE_FEATURE_MASK
-            | VFIO_DEVICE_FEATURE_GET
-            | VFIO_DEVICE_FEATURE_SET
-            | VFIO_DEVICE_FEATURE_PROBE;
-        let (get, set, probe) = (
-            head.flags & VFIO_DEVICE_FEATURE_GET != 0,
-            head.flags & VFIO_DEVICE_FEATURE_SET != 0,
-            head.flags & VFIO_DEVICE_FEATURE_PROBE != 0,
-        );
-        // GET and SET are allowed together only in a PROBE.
-        if head.flags & !known != 0 || (!probe && get && set) {
-            return Err(Error::UnknownFlags.into());
-        }
-        let feature = head.flags & VFIO_DEVICE_FEATURE_MASK;
-        let (may_get, need) = match feature {
-            VFIO_DEVICE_FEATURE_DMA_LOGGING_START => {
-                (false, size_of::<vfio_device_feature_dma_logging_control>())
-            }
-            VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP => (false, 0),
-            VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT => {
-                (true, size_of::<vfio_device_feature_dma_logging_report>())
-            }
-            _ => return Err(TrackError::UnknownFeature),
+    fn feature(&self, arg: u64) -> Result<(), TrackError> {
+        let offers = Offers {
+            migration: None,
+            logging: true,
         };
-        if (get && !may_get) || (set && may_get) {
-            return Err(Error::FlagCombination.into());
-        }
-        if probe {
-            return Ok(());
-        }
-        if !get && !set {
-            return Err(Error::FlagCombination.into());
-        }
-        if (head.argsz as usize) < HEAD + need {
-            return Err(Error::ShortArgsz.into());
-        }
-        let data = arg.checked_add(HEAD as u64).ok_or(Error::BadAddress)?;
-        match feature {
-            VFIO_DEVICE_FEATURE_DMA_LOGGING_START => self.logging_start(data),
-            VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT => self.logging_report(data),
-            _ => {
-                self.stop();
-                Ok(())
-            }
+        let read = |addr, to: &mut [u8]| read_process(addr, to).map_err(|_| Fault { done: 0 });
+        match DeviceFeature::read(offers, arg, read)? {
+            DeviceFeature::Logging(call) => self.logging(call),
+            // unreachable: a device that does not migrate is only probed besides.
+            DeviceFeature::Probe | DeviceFeature::Migration(_) => Ok(()),
         }
     }
 
-    fn logging_start(&self, arg: u64) -> Result<(), TrackError> {
-        let mut control = vfio_device_feature_dma_logging_control::from_bytes(&get(arg)?);
+    /// Answers a call of DMA logging that was read. The caller keeps what
+    /// [`ioctl`](DeviceLog::ioctl) says of the memory that the call points to.
+    pub(crate) fn logging(&self, call: LoggingCall) -> Result<(), TrackError> {
+        match call {
+            LoggingCall::Start { addr, control } => self.logging_start(addr, control),
+            LoggingCall::Stop => {
+                self.stop();
+                Ok(())
+            }
+            LoggingCall::Report(report) => self.logging_report(report),
+        }
+    }
+
+    fn logging_start(
+        &self,
+        arg: u64,
+        mut control: vfio_device_feature_dma_logging_control,
+    ) -> Result<(), TrackError> {
         let count = control.num_ranges as usize;
         if count == 0 {
             return Err(TrackError::NoRanges);
@@ -161,8 +135,10 @@ impl DeviceLog {
         put(arg, &control.page_size.to_ne_bytes()).inspect_err(|_| self.stop())
     }
 
-    fn logging_report(&self, arg: u64) -> Result<(), TrackError> {
-        let report = vfio_device_feature_dma_logging_report::from_bytes(&get(arg)?);
+    fn logging_report(
+        &self,
+        report: vfio_device_feature_dma_logging_report,
+    ) -> Result<(), TrackError> {
         let ask = Ask::logging(LIMIT, report.iova, report.length, report.page_size)?;
         self.report_to_user(ask, true, report.bitmap)
     }
@@ -241,10 +217,6 @@ macro_rules! from_bytes {
 }
 
 from_bytes! {
-    vfio_device_feature { argsz, flags }
-    vfio_device_feature_dma_logging_control { page_size, num_ranges, __reserved, ranges }
-    vfio_device_feature_dma_logging_range { iova, length }
-    vfio_device_feature_dma_logging_report { iova, length, page_size, bitmap }
     iommu_hwpt_set_dirty_tracking { size, flags, hwpt_id, __reserved }
     iommu_hwpt_get_dirty_bitmap { size, hwpt_id, flags, __reserved, iova, length, page_size, data }
 }

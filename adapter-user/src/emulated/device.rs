@@ -415,7 +415,7 @@ impl DeviceFile {
         let call = DeviceFeature::read(self.offers(), arg, read_process).map_err(Error::errno)?;
         match call {
             DeviceFeature::Probe => Ok(()),
-            DeviceFeature::Logging(_) => self.log.feature(arg).map_err(|error| error.errno()),
+            DeviceFeature::Logging(call) => self.log.logging(call).map_err(|error| error.errno()),
             DeviceFeature::Migration(call) => self.migration(call, descriptors),
         }
     }

@@ -4,6 +4,7 @@
 
 mod ioctl;
 mod model;
+mod recorded;
 mod scripts;
 mod typed;
 

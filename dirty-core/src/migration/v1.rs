@@ -17,9 +17,9 @@ use crate::migration::machine::{Device, Migration};
 use crate::migration::state::{Features, State, Transfer, Transition};
 
 /// The region's type, in its capability of type `VFIO_REGION_INFO_CAP_TYPE`.
-pub const VFIO_REGION_TYPE_MIGRATION: u32 = 3;
+pub const VFIO_REGION_TYPE_MIGRATION_DEPRECATED: u32 = 3;
 /// The region's subtype.
-pub const VFIO_REGION_SUBTYPE_MIGRATION: u32 = 1;
+pub const VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED: u32 = 1;
 
 /// No bit of `device_state`: the device is stopped.
 pub const VFIO_DEVICE_STATE_V1_STOP: u32 = 0;
@@ -64,7 +64,7 @@ const REGISTERS: u64 = 32;
 /// data section, and what comes and goes by them.
 ///
 /// The data file of [`Device`] is dropped at once. Transitions begin and end
-/// transfers all the same. [`Transfer::BeginSave`](super::Transfer::BeginSave) of a
+/// transfers all the same. [`Transfer::BeginSave`] of a
 /// device that has nothing to save in pre-copy is a transfer of no bytes until the
 /// device stops.
 pub trait DataSection {

@@ -6,6 +6,7 @@ use dirty_core::Errno;
 
 use super::memory::Place;
 use super::op::Op;
+use super::uart::{HEADER, TOTAL};
 use super::Core;
 
 /// A step of a [`Sequence`].
@@ -135,11 +136,11 @@ fn op(u: &mut Unstructured<'_>, files: usize) -> Result<Op> {
         },
         14 | 15 => Op::Read {
             file: file(u)?,
-            len: *u.choose(&[0, 1, 24, 38, 62, 100])?,
+            len: *u.choose(&[0, 1, HEADER, TOTAL - HEADER, TOTAL, 100])?,
         },
         16 => Op::Write {
             file: file(u)?,
-            len: *u.choose(&[0, 1, 24, 38, 62, 63])?,
+            len: *u.choose(&[0, 1, HEADER, TOTAL - HEADER, TOTAL, TOTAL + 1])?,
         },
         17 => Op::Copy {
             from: file(u)?,

@@ -59,7 +59,7 @@ fn saves(state: u32) -> bool {
 
 /// The shortest way: all states after `from` up to `to`. In between nothing is saved
 /// or loaded, unless all of the way is one save.
-fn way(features: u64, from: u32, to: u32) -> Option<Vec<u32>> {
+pub(super) fn way(features: u64, from: u32, to: u32) -> Option<Vec<u32>> {
     if features & 1 == 0 {
         return None;
     }

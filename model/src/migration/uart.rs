@@ -8,7 +8,7 @@ use dirty_core::Errno;
 /// Bytes of the header.
 pub const HEADER: usize = 24;
 /// Bytes of the header and the port.
-pub const TOTAL: usize = 62;
+pub const TOTAL: usize = 60;
 
 /// The header's bytes: a write is refused that completes another header.
 const MAGIC: u8 = 0xaa;

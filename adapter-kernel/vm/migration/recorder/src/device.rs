@@ -5,10 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use dirty_model::migration::{Op, PATTERN};
+use dirty_model::migration::{Op, Place, PATTERN};
 use nix::errno::Errno;
 use nix::libc;
 
+use crate::logging::Call;
 use crate::pages::Pages;
 
 const VFIO_SET_IOMMU: u64 = 0x3b66;
@@ -17,6 +18,8 @@ const VFIO_GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const VFIO_DEVICE_RESET: u64 = 0x3b6f;
 const VFIO_DEVICE_FEATURE: u64 = 0x3b75;
 const TYPE1V2: usize = 3;
+const GET: u64 = 1 << 16;
+const SET: u64 = 1 << 17;
 
 /// An ioctl whose argument is a value, or an address.
 fn ioctl(fd: RawFd, nr: u64, arg: usize) -> Result<i32, Errno> {
@@ -76,6 +79,8 @@ pub(crate) struct Device {
     opened: Option<Opened>,
     files: Vec<Data>,
     pages: Pages,
+    /// What an argument points to.
+    ranges: Pages,
 }
 
 /// The fields of an argument one after another.
@@ -85,6 +90,19 @@ fn argument(words: &[u32]) -> [u8; 64] {
         at.copy_from_slice(&word.to_ne_bytes());
     }
     bytes
+}
+
+/// As [`argument`], for fields of 64 bits.
+fn longs(words: &[u64]) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    for (at, word) in bytes.chunks_exact_mut(8).zip(words) {
+        at.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+fn long(bytes: &[u8; 64], n: usize) -> u64 {
+    u64::from_ne_bytes(bytes[8 * n..8 * n + 8].try_into().expect("8 bytes"))
 }
 
 fn word(bytes: &[u8; 64], n: usize) -> u32 {
@@ -113,6 +131,7 @@ impl Device {
             opened: Some(Opened::new(mdev)?),
             files: Vec::new(),
             pages: Pages::new()?,
+            ranges: Pages::new()?,
         })
     }
 
@@ -123,6 +142,50 @@ impl Device {
 
     fn file(&mut self, number: usize) -> Option<&mut File> {
         self.files.get_mut(number)?.file.as_mut()
+    }
+
+    /// Runs a call of DMA logging.
+    pub(crate) fn log(&mut self, call: &Call) -> io::Result<String> {
+        let fd = self.fd();
+        let ioctl = |addr| ioctl(fd, VFIO_DEVICE_FEATURE, addr);
+        match call {
+            Call::Start {
+                page,
+                count,
+                at,
+                from,
+                ranges,
+            } => {
+                let words = ranges.iter().flat_map(|(iova, length)| [*iova, *length]);
+                let bytes = longs(&words.collect::<Vec<_>>());
+                let start = |ranges: usize| {
+                    let head = 32 | (SET | 6) << 32;
+                    let words = [head, *page, (*count).into(), ranges as u64];
+                    self.pages.with(*at, &longs(&words), ioctl)
+                };
+                let (done, _) = self.ranges.with(*from, &bytes, start)?;
+                let (answer, after) = done?;
+                let mut text = text(answer);
+                if at.readable() >= 32 {
+                    text += &format!(" {:#x}", long(&after, 1));
+                }
+                Ok(text)
+            }
+            Call::Report {
+                page,
+                iova,
+                length,
+                at,
+            } => {
+                let report = |bitmap: usize| {
+                    let head = 40 | (GET | 8) << 32;
+                    let words = [head, *iova, *length, *page, bitmap as u64];
+                    self.pages.with(Place::Mem, &longs(&words), ioctl)
+                };
+                let (done, _) = self.ranges.with(*at, &[0; 64], report)?;
+                Ok(text(done?.0))
+            }
+        }
     }
 
     /// Runs an operation. A data file that is not open answers EBADF.

@@ -164,7 +164,7 @@ fn transfers(ops: &mut Vec<Op>) {
     });
     ops.push(Op::Write {
         file: load,
-        len: 32,
+        len: TOTAL - 30,
     });
     ops.extend([set(RUNNING), get(), set(RESUMING)]);
     let load = load + 1;
