@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::GroupId;
 use dirty_core::migration::v1::{
-    Region, VFIO_REGION_SUBTYPE_MIGRATION, VFIO_REGION_TYPE_MIGRATION,
+    Region, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
 };
 use dirty_core::migration::{DeviceFeature, Features, Migration, MigrationCall, Offers, State};
 use dirty_core::{Errno, Error};
@@ -390,8 +390,11 @@ impl DeviceFile {
         if at != 0 {
             answer.extend(VFIO_REGION_INFO_CAP_TYPE.to_ne_bytes());
             answer.extend(1u16.to_ne_bytes()); // version
-            let [next, kind, subtype] =
-                [0, VFIO_REGION_TYPE_MIGRATION, VFIO_REGION_SUBTYPE_MIGRATION];
+            let [next, kind, subtype] = [
+                0,
+                VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+                VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
+            ];
             answer.extend(
                 [next, kind, subtype]
                     .iter()
