@@ -19,6 +19,9 @@ const SLOW: u64 = 8 << 20;
 /// So slow that the first pass over the memory takes longer than some rounds of the guest.
 const SLOWEST: u64 = 256 << 10;
 const FAST: u64 = 8 << 30;
+/// As long as no stop is short enough, a migration does not end: the device's state is always
+/// left to send.
+const NEVER: u64 = 0;
 /// Milliseconds that the guest may be stopped for in the end. Zero pages take few bytes, so
 /// QEMU thinks that the link is slow.
 const DOWNTIME: u64 = 60_000;
@@ -165,7 +168,7 @@ impl Run<'_> {
     /// Begins to migrate, and waits until some rounds of copies are over.
     fn begin(&self, source: &mut Qemu) -> Result<()> {
         let slow = if self.case.quiet() { SLOWEST } else { SLOW };
-        limits(source, slow, 1)?;
+        limits(source, slow, NEVER)?;
         if !self.case.quiet() {
             self.migrate(source)?;
             return source.wait("third round of copies", |source| {
@@ -273,7 +276,7 @@ impl Run<'_> {
     /// Lets a migration fail.
     fn fail(&self, source: &mut Qemu, name: &str, errno: i32) -> Result<()> {
         let fail = format!("fail {name} {errno}");
-        limits(source, SLOW, 1)?;
+        limits(source, SLOW, NEVER)?;
         if name == "start" {
             source.control(&fail)?;
             // It may fail at once.
