@@ -359,47 +359,37 @@ impl DeviceFile {
     }
 
     fn get_region_info(&self, arg: u64) -> Result<(), Errno> {
-        let [argsz, _flags, index, _cap, _, _, _, _] = get_words(arg)?;
-        const HEAD: u32 = size_of::<vfio_region_info>() as u32;
-        const CAP: u32 = size_of::<vfio_region_info_cap_type>() as u32;
-        let region = self.v1();
-        let (size, cap) = match index {
-            0..VFIO_PCI_NUM_REGIONS => (self.model.region_size(index), 0),
-            V1_INDEX => (region.ok_or(Errno::EINVAL)?.size(), CAP),
+        let [argsz, _flags, index, _cap_offset, _, _, _, _] = get_words(arg)?;
+        let size = match index {
+            0..VFIO_PCI_NUM_REGIONS => self.model.region_size(index),
+            V1_INDEX => self.v1().ok_or(Errno::EINVAL)?.size(),
             _ => return Err(Errno::EINVAL),
         };
         let mut flags = match size {
             0 => 0,
             _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
         };
-        let fits = argsz >= HEAD + CAP;
-        if cap != 0 {
+        const HEAD: u32 = size_of::<vfio_region_info>() as u32;
+        const ALL: u32 = HEAD + size_of::<vfio_region_info_cap_type>() as u32;
+        let (mut argsz, mut cap_offset) = (argsz, 0);
+        if index == V1_INDEX {
             flags |= VFIO_REGION_INFO_FLAG_CAPS;
+            match argsz >= ALL {
+                true => cap_offset = HEAD,
+                false => argsz = ALL, // the program asks again
+            }
         }
-        let (argsz, at) = match (cap, fits) {
-            (0, _) => (argsz, 0),
-            (_, false) => (HEAD + CAP, 0), // the program asks again
-            (_, true) => (argsz, HEAD),
-        };
-        let mut answer = Vec::new();
-        for word in [argsz, flags, index, at] {
-            answer.extend(word.to_ne_bytes());
-        }
-        answer.extend(size.to_ne_bytes());
-        answer.extend((u64::from(index) << REGION_SHIFT).to_ne_bytes());
-        if at != 0 {
-            answer.extend(VFIO_REGION_INFO_CAP_TYPE.to_ne_bytes());
-            answer.extend(1u16.to_ne_bytes()); // version
-            let [next, kind, subtype] = [
-                0,
+        let (size, offset) = (size.to_ne_bytes(), u64::from(index) << REGION_SHIFT);
+        let mut answer = bytes_of(&[argsz, flags, index, cap_offset]);
+        answer.extend(size.into_iter().chain(offset.to_ne_bytes()));
+        if cap_offset != 0 {
+            let (id, version) = (VFIO_REGION_INFO_CAP_TYPE.to_ne_bytes(), 1u16.to_ne_bytes());
+            let (kind, subtype) = (
                 VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
                 VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
-            ];
-            answer.extend(
-                [next, kind, subtype]
-                    .iter()
-                    .flat_map(|word| word.to_ne_bytes()),
             );
+            answer.extend(id.into_iter().chain(version));
+            answer.extend(bytes_of(&[0, kind, subtype])); // no capability follows
         }
         put(arg, &answer)
     }
@@ -464,6 +454,9 @@ impl Drop for DeviceFile {
 }
 
 fn put_words(addr: u64, words: &[u32]) -> Result<(), Errno> {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    put(addr, &bytes)
+    put(addr, &bytes_of(words))
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }

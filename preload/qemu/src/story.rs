@@ -19,9 +19,10 @@ const SLOW: u64 = 8 << 20;
 /// So slow that the first pass over the memory takes longer than some rounds of the guest.
 const SLOWEST: u64 = 256 << 10;
 const FAST: u64 = 8 << 30;
-/// As long as no stop is short enough, a migration does not end: the device's state is always
-/// left to send.
-const NEVER: u64 = 0;
+/// Bytes a second that QEMU is to think it can send while the guest is stopped. In the
+/// millisecond that it may then be stopped for, not even the device's state can be sent: so
+/// the migration does not end before it is to.
+const NEARLY_NOTHING: u64 = 100_000;
 /// Milliseconds that the guest may be stopped for in the end. Zero pages take few bytes, so
 /// QEMU thinks that the link is slow.
 const DOWNTIME: u64 = 60_000;
@@ -165,10 +166,26 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Lets QEMU send `bandwidth` bytes a second, and not end the migration.
+    fn hold(&self, source: &mut Qemu, bandwidth: u64) -> Result<()> {
+        self.limits(source, bandwidth, 1, NEARLY_NOTHING)
+    }
+
+    /// Sets bytes a second, the milliseconds that the guest may be stopped for, and the bytes a
+    /// second that QEMU counts on then.
+    fn limits(&self, source: &mut Qemu, bandwidth: u64, downtime: u64, then: u64) -> Result<()> {
+        let mut limits = json!({"max-bandwidth": bandwidth, "downtime-limit": downtime});
+        if self.case.from != Version::V7 {
+            limits["avail-switchover-bandwidth"] = then.into();
+        }
+        source.run("migrate-set-parameters", limits)?;
+        Ok(())
+    }
+
     /// Begins to migrate, and waits until some rounds of copies are over.
     fn begin(&self, source: &mut Qemu) -> Result<()> {
         let slow = if self.case.quiet() { SLOWEST } else { SLOW };
-        limits(source, slow, NEVER)?;
+        self.hold(source, slow)?;
         if !self.case.quiet() {
             self.migrate(source)?;
             return source.wait("third round of copies", |source| {
@@ -240,7 +257,7 @@ impl Run<'_> {
         source: &mut Qemu,
         destination: &mut Qemu,
     ) -> Result<(usize, Option<usize>, bool)> {
-        limits(source, FAST, DOWNTIME)?;
+        self.limits(source, FAST, DOWNTIME, FAST)?;
         self.ended(source, "completed")?;
         let here = self.memory(source)?;
         destination.wait("arrival", |destination| {
@@ -276,7 +293,7 @@ impl Run<'_> {
     /// Lets a migration fail.
     fn fail(&self, source: &mut Qemu, name: &str, errno: i32) -> Result<()> {
         let fail = format!("fail {name} {errno}");
-        limits(source, SLOW, NEVER)?;
+        self.hold(source, SLOW)?;
         if name == "start" {
             source.control(&fail)?;
             // It may fail at once.
@@ -428,12 +445,6 @@ fn arguments(command: &mut Command, case: &Case, folder: &Path, guests: &Guests)
         Tracking::Device => "device",
     };
     command.env("VFIO_PRELOAD_TRACKING", tracking);
-    Ok(())
-}
-
-fn limits(qemu: &mut Qemu, bandwidth: u64, downtime: u64) -> Result<()> {
-    let limits = json!({"max-bandwidth": bandwidth, "downtime-limit": downtime});
-    qemu.run("migrate-set-parameters", limits)?;
     Ok(())
 }
 
