@@ -9,6 +9,7 @@
 mod story; // runs a case
 
 mod check; // what the traces say
+mod drive; // drives the device
 
 mod case; // the cases
 

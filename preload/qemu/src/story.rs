@@ -8,12 +8,11 @@ use serde_json::{json, Value};
 
 use crate::case::{Case, Expected, Story, Tracking};
 use crate::check;
+use crate::drive::{engine, go_on, pause, ring};
 use crate::guest::Guests;
 use crate::qemu::{command, sysfs, Places, Qemu, Version};
 use crate::Result;
 
-/// The engine's register that stops the guest.
-const MAILBOX: u32 = 0x28;
 /// Bytes a second, at first: so slow that the guest works through several rounds of copies.
 const SLOW: u64 = 8 << 20;
 /// So slow that the first pass over the memory takes longer than some rounds of the guest.
@@ -461,43 +460,5 @@ fn going(now: &Value) -> Result<()> {
         )
         .into()),
         _ => Ok(()),
-    }
-}
-
-/// Stops the guest's work. Its processor goes on.
-fn pause(qemu: &mut Qemu) -> Result<()> {
-    qemu.control(&format!("set dev0 {MAILBOX} 1"))?;
-    qemu.wait("pause of the guest", |qemu| {
-        let mailbox = qemu.control(&format!("get dev0 {MAILBOX}"))?;
-        Ok((mailbox == "2").then_some(()))
-    })
-}
-
-fn go_on(qemu: &mut Qemu) -> Result<()> {
-    qemu.control(&format!("set dev0 {MAILBOX} 0"))?;
-    Ok(())
-}
-
-/// Has the engine do a command while the guest does not use it, on every other page.
-fn engine(qemu: &mut Qemu, command: u32, iova: u64, count: u32, value: u32) -> Result<()> {
-    pause(qemu)?;
-    let done = ring(qemu, command, iova, count, value);
-    go_on(qemu)?;
-    done
-}
-
-fn ring(qemu: &mut Qemu, command: u32, iova: u64, count: u32, value: u32) -> Result<()> {
-    let (low, high) = (iova as u32, (iova >> 32) as u32);
-    let registers = [low, high, 4096, count, 8192, value, command];
-    for (register, value) in registers.iter().enumerate() {
-        qemu.control(&format!("set dev0 {} {value}", 4 * register))?;
-    }
-    match qemu.control("get dev0 0x1c")?.as_str() {
-        "1" => Ok(()),
-        _ => Err(format!(
-            "the engine's command {command} failed: {}",
-            qemu.text("trace")
-        )
-        .into()),
     }
 }
