@@ -292,23 +292,30 @@ impl Run<'_> {
     /// Lets a migration fail.
     fn fail(&self, source: &mut Qemu, name: &str, errno: i32) -> Result<()> {
         let fail = format!("fail {name} {errno}");
-        self.hold(source, SLOW)?;
         if name == "start" {
+            self.hold(source, SLOW)?;
             source.control(&fail)?;
-            // It may fail at once.
-            let _ = self.migrate(source);
-            return self.ended(source, "failed");
+            let _ = self.migrate(source); // it may fail at once
+        } else {
+            self.begin(source)?;
+            source.control(&fail)?;
         }
-        self.begin(source)?;
-        source.control(&fail)?;
-        match name {
-            // A cancelled migration ends the tracking, and that it fails changes nothing.
-            "stop" => {
-                source.run("migrate_cancel", json!({}))?;
-                self.ended(source, "cancelled")
-            }
-            _ => self.ended(source, "failed"),
+        // Tracking is stopped when a migration is cancelled, and that it fails changes nothing.
+        let end = if name == "stop" {
+            "cancelled"
+        } else {
+            "failed"
+        };
+        if name == "stop" {
+            source.run("migrate_cancel", json!({}))?;
         }
+        self.ended(source, end)?;
+        source.wait("ioctl that fails", |source| {
+            let trace = source.text("trace");
+            let mut lines = trace.lines().filter_map(|line| line.split_once(' '));
+            let failed = |line: &str| line.starts_with(name) && !line.ends_with("ok");
+            Ok(lines.any(|(_, line)| failed(line)).then_some(()))
+        })
     }
 
     /// After a migration that was not to arrive: the guest goes on, and there is another
