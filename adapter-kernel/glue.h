@@ -2,7 +2,15 @@
 /* The functions that the C and the Rust half of the module call in each other. */
 #ifndef DIRTY_GLUE_H
 #define DIRTY_GLUE_H
+#include <linux/gfp.h>
 #include <linux/types.h>
+
+/*
+ * All memory is charged to the caller's memory cgroup. If there is none left, an
+ * allocation fails: without __GFP_RETRY_MAYFAIL the OOM killer would come, and end
+ * the process that asked.
+ */
+#define GFP_DIRTY (GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 struct dirty_devices;
 struct iommu_domain;

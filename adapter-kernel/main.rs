@@ -3,7 +3,8 @@
 //!
 //! [`backend`] has VFIO's operations, and the container behind a [`lock`]. [`host`] is
 //! the kernel as the core's host, [`missing`] waits for user memory without the lock,
-//! and [`memory`] is where the core's memory comes from. `glue.c` is the C half.
+//! and [`memory`] is where the core's memory comes from. The C files are for kernel
+//! interfaces that have no Rust binding.
 
 mod backend;
 mod host;

@@ -86,6 +86,12 @@ const CASES: &[Case] = &[
     ("unpin a page of 1e5", "unpin", || {
         pins(|guest, page| guest.unpin(page, 1))
     }),
+    ("map a page among 60,000", "map", || {
+        among(|guest, page| guest.map(page, 1))
+    }),
+    ("unmap a page among 60,000", "unmap", || {
+        among(|guest, page| guest.unmap(page - 1, 1))
+    }),
     ("write 64 bytes, no bitmap", "write", || {
         writes(&guest_memory::<()>())
     }),
@@ -197,6 +203,15 @@ fn pins(op: fn(&mut Guest, u64)) -> usize {
     let mut out = zeroed(GIB_64.words());
     guest.get(0, GIB_64.pages, Dest::Words(&mut out));
     pages.len()
+}
+
+/// One operation beside each of 1,000 mappings of 60,000. These are pages with a page's
+/// gap behind each.
+fn among(op: fn(&mut Guest, u64)) -> usize {
+    let mut guest = Guest::new();
+    (0..60_000).for_each(|k| guest.map(2 * k, 1));
+    counted(|| (0..1000).for_each(|k| op(&mut guest, 2 * 59 * k + 1)));
+    1000
 }
 
 /// 1 MiB of guest memory.

@@ -3,8 +3,8 @@
 //! may a device have written since somebody asked last?
 //!
 //! The answers are those of Linux's `vfio_iommu_type1`, to the errno and the
-//! bit, but for twelve differences on purpose (D1 to D12). The rules that
-//! comments cite (A2 to A10, D1 to D12, M1 to M9) are in `docs/rules.md` of the
+//! bit, but for thirteen differences on purpose (D1 to D13). The rules that
+//! comments cite (A2 to A10, D1 to D13, M1 to M9) are in `docs/rules.md` of the
 //! repository. The crate is `no_std`, allocates only through its [`host`], holds
 //! no lock and cannot panic.
 //!

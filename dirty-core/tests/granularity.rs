@@ -123,8 +123,10 @@ fn a_page_size_that_does_not_fit_the_mappings_is_refused() {
         ..Spec::pages(PAGE)
     };
     rig.attach(1, Some(other)).expect("attach");
+    let before = rig.snapshot();
     let nothing_in_common = rig.attach(2, Some(Spec::pages(K64)));
-    assert_eq!(nothing_in_common, Err(Error::NoPageSize));
+    assert_eq!(nothing_in_common, Err(Error::NoPageSize), "D13");
+    assert_eq!(rig.snapshot(), before);
 }
 
 #[test]

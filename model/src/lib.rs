@@ -4,7 +4,7 @@
 //!
 //! [`Naive`] is the model. It keeps sets of pages and applies the rules of
 //! `docs/rules.md` one by one. It shares no code with the core but the errnos,
-//! and it answers the recordings of Linux, but for the differences D1 to D12.
+//! and it answers the recordings of Linux, but for the differences D1 to D13.
 //! [`compare()`] runs a script on the model and on the core over the simulated
 //! host of `dirty-script`, where faults can be ordered. [`Script`] and
 //! [`RawScript`] make scripts out of random bytes, for property tests and

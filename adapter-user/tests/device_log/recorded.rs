@@ -52,8 +52,9 @@ impl Pages {
         };
         let addr = self.at(offset);
         for (k, word) in words.iter().take(room).enumerate() {
+            let to = addr.cast::<u64>().as_ptr().wrapping_add(k);
             // SAFETY: the words that there is room for are in a page of ours.
-            unsafe { addr.cast::<u64>().add(k).write(*word) };
+            unsafe { to.write(*word) };
         }
         self.protect(ProtFlags::PROT_READ);
         addr.as_ptr() as u64
@@ -106,7 +107,7 @@ fn answer(log: &DeviceLog, argument: &Pages, other: &Pages, line: &str) -> Strin
     }
     if name == "logstart" && ["mem", "ro"].contains(&place) {
         // SAFETY: the second word of the argument, which is in a page of ours.
-        let page = unsafe { (arg as *const u64).add(1).read() };
+        let page = unsafe { (arg as *const u64).wrapping_add(1).read() };
         text += &format!(" {page:#x}");
     }
     text

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Single calls of a domain: what they reach, and what a failure leaves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use adapter_user::device_log::LogOptions;
 use adapter_user::{Error, TrackError};
@@ -157,6 +159,47 @@ fn pins_that_stay_refuse_the_unmap_and_lose_nothing() {
     drop(pin);
     assert_eq!(domain.unmap(0, 2 * PAGE), Ok(2 * PAGE));
     assert_eq!(take(&tracker), set([1]));
+}
+
+/// A device pins in the part that was mapped before the container refused the next.
+#[test]
+fn a_map_that_cannot_be_undone_stays_until_it_is_unmapped() {
+    let tracker = tracker(1);
+    tracker.add_slot(1, PAGE, None, PAGE).unwrap(); // no host address
+    let (log, container) = (DeviceLog::new(None), container());
+    let domain = domain(&tracker, Some(&log), Some(&container));
+    let stubborn = Box::new(|_: &adapter_user::Device, _, _| {});
+    let device = container.open_device(GROUP, Some(stubborn)).unwrap();
+    log.start_all(PAGE).unwrap();
+    container.start().unwrap();
+    tracker.start().unwrap();
+    let stop = AtomicBool::new(false);
+    let (pin, pinned) = std::thread::scope(|scope| {
+        let pinner = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok(pin) = device.pin(0, 1, RW) {
+                    return Some(pin);
+                }
+            }
+            None
+        });
+        let mut refused = Err(Error::BadAddress.into());
+        while refused == Err(Error::BadAddress.into()) && !pinner.is_finished() {
+            refused = domain.map(0, 0, 2 * PAGE, RW).map(|_| ());
+        }
+        stop.store(true, Ordering::Relaxed);
+        (pinner.join().unwrap(), refused)
+    });
+    assert_eq!(pinned, Err(Error::StillPinned.into()));
+    let pin = pin.unwrap();
+    pin.write(0, &[1]).unwrap();
+    assert_eq!(domain.view().translate(0), Some(0));
+    assert!(log.range(0).is_some());
+    assert_eq!(domain.unmap(0, 2 * PAGE), Err(Error::StillPinned.into()));
+    pin.write(0, &[2]).unwrap();
+    drop(pin);
+    assert_eq!(domain.unmap(0, 2 * PAGE), Ok(2 * PAGE));
+    assert_eq!(take(&tracker), set([0]));
 }
 
 /// Between the check of tracking and the unmap, nobody can start it.

@@ -228,31 +228,33 @@ impl<T, M: Memory> Drop for List<T, M> {
     }
 }
 
-/// Moves `value` into memory of its own. The value is lost if that fails, so
-/// allocate before a value is worth keeping.
-pub(crate) fn into_raw<T, M: Memory>(mem: &M, value: T) -> Result<NonNull<T>, NoMemory> {
+/// Makes a value in memory of its own, if there is some.
+#[inline]
+pub(crate) fn into_raw<T, M: Memory>(
+    mem: &M,
+    value: impl FnOnce() -> T,
+) -> Result<NonNull<T>, NoMemory> {
     const { assert!(size_of::<T>() != 0) };
     let ptr = mem
         .alloc_zeroed(Layout::new::<T>())
         .ok_or(NoMemory)?
         .cast::<T>();
     // SAFETY: fresh memory of T's size and alignment.
-    unsafe { ptr.write(value) };
+    unsafe { ptr.write(value()) };
     Ok(ptr)
 }
 
-/// Moves a value out of its memory, and frees the memory.
+/// Drops a value and frees its memory.
 ///
 /// # Safety
 ///
 /// `ptr` came from [`into_raw`] with `mem` or a clone of it, and is not used
 /// any more.
-pub(crate) unsafe fn from_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) -> T {
+pub(crate) unsafe fn drop_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) {
     // SAFETY: `ptr` holds a value that nobody else uses.
-    let value = unsafe { ptr.read() };
+    unsafe { ptr.drop_in_place() };
     // SAFETY: allocated from `mem` with this layout.
     unsafe { mem.free(ptr.cast(), Layout::new::<T>()) };
-    value
 }
 
 /// The bytes of `words`, as they lie in memory.

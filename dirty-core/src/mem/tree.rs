@@ -8,6 +8,7 @@
 
 use core::hint;
 use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
 
 use intrusive_collections::{
@@ -58,11 +59,19 @@ impl<T, M: Memory> Tree<T, M> {
         self.tree.is_empty()
     }
 
-    /// Inserts `value` under a key that is not in the tree.
-    pub(crate) fn insert(&mut self, key: u64, value: T) -> Result<&mut T, NoMemory> {
+    /// Inserts a value under a key that is not in the tree. `value` makes it in its
+    /// place, if there is memory.
+    pub(crate) fn insert(
+        &mut self,
+        key: u64,
+        value: impl FnOnce() -> T,
+    ) -> Result<&mut T, NoMemory> {
         debug_assert!(self.get(key).is_none());
-        let link = RBTreeLink::new();
-        let node = mem::into_raw(&self.mem, Node { link, key, value })?;
+        let node = mem::into_raw(&self.mem, || Node {
+            link: RBTreeLink::new(),
+            key,
+            value: value(),
+        })?;
         // SAFETY: the node was just written.
         let linked = unsafe { node.as_ref() }.link.is_linked();
         // SAFETY: its link is new. This lets the compiler drop the check in
@@ -75,21 +84,32 @@ impl<T, M: Memory> Tree<T, M> {
         Ok(unsafe { value_mut(node) })
     }
 
-    pub(crate) fn remove(&mut self, key: u64) -> Option<T> {
+    pub(crate) fn remove(&mut self, key: u64) -> Option<Taken<T, M>> {
         let node = self.tree.find_mut(&key).remove()?;
-        let node = NonNull::new(UnsafeRef::into_raw(node))?;
-        // SAFETY: by the invariant, and it is unlinked now.
-        Some(unsafe { mem::from_raw(&self.mem, node) }.value)
+        Taken::new(node, &self.mem)
     }
 
-    /// Empties the tree, and gives each value to `f` in ascending order of keys.
-    pub(crate) fn drain(&mut self, mut f: impl FnMut(T)) {
-        while let Some(node) = self.tree.front_mut().remove() {
-            if let Some(node) = NonNull::new(UnsafeRef::into_raw(node)) {
-                // SAFETY: by the invariant, and it is unlinked now.
-                f(unsafe { mem::from_raw(&self.mem, node) }.value);
-            }
+    /// Removes the first entry that is not `before`, if it is `wanted`. All entries
+    /// are looked at in ascending order from the last one whose key is at most `key`
+    /// on, or else from the first of all.
+    pub(crate) fn remove_first(
+        &mut self,
+        key: u64,
+        before: impl Fn(&T) -> bool,
+        wanted: impl Fn(&T) -> bool,
+    ) -> Option<Taken<T, M>> {
+        let mut cursor = self.tree.upper_bound_mut(Bound::Included(&key));
+        if cursor.is_null() {
+            cursor.move_next(); // to the first of all
         }
+        while before(&cursor.get()?.value) {
+            cursor.move_next();
+        }
+        if !wanted(&cursor.get()?.value) {
+            return None;
+        }
+        let node = cursor.remove()?;
+        Taken::new(node, &self.mem)
     }
 
     pub(crate) fn get(&self, key: u64) -> Option<&T> {
@@ -143,9 +163,9 @@ impl<T, M: Memory> Tree<T, M> {
 
     /// The last entry whose key is at most `key`, or else the first of all.
     fn cursor(&self, key: u64) -> rbtree::Cursor<'_, NodeAdapter<T>> {
-        let cursor = self.tree.upper_bound(Bound::Included(&key));
+        let mut cursor = self.tree.upper_bound(Bound::Included(&key));
         if cursor.is_null() {
-            return self.tree.front();
+            cursor.move_next(); // to the first of all
         }
         cursor
     }
@@ -153,7 +173,50 @@ impl<T, M: Memory> Tree<T, M> {
 
 impl<T, M: Memory> Drop for Tree<T, M> {
     fn drop(&mut self) {
-        self.drain(drop);
+        while let Some(node) = self.tree.front_mut().remove() {
+            drop(Taken::new(node, &self.mem));
+        }
+    }
+}
+
+/// A value that has left its tree, in its old place.
+///
+/// INVARIANT: the node came from `mem::into_raw` with `mem`, is in no tree, and is
+/// reachable through this `Taken` only.
+pub(crate) struct Taken<T, M: Memory> {
+    node: NonNull<Node<T>>,
+    mem: M,
+}
+
+impl<T, M: Memory> Taken<T, M> {
+    /// `node` was in a tree over `mem`, and is unlinked.
+    fn new(node: UnsafeRef<Node<T>>, mem: &M) -> Option<Self> {
+        let node = NonNull::new(UnsafeRef::into_raw(node))?;
+        let mem = mem.clone();
+        Some(Taken { node, mem })
+    }
+}
+
+impl<T, M: Memory> Deref for Taken<T, M> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: by the invariant; borrowed as long as `self`.
+        &unsafe { self.node.as_ref() }.value
+    }
+}
+
+impl<T, M: Memory> DerefMut for Taken<T, M> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: by the invariant; borrowed as long as `self`, exclusively.
+        &mut unsafe { self.node.as_mut() }.value
+    }
+}
+
+impl<T, M: Memory> Drop for Taken<T, M> {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant, and dropped once.
+        unsafe { mem::drop_raw(&self.mem, self.node) };
     }
 }
 

@@ -123,7 +123,7 @@ impl<M: Memory> Pins<M> {
             }
         }
         let refs = 1;
-        self.others.insert(iova, Pin { iova, pfn, refs })?;
+        self.others.insert(iova, || Pin { iova, pfn, refs })?;
         Ok(())
     }
 

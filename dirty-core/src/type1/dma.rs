@@ -4,7 +4,7 @@
 use crate::bitmap::Bitmap;
 use crate::error::{Errno, Error, NoMemory};
 use crate::host::{Host, Memory, Mm, PageKind, Prot, Run};
-use crate::mem::tree::Tree;
+use crate::mem::tree::{Taken, Tree};
 use crate::pgsize::PageSize;
 use crate::pins::Pins;
 use crate::span::Span;
@@ -175,14 +175,22 @@ impl<M: Memory> Dmas<M> {
         }
     }
 
-    /// Adds a mapping where none is.
-    pub(super) fn insert(&mut self, dma: Dma<M>) -> Result<&mut Dma<M>, NoMemory> {
-        self.tree.insert(dma.span.first(), dma)
+    /// Adds a mapping where none is; it starts at `iova`.
+    pub(super) fn insert(
+        &mut self,
+        iova: u64,
+        dma: impl FnOnce() -> Dma<M>,
+    ) -> Result<&mut Dma<M>, NoMemory> {
+        self.tree.insert(iova, dma)
     }
 
-    /// Takes out the mapping that starts at `iova`.
-    pub(super) fn remove(&mut self, iova: u64) -> Option<Dma<M>> {
-        self.tree.remove(iova)
+    /// Takes out the first mapping that overlaps `span`.
+    pub(super) fn remove_first(&mut self, span: Span) -> Option<Taken<Dma<M>, M>> {
+        self.tree.remove_first(
+            span.first(),
+            |dma| dma.span.last() < span.first(),
+            |dma| dma.span.first() <= span.last(),
+        )
     }
 
     /// The mapping that `iova` lies in.
@@ -222,20 +230,20 @@ impl<M: Memory> Dmas<M> {
     }
 
     pub(super) fn overlaps(&self, span: Span) -> bool {
-        self.first_in(span).is_some()
-    }
-
-    /// Where the first mapping that overlaps `span` starts.
-    pub(super) fn first_in(&self, span: Span) -> Option<u64> {
-        self.range(span).next().map(|dma| dma.span.first())
+        self.range(span).next().is_some()
     }
 
     /// Whether `span` starts or ends inside a mapping.
     pub(super) fn bisected(&self, span: Span) -> bool {
-        let start = self.find(span.first());
-        let end = start.filter(|dma| dma.span.last() >= span.last()); // most often
-        let end = end.or_else(|| self.find(span.last()));
-        start.is_some_and(|dma| dma.span.first() != span.first())
-            || end.is_some_and(|dma| dma.span.last() != span.last())
+        let first = self.range(span).next();
+        first.is_some_and(|first| self.bisected_from(span, first))
+    }
+
+    /// As [`bisected`](Dmas::bisected), for whoever has the first mapping that overlaps
+    /// `span`.
+    pub(super) fn bisected_from(&self, span: Span, first: &Dma<M>) -> bool {
+        let last = Some(first).filter(|dma| dma.span.last() >= span.last()); // most often
+        let last = last.or_else(|| self.find(span.last()));
+        first.span.first() < span.first() || last.is_some_and(|dma| dma.span.last() > span.last())
     }
 }

@@ -144,8 +144,8 @@ impl<M: Memory> Type1<M> {
             .any(|span| self.dmas.overlaps(span))
     }
 
-    /// The common page sizes once a domain is added. Every mapping must be
-    /// aligned to the smallest.
+    /// The common page sizes once a domain is added. There must be one (D13), and
+    /// every mapping must be aligned to the smallest.
     fn pgsizes_with(&self, info: DomainInfo) -> Result<u64, Error> {
         let mut pgsizes = domain_pgsizes(&self.domains) & info.pgsize_bitmap;
         if pgsizes == 0 {

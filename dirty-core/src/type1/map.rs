@@ -64,12 +64,13 @@ impl<M: Memory> Type1<M> {
             return Err(Error::ForbiddenIova);
         }
         let mm = host.grab().map_err(Error::Mm)?;
-        let dma = Dma {
+        let lock_cap = host.lock_cap();
+        let dma = || Dma {
             span,
             vaddr: map.vaddr,
             vaddr_invalid: false,
             prot,
-            lock_cap: host.lock_cap(),
+            lock_cap,
             mm,
             locked: 0,
             iommu_mapped: false,
@@ -77,7 +78,7 @@ impl<M: Memory> Type1<M> {
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
-        let dma = match self.dmas.insert(dma) {
+        let dma = match self.dmas.insert(map.iova, dma) {
             Ok(dma) => dma,
             Err(e) => {
                 host.release(mm);
@@ -98,7 +99,7 @@ impl<M: Memory> Type1<M> {
             None => Ok(()),
         });
         if tracked.is_err() {
-            self.remove_dma(host, map.iova);
+            self.remove_first(host, span);
         }
         tracked
     }
@@ -129,12 +130,11 @@ impl<M: Memory> Type1<M> {
         Ok(())
     }
 
-    /// Removes the mapping at `iova`: it leaves every domain, its pages are
-    /// unpinned and uncharged, its bitmap is freed.
-    pub(super) fn remove_dma(&mut self, host: &mut dyn Host, iova: u64) {
-        let Some(mut dma) = self.dmas.remove(iova) else {
-            return;
-        };
+    /// Removes the first mapping that overlaps `span`, and returns what it spanned:
+    /// it leaves every domain, its pages are unpinned and uncharged, its bitmap is
+    /// freed.
+    pub(super) fn remove_first(&mut self, host: &mut dyn Host, span: Span) -> Option<Span> {
+        let mut dma = self.dmas.remove_first(span)?;
         let domains = Domains {
             list: &self.domains,
             page: self.options.page_size,
@@ -153,5 +153,6 @@ impl<M: Memory> Type1<M> {
             self.vaddr_invalid = self.vaddr_invalid.saturating_sub(1);
         }
         self.dma_avail = self.dma_avail.saturating_add(1);
+        Some(dma.span)
     }
 }

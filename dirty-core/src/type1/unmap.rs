@@ -81,6 +81,16 @@ pub enum Progress {
     },
 }
 
+/// The mappings in the range of an unmap.
+enum Going {
+    /// None may go.
+    Nothing,
+    /// Devices pin pages of this one.
+    Pinned(Span),
+    /// All may go; they have so many bytes (modulo 2^64).
+    All(u64),
+}
+
 /// Where the dirty pages of what goes are reported to.
 pub(super) enum Harvest<'a> {
     /// Nowhere.
@@ -146,28 +156,34 @@ impl<M: Memory> Type1<M> {
         }
         let span = self.unmap_span(unmap.target)?;
         let dirty = self.harvest_range(span, &harvest)?;
-        let mut going = Some(span);
-        if unmap.target != Target::All {
-            if self.v2 && self.dmas.bisected(span) {
+        match self.going(unmap, span)? {
+            Going::Nothing => self.finish(host, harvest, dirty, None),
+            Going::Pinned(mapping) => unmap.notify(mapping),
+            Going::All(size) if unmap.vaddr => self.invalidate(host, span, size, harvest),
+            Going::All(size) => self.finish(host, harvest, dirty, Some((span, size))),
+        }
+    }
+
+    /// What the unmap may take.
+    fn going(&self, unmap: &Unmap, span: Span) -> Result<Going, Error> {
+        let mut hits = self.dmas.range(span).peekable();
+        if let (Target::Range { .. }, Some(first)) = (unmap.target, hits.peek()) {
+            if self.v2 && self.dmas.bisected_from(span, first) {
                 return Err(Error::Bisects);
             }
             // Version 1 stops at a mapping that starts before the range.
-            let before = |iova: u64| iova < span.first();
-            if !self.v2 && self.dmas.first_in(span).is_some_and(before) {
-                going = None;
+            if !self.v2 && first.span.first() < span.first() {
+                return Ok(Going::Nothing);
             }
         }
-        if let (true, Some(span)) = (unmap.vaddr, going) {
-            return self.invalidate(host, span, harvest);
-        }
         let mut size: u64 = 0;
-        for dma in going.into_iter().flat_map(|span| self.dmas.range(span)) {
-            if !dma.pins.is_empty() {
-                return unmap.notify(dma.span);
+        for dma in hits {
+            if !unmap.vaddr && !dma.pins.is_empty() {
+                return Ok(Going::Pinned(dma.span));
             }
             size = size.wrapping_add(dma.span.size());
         }
-        self.finish(host, harvest, dirty, going.map(|span| (span, size)))
+        Ok(Going::All(size))
     }
 
     /// The addresses of the target.
@@ -261,30 +277,25 @@ impl<M: Memory> Type1<M> {
 
     /// Removes every mapping that overlaps `span`.
     pub(super) fn remove_all(&mut self, host: &mut dyn Host, span: Span) {
-        loop {
-            let first = self.dmas.range(span).next().map(|dma| dma.span);
-            let Some(first) = first else {
-                return;
-            };
-            self.remove_dma(host, first.first());
-            if first.last() >= span.last() {
+        while let Some(removed) = self.remove_first(host, span) {
+            if removed.last() >= span.last() {
                 return; // nothing else overlaps
             }
         }
     }
 
-    /// Invalidates the vaddr of every mapping in `span`, or of none.
+    /// Invalidates the vaddr of every mapping in `span`, or of none. They have `size`
+    /// bytes.
     fn invalidate(
         &mut self,
         host: &mut dyn Host,
         span: Span,
+        size: u64,
         harvest: Harvest<'_>,
     ) -> Result<Progress, Error> {
         if self.dmas.range(span).any(|dma| dma.vaddr_invalid) {
             return Err(Error::VaddrMismatch);
         }
-        let sizes = self.dmas.range(span).map(|dma| dma.span.size());
-        let size = sizes.fold(0, u64::wrapping_add);
         if let Harvest::User { addr, arg, .. } = harvest {
             write_back(host, addr, arg, size)?;
         }

@@ -51,7 +51,8 @@ const USAGE: &str = "usage:
   dirty-vm backend                 print which driver answers a container
   dirty-vm cgroup                  start in a memory cgroup that is nearly full
   dirty-vm failnth                 let each allocation fail in turn
-  dirty-vm speed PART OUT          append times to a file; PART is emulated or iommu
+  dirty-vm speed PART OUT          append times to a file; PART is emulated, iommu
+                                   or mappings
   dirty-vm ratio REAL OURS         print the ratios of two drivers' times
   dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
                                    emulated, iommu or mixed; test: behind test

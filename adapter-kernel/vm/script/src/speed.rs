@@ -200,11 +200,10 @@ fn emulated(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
     reports(real, figures, "one mapping")?;
     tracked(real, TOTAL / PIECE, PIECE, MEM)?;
     reports(real, figures, "16384 mappings")?;
-    odd(real, figures)?;
-    mappings(real, figures, "emu0")
+    odd(real, figures)
 }
 
-/// Measures one part, `emulated` or `iommu`, and appends `kind TAB number TAB name`
+/// Measures one part, `emulated`, `iommu` or `mappings`, and appends `kind TAB number TAB name`
 /// for each figure to a file. The kind is `ns` or `count`.
 pub(crate) fn run(part: &str, out: &str) -> Result<(), String> {
     let mut real = Real::new(65535).map_err(text)?;
@@ -214,6 +213,7 @@ pub(crate) fn run(part: &str, out: &str) -> Result<(), String> {
     match part {
         "emulated" => emulated(&mut real, &mut figures)?,
         "iommu" => iommu::run(&mut real, &mut figures)?,
+        "mappings" => iommu::among(&mut real, &mut figures)?,
         _ => return Err(format!("{part}: no part of the measurements")),
     }
     let mut report = fs::read_to_string(out).unwrap_or_default();

@@ -163,14 +163,8 @@ fn replay(real: &mut Real, figures: &mut Figures, tiommu: &Tiommu) -> Result<(),
     Ok(())
 }
 
-pub(super) fn run(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
-    memory::reserve_hugetlb(64)?;
-    memory::transparent(real, TRANSPARENT, MEMORY[0].size)?;
-    memory::hugetlb(real, HUGETLB, MEMORY[1].size)?;
-    let _registers = memory::registers(REGISTERS, MEMORY[2].size)?;
-    memory::scattered(real, SCATTERED, MEMORY[3].size)?;
-    memory::repeated(real, REPEATED, MEMORY[4].size, 64 << 20)?;
-
+/// The test IOMMU, with the page sizes of x86 for [`DEVICE`].
+fn test_iommu() -> Result<Tiommu, String> {
     let tiommu = Tiommu::open().map_err(text)?;
     let x86 = Config {
         device: NUMBER,
@@ -179,9 +173,28 @@ pub(super) fn run(real: &mut Real, figures: &mut Figures) -> Result<(), String> 
         ..Config::default()
     };
     tiommu.configure(x86).map_err(text)?;
+    Ok(tiommu)
+}
+
+/// MAP and UNMAP among many mappings, without an IOMMU and with both.
+pub(super) fn among(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
+    let _tiommu = test_iommu()?;
+    for device in ["emu0", DEVICE, "pci0"] {
+        mappings(real, figures, device)?;
+    }
+    Ok(())
+}
+
+pub(super) fn run(real: &mut Real, figures: &mut Figures) -> Result<(), String> {
+    memory::reserve_hugetlb(64)?;
+    memory::transparent(real, TRANSPARENT, MEMORY[0].size)?;
+    memory::hugetlb(real, HUGETLB, MEMORY[1].size)?;
+    let _registers = memory::registers(REGISTERS, MEMORY[2].size)?;
+    memory::scattered(real, SCATTERED, MEMORY[3].size)?;
+    memory::repeated(real, REPEATED, MEMORY[4].size, 64 << 20)?;
+
+    let tiommu = test_iommu()?;
     maps(real, figures, DEVICE, Some(&tiommu))?;
-    mappings(real, figures, DEVICE)?;
     replay(real, figures, &tiommu)?;
-    maps(real, figures, "pci0", None)?;
-    mappings(real, figures, "pci0")
+    maps(real, figures, "pci0", None)
 }

@@ -10,7 +10,10 @@ use adapter_user::device_log::LogOptions;
 use adapter_user::Device;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 
-use super::*;
+#[path = "domain/support.rs"]
+mod support;
+
+use support::*;
 
 const PAGES: u64 = 256;
 const THREADS: u64 = 4;
@@ -116,7 +119,7 @@ fn four_threads_that_map_and_write_lose_nothing() {
 
 /// The log keeps next to nothing of removed ranges, so it reports more.
 #[test]
-fn nor_do_they_with_a_log_that_keeps_little() {
+fn a_log_that_keeps_little_loses_nothing() {
     let removed = 200;
     run(
         5,
