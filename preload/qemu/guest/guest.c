@@ -28,7 +28,7 @@ typedef unsigned long long u64;
 #include <unistd.h>
 
 #define BASE 0x8000000u
-#define SPAN 0x900000u
+#define SPAN 0xc00000u
 
 static volatile u8 *window, *registers;
 
@@ -156,7 +156,8 @@ static u32 any(void)
 #define SHADOW (BASE + 0x300000u) // what they should be
 #define STREAM (BASE + 0x500000u) // pages that the engine writes by itself
 #define PLACES 64u
-#define FILLER (BASE + 0x600000u) // 3 MiB that cannot be compressed
+#define FILLED 0x600000u
+#define FILLER (BASE + 0x600000u) // cannot be compressed
 
 // ---- the engine
 
@@ -394,7 +395,7 @@ static void work(const char *line)
         fail("no registers", bar, 0, 0);
     for (u32 at = 0; at < PAGES * PAGE; at += 4)
         *word(DMA + at) = *word(SHADOW + at) = 0;
-    for (u32 at = 0; at < 3u << 20; at += 4)
+    for (u32 at = 0; at < FILLED; at += 4)
         *word(FILLER + at) = any();
 #ifndef LINUX
     int viommu = has_word(line, "viommu");

@@ -14,8 +14,11 @@ use crate::qemu::{command, sysfs, Places, Qemu, Version};
 use crate::Result;
 
 /// Bytes a second, at first: so slow that the guest works through several rounds of copies.
-const SLOW: u64 = 8 << 20;
-/// So slow that the first pass over the memory takes longer than some rounds of the guest.
+const SLOW: u64 = 4 << 20;
+/// When so many bytes are sent, those that the engine writes are among them: they come before
+/// the guest's filler, of which much is left.
+const SENT: u64 = 7 << 19;
+/// So slow that sending the filler takes longer than some rounds of the guest.
 const SLOWEST: u64 = 256 << 10;
 const FAST: u64 = 8 << 30;
 /// Bytes a second that QEMU is to think it can send while the guest is stopped. In the
@@ -183,8 +186,7 @@ impl Run<'_> {
 
     /// Begins to migrate, and waits until some rounds of copies are over.
     fn begin(&self, source: &mut Qemu) -> Result<()> {
-        let slow = if self.case.quiet() { SLOWEST } else { SLOW };
-        self.hold(source, slow)?;
+        self.hold(source, SLOW)?;
         if !self.case.quiet() {
             self.migrate(source)?;
             return source.wait("third round of copies", |source| {
@@ -193,15 +195,17 @@ impl Run<'_> {
                 Ok((syncs(&now) >= 3).then_some(()))
             });
         }
-        // The guest works only while QEMU copies for the first time.
+        // The guest works only while QEMU copies for the first time, and when it has copied
+        // what the engine writes.
         pause(source)?;
         self.migrate(source)?;
-        source.wait("begin of the copy", |source| {
+        source.wait("copy of what the engine writes", |source| {
             let now = source.run("query-migrate", json!({}))?;
             going(&now)?;
             let sent = now["ram"]["transferred"].as_u64().unwrap_or(0);
-            Ok((syncs(&now) >= 1 && sent > 64 << 10).then_some(()))
+            Ok((syncs(&now) >= 1 && sent > SENT).then_some(()))
         })?;
+        self.hold(source, SLOWEST)?;
         if let Some(lose) = self.case.lose {
             source.control(&format!("lose {lose}"))?;
         }
