@@ -109,9 +109,14 @@ mod atomic {
 mod barrier;
 #[cfg(feature = "container")]
 mod container;
+#[cfg(feature = "container")]
+mod descriptor;
 pub mod device_log;
 mod dirty_bits;
 mod domain;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
+pub mod emulated;
 mod error;
 pub mod guest;
 mod process_memory;

@@ -20,6 +20,10 @@ impl Group {
         Group { id, iommu: None }
     }
 
+    pub(crate) fn id(&self) -> GroupId {
+        self.id
+    }
+
     /// Creates a group behind a simulated IOMMU, as of a real device. The container
     /// pins all of every mapping, and every page is dirty in every report (without
     /// those of read-only mappings, if [`Options::skip_read_only`] says so). The

@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The file of an emulated device.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dirty_core::host::GroupId;
+use dirty_core::migration::v1::{
+    Region, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+};
+use dirty_core::migration::{DeviceFeature, Features, Migration, MigrationCall, Offers, State};
+use dirty_core::{Errno, Error};
+
+use super::data::DataFile;
+use super::dma::{Dma, Told};
+use super::irqs::Irqs;
+use super::model::DeviceModel;
+use super::transfer::Migrating;
+use super::uapi::*;
+use super::user::{get_words, offset, put};
+use crate::container::Container;
+use crate::device_log::uapi::VFIO_DEVICE_FEATURE;
+use crate::device_log::{DeviceLog, Holes, LogOptions};
+use crate::process_memory::{read_process, write_process};
+
+/// Which version of migration a device offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MigrationVersion {
+    /// The device does not migrate.
+    #[default]
+    None,
+    /// Today's, with the features MIGRATION and MIG_DEVICE_STATE.
+    V2(Features),
+    /// The first one, by a region of the device. QEMU up to 7.2 uses it.
+    V1,
+}
+
+/// What a device offers to the program, besides what its model does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How the device migrates.
+    pub migration: MigrationVersion,
+    /// Whether the device has a log of its own (the features DMA_LOGGING). A program that
+    /// finds one asks it which pages are dirty, and not the container.
+    pub own_log: bool,
+}
+
+/// Where a program puts the data files of a device's migration.
+pub trait DataDescriptors {
+    /// Gives a data file a descriptor, which exec closes.
+    ///
+    /// # Errors
+    ///
+    /// Any, as EMFILE. The file is closed then, and the state has changed nevertheless.
+    fn install_data(&self, file: DataFile) -> Result<i32, Errno>;
+
+    /// Closes a descriptor that nobody has learned of.
+    fn remove(&self, fd: i32);
+}
+
+/// The IOVAs that a device's log takes marks for: 52 bits, as an x86 IOMMU has at most.
+const LOGGED: u64 = 1 << 52;
+/// The index of the region for version 1, where its data section begins, and the bytes of
+/// that.
+const V1_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
+const V1_DATA: u64 = 0x1000;
+const V1_SIZE: u64 = 0x1_0000;
+/// A region's bytes are at its index times this, in the device's file.
+const REGION_SHIFT: u32 = 40;
+
+/// An open device. It closes by [`close`](DeviceFile::close), or when its last handle goes.
+///
+/// Any thread may call it. Changes of the migration state and resets come one at a time.
+pub struct DeviceFile {
+    name: String,
+    model: Arc<dyn DeviceModel>,
+    dma: Dma,
+    irqs: Irqs,
+    log: DeviceLog,
+    settings: Settings,
+    /// Locked before the machine.
+    migrating: Mutex<Migrating>,
+    machine: Arc<Mutex<Migration>>,
+    /// Of version 1. Locked after `migrating`.
+    v1: Option<Mutex<Region>>,
+    /// The file of the device's group, which the device keeps open.
+    _group: Arc<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for DeviceFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceFile")
+            .field("name", &self.name)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a group needs to open a device.
+pub(super) struct Opening<'a> {
+    pub(super) container: &'a Container,
+    pub(super) id: GroupId,
+    pub(super) name: &'a str,
+    pub(super) settings: Settings,
+    pub(super) make: &'a dyn Fn(Dma, Irqs) -> Arc<dyn DeviceModel>,
+    pub(super) group: Arc<dyn Any + Send + Sync>,
+}
+
+impl DeviceFile {
+    pub(super) fn open(opening: Opening<'_>) -> Result<DeviceFile, Errno> {
+        let log = DeviceLog::with_options(LogOptions {
+            holes: Holes::Clean,
+            ..LogOptions::default()
+        });
+        let all = log.add_range(0, LOGGED);
+        all.map_err(|error| error.errno())?; // unreachable: the log is new and off
+        let told = Told::default();
+        let dma = Dma::open(
+            opening.container,
+            opening.id,
+            log.clone(),
+            Arc::clone(&told),
+        );
+        let dma = dma.map_err(Error::errno)?;
+        let irqs = Irqs::default();
+        let model = (opening.make)(dma.clone(), irqs.clone());
+        let _ = told.set(Arc::downgrade(&model)); // unreachable error: it is set here only
+        let features = match opening.settings.migration {
+            MigrationVersion::V2(features) => features,
+            MigrationVersion::None | MigrationVersion::V1 => Features::default(),
+        };
+        let v1 = match opening.settings.migration {
+            MigrationVersion::V1 => Region::new(V1_DATA, V1_SIZE).map(Mutex::new),
+            _ => None,
+        };
+        let machine = Arc::new(Mutex::new(Migration::new(features)));
+        let migrating = Migrating::new(Arc::clone(&model), Arc::clone(&machine));
+        Ok(DeviceFile {
+            name: opening.name.to_owned(),
+            model,
+            dma,
+            irqs,
+            log,
+            settings: opening.settings,
+            migrating: Mutex::new(migrating),
+            machine,
+            v1,
+            _group: opening.group,
+        })
+    }
+
+    fn migrating(&self) -> MutexGuard<'_, Migrating> {
+        self.migrating
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Migration> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn v1(&self) -> Option<MutexGuard<'_, Region>> {
+        let region = self.v1.as_ref()?.lock();
+        Some(region.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the device's log, which is on between DMA_LOGGING_START and STOP.
+    #[must_use]
+    pub fn log(&self) -> &DeviceLog {
+        &self.log
+    }
+
+    /// Returns how many pages the device has pinned.
+    #[must_use]
+    pub fn pinned(&self) -> u64 {
+        self.dma.pinned()
+    }
+
+    /// Returns the migration state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.v1() {
+            Some(region) => region.state(),
+            None => self.machine().state(),
+        }
+    }
+
+    /// Takes the device to the migration state with the number `to`, as
+    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE does. The file is that of a transfer that
+    /// begins.
+    ///
+    /// # Errors
+    ///
+    /// ENOTTY if the device does not offer version 2; then as
+    /// [`Migration::set_state`](dirty_core::migration::Migration::set_state).
+    pub fn set_state(&self, to: u32) -> Result<Option<DataFile>, Errno> {
+        if self.offers().migration.is_none() {
+            return Err(Errno::ENOTTY);
+        }
+        let mut migrating = self.migrating();
+        let changed = self.machine().set_state(&mut *migrating, to);
+        changed.map_err(Error::errno)
+    }
+
+    /// Resets the device: ends its DMA, drops its pins, and ends a transfer. Its log stays
+    /// on, because a guest may reset the device in the middle of a migration. The migration
+    /// state is RUNNING.
+    pub fn reset(&self) {
+        let mut migrating = self.migrating();
+        self.model.quiesce();
+        migrating.end();
+        self.dma.unpin_all();
+        self.model.reset();
+        self.machine().reset();
+        if let Some(mut region) = self.v1() {
+            region.reset();
+        }
+        self.model.resume();
+    }
+
+    /// Closes the device: ends its DMA and a transfer, drops its pins, and lets its group
+    /// leave the container. The model's [`Dma`] fails from now on. A second `close` does
+    /// nothing.
+    pub fn close(&self) {
+        let mut migrating = self.migrating();
+        self.model.quiesce();
+        migrating.end();
+        self.machine().close();
+        if let Some(mut region) = self.v1() {
+            region.reset();
+        }
+        self.log.stop();
+        self.irqs.disable_all();
+        self.dma.close();
+    }
+
+    // ---- regions
+
+    fn region(&self, offset: u64, len: usize) -> Result<(u32, u64, usize), Errno> {
+        let region = u32::try_from(offset >> REGION_SHIFT).map_err(|_| Errno::EINVAL)?;
+        if region >= VFIO_PCI_NUM_REGIONS {
+            return Err(Errno::EINVAL);
+        }
+        let at = offset & ((1 << REGION_SHIFT) - 1);
+        let left = self.model.region_size(region).checked_sub(at);
+        let left = left.filter(|left| *left != 0).ok_or(Errno::EINVAL)?;
+        let len = usize::try_from(left).map_or(len, |left| left.min(len));
+        Ok((region, at, len))
+    }
+
+    /// Reads at `offset` of the device's file, as pread(2), and returns how many bytes: no
+    /// more than the region has left.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if no region is there. The region of version 1 takes whole registers, and
+    /// fails as [`Region`] says.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if let Some(at) = v1_offset(offset) {
+            let mut migrating = self.migrating();
+            let mut region = self.v1().ok_or(Errno::EINVAL)?;
+            let done = region.read(&mut *migrating, at, data);
+            return done.map(|()| data.len()).map_err(Error::errno);
+        }
+        let (region, at, len) = self.region(offset, data.len())?;
+        self.model.read(region, at, &mut data[..len]);
+        Ok(len)
+    }
+
+    /// Writes at `offset` of the device's file, as pwrite(2), and returns how many bytes: no
+    /// more than the region has left.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if no region is there. The region of version 1 takes whole registers, and
+    /// fails as [`Region`] says.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let Some(at) = v1_offset(offset) {
+            let mut migrating = self.migrating();
+            let mut region = self.v1().ok_or(Errno::EINVAL)?;
+            let done = region.write(&mut *migrating, at, data);
+            return done.map(|()| data.len()).map_err(Error::errno);
+        }
+        let (region, at, len) = self.region(offset, data.len())?;
+        self.model.write(region, at, &data[..len]);
+        Ok(len)
+    }
+
+    // ---- ioctls
+
+    /// Answers an ioctl of the device's file. `nr` is its number, and `arg` the address of
+    /// its structure in this process.
+    ///
+    /// # Errors
+    ///
+    /// ENOTTY for an ioctl that the device does not have, and for a VFIO_DEVICE_SET_IRQS that
+    /// masks. EFAULT for a bad address, EINVAL for an argsz that is too small and for an index
+    /// or an interrupt that the device does not have. VFIO_DEVICE_FEATURE checks its argument as
+    /// [`DeviceFeature::read`] says; then as the call of the same name, and as
+    /// [`DeviceLog::ioctl`].
+    ///
+    /// # Safety
+    ///
+    /// It reads and writes memory of this process as the system call would: what the structure
+    /// says is written, and nobody else may use it meanwhile. See [`DeviceLog::ioctl`].
+    pub unsafe fn ioctl(
+        &self,
+        nr: u32,
+        arg: u64,
+        descriptors: &dyn DataDescriptors,
+    ) -> Result<i32, Errno> {
+        match nr {
+            VFIO_DEVICE_GET_INFO => self.get_info(arg)?,
+            VFIO_DEVICE_GET_REGION_INFO => self.get_region_info(arg)?,
+            VFIO_DEVICE_GET_IRQ_INFO => {
+                let [_argsz, _flags, index, _count] = get_words(arg)?;
+                if index >= VFIO_PCI_NUM_IRQS {
+                    return Err(Errno::EINVAL);
+                }
+                let count = self.irq_count(index);
+                let flags = match count {
+                    0 => VFIO_IRQ_INFO_EVENTFD,
+                    _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
+                };
+                put_words(offset(arg, 4)?, &[flags, index, count])?;
+            }
+            VFIO_DEVICE_SET_IRQS => self.irqs.set(arg, |index| self.irq_count(index))?,
+            VFIO_DEVICE_RESET => self.reset(),
+            VFIO_DEVICE_FEATURE => self.feature(arg, descriptors)?,
+            _ => return Err(Errno::ENOTTY),
+        }
+        Ok(0)
+    }
+
+    fn irq_count(&self, index: u32) -> u32 {
+        match index {
+            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_MSIX_IRQ_INDEX => self.model.irq_count(index),
+            _ => 0,
+        }
+    }
+
+    fn get_info(&self, arg: u64) -> Result<(), Errno> {
+        let [argsz, _flags, _regions, _irqs] = get_words(arg)?;
+        let flags = VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI;
+        let regions = VFIO_PCI_NUM_REGIONS + u32::from(self.v1.is_some());
+        let answer = [flags, regions, VFIO_PCI_NUM_IRQS, 0, 0];
+        let room = match argsz as usize >= size_of::<vfio_device_info>() {
+            true => &answer[..],
+            false => &answer[..3], // a program that knows no capabilities
+        };
+        put_words(offset(arg, 4)?, room)
+    }
+
+    fn get_region_info(&self, arg: u64) -> Result<(), Errno> {
+        let [argsz, _flags, index, _cap_offset, _, _, _, _] = get_words(arg)?;
+        let size = match index {
+            0..VFIO_PCI_NUM_REGIONS => self.model.region_size(index),
+            V1_INDEX => self.v1().ok_or(Errno::EINVAL)?.size(),
+            _ => return Err(Errno::EINVAL),
+        };
+        let mut flags = match size {
+            0 => 0,
+            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
+        };
+        const HEAD: u32 = size_of::<vfio_region_info>() as u32;
+        const ALL: u32 = HEAD + size_of::<vfio_region_info_cap_type>() as u32;
+        let (mut argsz, mut cap_offset) = (argsz, 0);
+        if index == V1_INDEX {
+            flags |= VFIO_REGION_INFO_FLAG_CAPS;
+            match argsz >= ALL {
+                true => cap_offset = HEAD,
+                false => argsz = ALL, // the program asks again
+            }
+        }
+        let (size, offset) = (size.to_ne_bytes(), u64::from(index) << REGION_SHIFT);
+        let mut answer = bytes_of(&[argsz, flags, index, cap_offset]);
+        answer.extend(size.into_iter().chain(offset.to_ne_bytes()));
+        if cap_offset != 0 {
+            let (id, version) = (VFIO_REGION_INFO_CAP_TYPE.to_ne_bytes(), 1u16.to_ne_bytes());
+            let (kind, subtype) = (
+                VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+                VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
+            );
+            answer.extend(id.into_iter().chain(version));
+            answer.extend(bytes_of(&[0, kind, subtype])); // no capability follows
+        }
+        put(arg, &answer)
+    }
+
+    fn offers(&self) -> Offers {
+        Offers {
+            migration: match self.settings.migration {
+                MigrationVersion::V2(features) => Some(features),
+                MigrationVersion::None | MigrationVersion::V1 => None,
+            },
+            logging: self.settings.own_log,
+        }
+    }
+
+    fn feature(&self, arg: u64, descriptors: &dyn DataDescriptors) -> Result<(), Errno> {
+        let call = DeviceFeature::read(self.offers(), arg, read_process).map_err(Error::errno)?;
+        match call {
+            DeviceFeature::Probe => Ok(()),
+            DeviceFeature::Logging(call) => self.log.logging(call).map_err(|error| error.errno()),
+            DeviceFeature::Migration(call) => self.migration(call, descriptors),
+        }
+    }
+
+    fn migration(
+        &self,
+        call: MigrationCall,
+        descriptors: &dyn DataDescriptors,
+    ) -> Result<(), Errno> {
+        let mut installed = None;
+        let install = |file: &DataFile| {
+            let fd = descriptors.install_data(file.clone());
+            installed = Some(fd);
+            fd.unwrap_or(-1)
+        };
+        let mut migrating = self.migrating();
+        let mut machine = self.machine();
+        let done = machine.run(&mut *migrating, call, install, write_process);
+        match (done, installed) {
+            (Ok(_), None | Some(Ok(_))) => Ok(()),
+            (Ok(_), Some(Err(errno))) => Err(errno),
+            (Err(error), installed) => {
+                if let Some(Ok(fd)) = installed {
+                    descriptors.remove(fd);
+                }
+                Err(error.errno())
+            }
+        }
+    }
+}
+
+/// Where `offset` of the device's file is in the region for version 1, if it is there.
+fn v1_offset(offset: u64) -> Option<u64> {
+    let start = u64::from(V1_INDEX) << REGION_SHIFT;
+    let at = offset.checked_sub(start)?;
+    (at < 1 << REGION_SHIFT).then_some(at)
+}
+
+impl Drop for DeviceFile {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn put_words(addr: u64, words: &[u32]) -> Result<(), Errno> {
+    put(addr, &bytes_of(words))
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
