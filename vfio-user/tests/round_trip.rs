@@ -506,6 +506,45 @@ fn replies_that_do_not_belong() {
 }
 
 #[test]
+fn argsz_of_replies() {
+    // GET says how much there is, whatever the client has room for; SET repeats.
+    let (mut out, state) = ([0; 64], MigState::default());
+    for (flags, data, argsz) in [(FEATURE_GET, &[][..], 16), (FEATURE_SET, &[0; 8][..], 4096)] {
+        let request = Feature {
+            argsz: 4096,
+            flags: flags | MIG_DEVICE_STATE,
+            data,
+        };
+        let reply = request
+            .reply(FeatureAnswer::State(state), &mut out)
+            .unwrap();
+        assert_eq!((reply.argsz, reply.data.len()), (argsz, 8));
+    }
+    // Capabilities come if there is room for all of them.
+    for (room, comes) in [(32, false), (71, false), (72, true), (4096, true)] {
+        let request = RegionInfo {
+            argsz: room,
+            ..RegionInfo::default()
+        };
+        let region = RegionInfo {
+            flags: 7,
+            index: 2,
+            ..RegionInfo::default()
+        };
+        let Reply::GetRegionInfo(info, caps) = Reply::region_info(&request, region, &[1; 40])
+        else {
+            panic!("DEVICE_GET_REGION_INFO");
+        };
+        assert_eq!((info.argsz, info.index), (72, 2), "{room}");
+        assert_eq!(caps.len(), if comes { 40 } else { 0 }, "{room}");
+        let (flags, offset) = if comes { (7 | REGION_CAPS, 32) } else { (7, 0) };
+        assert_eq!((info.flags, info.cap_offset), (flags, offset), "{room}");
+    }
+    let plain = Reply::region_info(&RegionInfo::default(), RegionInfo::default(), &[]);
+    assert!(matches!(plain, Reply::GetRegionInfo(info, _) if info.argsz == 32 && info.flags == 0));
+}
+
+#[test]
 fn bitmaps() {
     assert_eq!(bitmap_bytes(0, 4096), Some(0));
     assert_eq!(bitmap_bytes(1, 4096), Some(8));

@@ -41,7 +41,7 @@ pub(crate) fn to_server(bytes: &[u8], fds: usize) -> Outcome {
         } else {
             let fds = if header.command == 1 { 0 } else { fds };
             let request = server.request(&header, payload, fds);
-            request.map(|request| again(&request, fds))
+            request.map(|request| again(&request, fds, payload.len()))
         };
         read.map(|()| header.payload())
             .map_err(|error| (Some(header.payload()), error))
@@ -65,7 +65,7 @@ pub(crate) fn to_client(bytes: &[u8]) -> Outcome {
             reply(&header, payload)
         } else {
             let request = client.request(&header, payload);
-            request.map(|request| again(&request, 0))
+            request.map(|request| again(&request, 0, payload.len()))
         };
         read.map(|()| header.payload())
             .map_err(|error| (Some(header.payload()), error))
@@ -105,8 +105,8 @@ fn converse(
 }
 
 /// A request that was read and is written is the same when it is read again.
-fn again(request: &Request<'_>, fds: usize) {
-    let mut message = vec![0; (MAX + HEADROOM) as usize * 2];
+fn again(request: &Request<'_>, fds: usize, payload: usize) {
+    let mut message = vec![0; payload + 512];
     let len = request.write(1, true, &mut message).unwrap();
     assert_eq!(request.write(1, true, &mut message[..len - 1]).ok(), None);
     let header = Header::from_bytes(message.first_chunk().unwrap());
@@ -132,7 +132,7 @@ fn again(request: &Request<'_>, fds: usize) {
 /// The same for a reply.
 fn reply(header: &Header, payload: &[u8]) -> Result<(), Error> {
     let reply = Reply::read(header, payload)?;
-    let mut message = vec![0; (MAX + HEADROOM) as usize * 2];
+    let mut message = vec![0; payload.len() + 512];
     let len = reply.write(1, &mut message).unwrap();
     let header = Header::from_bytes(message.first_chunk().unwrap());
     assert_eq!(Reply::read(&header, &message[16..len]), Ok(reply));
