@@ -189,14 +189,13 @@ impl<'a> Request<'a> {
     /// [`Client::request`](crate::Client::request) call it, and refuse what the other
     /// side may not send.
     ///
-    /// A payload may be longer than its structure, and may come with descriptors that
-    /// the command does not use, which the receiver closes. Commands whose errors are
-    /// not obvious are below; for all, a structure that does not fit is
-    /// [`Error::ShortPayload`], and comes first.
+    /// A payload may be longer than its structure. It may come with descriptors that the
+    /// command does not use; the receiver closes them.
     ///
     /// # Errors
     ///
-    /// In this order, for each command:
+    /// [`Error::ShortPayload`] comes first, for every payload that is smaller than its
+    /// structure. Then, for each command, in this order:
     ///
     /// - VERSION: [`Error::VersionDescriptors`], and then as for the payload:
     ///   [`Error::ShortVersion`], [`Error::Major`], [`Error::NoTerminator`],
