@@ -194,7 +194,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::ShortPayload`] comes first, for every payload that is smaller than its
+    /// But for VERSION, [`Error::ShortPayload`] comes first if the payload is below its
     /// structure. Then, for each command, in this order:
     ///
     /// - VERSION: [`Error::VersionDescriptors`], and then as for the payload:
