@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Links dirty-core without std, alloc and a global allocator. The host's
+//! Links dirty-core and vfio-user-wire without std, alloc and a global allocator. The host's
 //! answers come from outside, so that nothing of the core is left out as
 //! unreachable.
 #![no_std]
+
+mod vfio_user;
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
