@@ -57,6 +57,25 @@ impl Bitmap {
         trace!("lost dirty={dirty} {lost:?}");
         0
     }
+
+    /// Makes the call `name`, which reports `size` bytes of IOVAs into the bitmap.
+    fn follow(
+        &self,
+        name: &str,
+        iova: u64,
+        size: u64,
+        call: impl FnOnce() -> Result<i32, Errno>,
+    ) -> Result<i32, Errno> {
+        let result = run(name, call);
+        match result {
+            Ok(_) => trace!(
+                "{name} iova={iova:#x} size={size:#x} dirty={} ok",
+                self.dirty()
+            ),
+            Err(_) => trace!("{name} iova={iova:#x} size={size:#x} {}", Shown(&result)),
+        }
+        result
+    }
 }
 
 /// The result of a call, as the trace has it.
@@ -125,21 +144,13 @@ pub(crate) fn container(
         uapi::VFIO_IOMMU_DIRTY_PAGES => match flags() {
             uapi::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
                 let [iova, size, _pgsize, bytes, addr] = words(arg.wrapping_add(8));
-                let result = run("get", call);
                 let report = Report::Get;
                 let bitmap = Bitmap {
                     report,
                     addr,
                     bytes,
                 };
-                match result {
-                    Ok(_) => trace!(
-                        "get iova={iova:#x} size={size:#x} dirty={} ok",
-                        bitmap.dirty()
-                    ),
-                    Err(_) => trace!("get iova={iova:#x} size={size:#x} {}", Shown(&result)),
-                }
-                result
+                bitmap.follow("get", iova, size, call)
             }
             flags => {
                 let name = match flags {
@@ -189,7 +200,6 @@ pub(crate) fn device(
     match feature {
         log::VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT => {
             let [iova, size, pgsize, addr] = words(arg.wrapping_add(8));
-            let result = run("report", call);
             let bytes = size.checked_div(pgsize).unwrap_or(0).div_ceil(8);
             let report = Report::Log;
             let bitmap = Bitmap {
@@ -197,14 +207,7 @@ pub(crate) fn device(
                 addr,
                 bytes,
             };
-            match result {
-                Ok(_) => trace!(
-                    "report iova={iova:#x} size={size:#x} dirty={} ok",
-                    bitmap.dirty()
-                ),
-                Err(_) => trace!("report iova={iova:#x} size={size:#x} {}", Shown(&result)),
-            }
-            result
+            bitmap.follow("report", iova, size, call)
         }
         log::VFIO_DEVICE_FEATURE_DMA_LOGGING_START => {
             let result = run("log start", call);
