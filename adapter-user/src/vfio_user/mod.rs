@@ -4,6 +4,10 @@
 //! The crate `vfio-user-wire` has the protocol itself, without I/O.
 
 // Each file uses only files below it.
+mod server; // a device for clients
+
 mod calls; // commands whose replies this side awaits
 
 mod socket; // messages with descriptors over a stream
+
+pub use self::server::{Handled, Remote, Server, Session};
