@@ -96,7 +96,9 @@ impl Client {
         let mut maps = self.inner.maps.lock();
         let within = maps.range(iova..=last).filter(|(_, end)| **end <= last);
         let gone: Vec<u64> = within.map(|(first, _)| *first).collect();
-        gone.iter().for_each(|first| drop(maps.remove(first)));
+        for first in gone {
+            maps.remove(&first);
+        }
         Ok(())
     }
 
