@@ -156,8 +156,3 @@ pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub use guest::vm_memory::BitsSlice;
-
-/// Compiles and runs the examples of the repository's README.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
