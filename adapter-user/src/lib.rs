@@ -119,6 +119,7 @@ mod domain;
 pub mod emulated;
 mod error;
 pub mod guest;
+mod host_page;
 mod process_memory;
 mod ranges;
 

@@ -357,7 +357,10 @@ fn pages_that_are_taken_out_need_no_copy() {
 fn bits_take_in_a_bitmap() {
     let tracker = tracker();
     let bits = tracker.slots()[1].bits.clone();
-    bits.mark_bitmap(&[1, !0, 7]).unwrap(); // with KVM's padding
+    for other in [&[1][..], &[1, !0, 0]] {
+        assert_eq!(bits.mark_bitmap(other), Err(Error::BitmapSize));
+    }
+    bits.mark_bitmap(&[1, !0]).unwrap(); // with KVM's padding
     let at = |page| 16 * MIB + page * PAGE;
     assert_eq!(take(&tracker), [0, 64, 65, 66, 67, 68, 69].map(at));
 }
