@@ -20,7 +20,6 @@ use adapter_user::{PinGuard, Prot};
 use super::stream::Window;
 use super::{Engine, Work};
 use super::{COUNT, IOVA_HIGH, IOVA_LOW, LENGTH, RESULT, STATUS, STRIDE, VALUE};
-use crate::trace::trace;
 
 /// No access is longer.
 const MAX_LENGTH: u32 = 1 << 20;
@@ -30,7 +29,7 @@ impl Engine {
     pub(super) fn command(&self, command: u32) {
         let done = self.run(command);
         if let Err(error) = &done {
-            trace!("command {command} failed: {error}");
+            (self.say)(format_args!("command {command} failed: {error}"));
         }
         self.set(STATUS, if done.is_ok() { 1 } else { 2 });
     }
@@ -107,8 +106,7 @@ impl Engine {
                 pin.write(0, &access.data()).map_err(text)?;
             }
             7 => {
-                let mappings = (self.mappings)().ok_or("the device is in no container")?;
-                mappings.write_unmarked(iova, &access.data())?;
+                (self.write_unmarked)(iova, &access.data())?;
             }
             _ => return Err("there is no such command".into()),
         }
@@ -120,7 +118,8 @@ impl Engine {
         for ((iova, size), pin) in &mut work.pins {
             if pin.is_none() {
                 let again = self.dma.pin(*iova, *size, Prot::READ_WRITE);
-                trace!("pin again {iova:#x}+{size:#x} {:?}", again.as_ref().err());
+                let error = again.as_ref().err();
+                (self.say)(format_args!("pin again {iova:#x}+{size:#x} {error:?}"));
                 *pin = again.ok();
             }
         }

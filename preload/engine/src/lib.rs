@@ -21,7 +21,10 @@ mod command; // what the commands do
 mod state; // how the state is saved and loaded
 mod stream; // the thread that writes by itself
 
+mod signals; // threads that take no signals
+
 use std::collections::BTreeMap;
+use std::fmt::Arguments;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +32,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use adapter_user::emulated::{ConfigSpace, DeviceModel, Dma};
 use adapter_user::PinGuard;
 
+pub use self::signals::without_signals;
 use self::stream::Stream;
-use crate::mappings::Mappings;
 
 const BAR_SIZE: u64 = 0x1000;
 const REGISTERS: usize = 11;
@@ -46,12 +49,14 @@ const STATUS: usize = 7;
 const RESULT: usize = 8;
 const SEQUENCE: usize = 9;
 
-/// Finds the mappings of the device's container.
-pub(crate) type FindMappings = Box<dyn Fn() -> Option<Arc<Mappings>> + Send + Sync>;
+/// Writes bytes at an IOVA and marks nothing: what no device may do.
+pub type WriteUnmarked = Box<dyn Fn(u64, &[u8]) -> Result<(), String> + Send + Sync>;
 
-pub(crate) struct Engine {
+/// The device.
+pub struct Engine {
     dma: Dma,
-    mappings: FindMappings,
+    write_unmarked: WriteUnmarked,
+    say: fn(Arguments<'_>),
     config: Mutex<ConfigSpace>,
     registers: [AtomicU32; REGISTERS],
     /// Held during a command, so that there is one at a time and `quiesce` waits for it.
@@ -69,12 +74,16 @@ struct Work {
 }
 
 impl Engine {
-    pub(crate) fn new(dma: Dma, mappings: FindMappings) -> Self {
+    /// Creates the device. `write_unmarked` is what the command WRITE_UNMARKED does, and `say`
+    /// gets a line for each failure.
+    #[must_use]
+    pub fn new(dma: Dma, write_unmarked: WriteUnmarked, say: fn(Arguments<'_>)) -> Self {
         let config = ConfigSpace::new(0x1234, 0x0d3a, 0x08_8000);
         Engine {
-            stream: Stream::start(dma.clone()),
+            stream: Stream::start(dma.clone(), say),
             dma,
-            mappings,
+            write_unmarked,
+            say,
             config: Mutex::new(config.with_memory_bar(0, BAR_SIZE as u32)),
             registers: Default::default(),
             work: Mutex::default(),
