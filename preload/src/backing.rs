@@ -93,18 +93,3 @@ fn is_file_of(found: &fs::Metadata, area: &Area<'_>) -> bool {
     let device = (major(found.dev()), minor(found.dev()));
     found.is_file() && device == area.device && found.ino() == area.inode
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_read() {
-        let line = "7f1000000000-7f1000002000 rw-s 00003000 00:01 1033   /memfd:a b (deleted)";
-        let area = area(line).unwrap();
-        assert_eq!(area.name, "7f1000000000-7f1000002000");
-        assert_eq!((area.start, area.end), (0x7f10_0000_0000, 0x7f10_0000_2000));
-        assert!(area.is_shared);
-        assert_eq!((area.offset, area.device, area.inode), (0x3000, (0, 1), 1033));
-    }
-}

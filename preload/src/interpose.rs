@@ -9,13 +9,16 @@
 //! and what is there if the caller gave none is only passed on.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void, CStr};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use adapter_user::device_log::DeviceLog;
 use adapter_user::Errno;
 
 use crate::files::{self, DataTable, File, Program};
+use crate::remote;
 use crate::watch;
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
@@ -218,13 +221,13 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
             let call = || unsafe { held.container.ioctl(nr, arg) };
             watch::container(&held, nr, arg, call)
         }
-        File::Group(group) => {
+        File::Group(group) => files::open_elsewhere(&group, nr, arg).unwrap_or_else(|| {
             let program = Program {
                 group: group.number,
             };
             // SAFETY: the program's ioctl.
             unsafe { group.file.ioctl(nr, arg, &program) }
-        }
+        }),
         File::Device(device) => {
             // SAFETY: the program's ioctl.
             let call = || unsafe { device.ioctl(nr, arg, &DataTable) };
@@ -232,7 +235,29 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
         }
         // SAFETY: the program's ioctl.
         File::Data(data) => unsafe { data.ioctl(nr, arg) },
+        File::Remote(device) => {
+            // SAFETY: the program's ioctl.
+            let logging = |log: &DeviceLog| unsafe { log.ioctl(nr, arg) }.map_err(|e| e.errno());
+            let program = remote::Program {
+                install: &|state| files::install(File::State(state), true),
+                duplicate: &duplicate,
+                logging: &logging,
+            };
+            watch::device(nr, arg, || device.ioctl(nr, arg, &program))
+        }
+        File::State(state) => state.ioctl(nr, arg),
     })
+}
+
+/// Returns another descriptor of the program's file `fd`. EBADF if it is not open.
+fn duplicate(fd: c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: with this command fcntl(2) accesses no memory.
+    let new = unsafe { fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if new < 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: it is open, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// The bytes that a program wants read into.
@@ -266,12 +291,17 @@ macro_rules! pread {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64) -> isize {
-            let Some(File::Device(device)) = files::get(fd) else {
+            let file = files::get(fd);
+            let (Some(File::Device(_)) | Some(File::Remote(_))) = file else {
                 return pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pread(2).
             let data = unsafe { destination(buf, len) };
-            count(device.read(offset as u64, data))
+            count(match file {
+                Some(File::Remote(device)) => device.read(offset as u64, data),
+                Some(File::Device(device)) => device.read(offset as u64, data),
+                _ => Err(Errno::EINVAL), // unreachable: it is one of these
+            })
         }
     )*};
 }
@@ -283,7 +313,7 @@ macro_rules! pread_chk {
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64, room: usize) -> isize {
             match files::get(fd) {
                 // SAFETY: the caller's arguments.
-                Some(File::Device(_)) if len <= room => unsafe { pread64(fd, buf, len, offset) },
+                Some(File::Device(_) | File::Remote(_)) if len <= room => unsafe { pread64(fd, buf, len, offset) },
                 // A buffer that is too small ends the program, as it should.
                 _ => pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64, usize) -> isize, fd, buf, len, offset, room),
             }
@@ -296,12 +326,17 @@ macro_rules! pwrite {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *const c_void, len: usize, offset: i64) -> isize {
-            let Some(File::Device(device)) = files::get(fd) else {
+            let file = files::get(fd);
+            let (Some(File::Device(_)) | Some(File::Remote(_))) = file else {
                 return pass!($string as unsafe extern "C" fn(c_int, *const c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pwrite(2).
             let data = unsafe { source(buf, len) };
-            count(device.write(offset as u64, data))
+            count(match file {
+                Some(File::Remote(device)) => device.write(offset as u64, data),
+                Some(File::Device(device)) => device.write(offset as u64, data),
+                _ => Err(Errno::EINVAL), // unreachable: it is one of these
+            })
         }
     )*};
 }
@@ -320,6 +355,11 @@ unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, len: usize) -> isize {
             // SAFETY: the caller's, for read(2).
             let to = unsafe { destination(buf, len) };
             count(watch::data("read", data.read(to)))
+        }
+        Some(File::State(state)) => {
+            // SAFETY: the caller's, for read(2).
+            let to = unsafe { destination(buf, len) };
+            count(watch::data("read", state.read(to)))
         }
         Some(_) => fail(Errno::EINVAL) as isize,
     }
@@ -353,6 +393,11 @@ unsafe extern "C" fn write(fd: c_int, buf: *const c_void, len: usize) -> isize {
             // SAFETY: the caller's, for write(2).
             let from = unsafe { source(buf, len) };
             count(watch::data("write", data.write(from)))
+        }
+        Some(File::State(state)) => {
+            // SAFETY: the caller's, for write(2).
+            let from = unsafe { source(buf, len) };
+            count(watch::data("write", state.write(from)))
         }
         Some(_) => fail(Errno::EINVAL) as isize,
     }
