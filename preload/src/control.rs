@@ -7,6 +7,7 @@
 //! | `get DEVICE OFFSET` | the 32-bit register of BAR 0 |
 //! | `set DEVICE OFFSET VALUE` | `ok`; as a write of the guest |
 //! | `lose get`, `unmap`, `log` or `nothing` | `ok`; the dirty bits of these answers are lost from now on |
+//! | `lose device` | `ok`; as if a device in another process marked nothing that it writes |
 //! | `fail NAME ERRNO` | `ok`; the next ioctl of this name in the trace fails |
 //! | `status` | how many devices are open, and how many pages are charged |
 

@@ -14,12 +14,12 @@ mod watch; // what ioctls are traced, made to fail, or lose
 mod world; // which groups and devices there are
 
 mod control; // a socket by which a test drives devices
-mod faults; // what is to fail or to be lost
 
 mod container; // a container, and the devices in other processes that it has
 mod remote; // a device in another process
 
 mod backing; // the file behind memory
+mod faults; // what is to fail or to be lost
 mod mappings; // what a program has mapped
 mod trace; // a file of what happened
 mod user; // the program's memory

@@ -10,6 +10,17 @@ pub(crate) enum Tracking {
     Device,
 }
 
+/// Where the device is, and how QEMU reaches it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In QEMU's own process: the preloaded library has it.
+    Library,
+    /// In a server of vfio-user, whose client is the preloaded library.
+    Server,
+    /// In such a server. The client is QEMU's own, and nothing is preloaded.
+    Stock,
+}
+
 /// What happens in a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Story {
@@ -31,6 +42,11 @@ pub(crate) enum Story {
     Unplug,
     /// The engine writes a page and marks nothing.
     Unmarked,
+    /// The guest works, and nothing migrates.
+    Work,
+    /// The process with the device is killed while QEMU copies. The migration must fail, and
+    /// QEMU go on.
+    ServerDies,
 }
 
 /// What must come of a case.
@@ -41,6 +57,8 @@ pub(crate) enum Expected {
     Refused,
     /// The device has gone, and nothing of it is left.
     Gone,
+    /// The migration has failed.
+    Failed,
 }
 
 impl Expected {
@@ -50,6 +68,7 @@ impl Expected {
             Expected::Stale => "stale",
             Expected::Refused => "refused",
             Expected::Gone => "gone",
+            Expected::Failed => "failed",
         }
     }
 }
@@ -60,6 +79,7 @@ pub(crate) struct Case {
     pub(crate) quick: bool,
     pub(crate) from: Version,
     pub(crate) to: Version,
+    pub(crate) place: Place,
     pub(crate) tracking: Tracking,
     /// `VFIO_PRELOAD_MIGRATION`.
     pub(crate) migration: &'static str,
@@ -101,6 +121,7 @@ const fn case(name: &'static str) -> Case {
         quick: false,
         from: Version::V11,
         to: Version::V11,
+        place: Place::Library,
         tracking: Tracking::Container,
         migration: "v2",
         group: "emulated",
@@ -115,6 +136,43 @@ const fn case(name: &'static str) -> Case {
     }
 }
 
+/// A device in another process, whose memory is a file that the server can map.
+const fn server(name: &'static str) -> Case {
+    Case {
+        place: Place::Server,
+        arguments: SHARED,
+        ..case(name)
+    }
+}
+
+/// QEMU's own client.
+const fn stock(name: &'static str) -> Case {
+    Case {
+        place: Place::Stock,
+        ..server(name)
+    }
+}
+
+const SHARED: &[&str] = &[
+    "-object",
+    "memory-backend-memfd,id=m,size=32M,share=on",
+    "-machine",
+    "memory-backend=m",
+];
+const SHARED_LINUX: &[&str] = &[
+    "-object",
+    "memory-backend-memfd,id=m,size=160M,share=on",
+    "-machine",
+    "memory-backend=m",
+];
+const SHARED_VTD: &[&str] = &[
+    "-object",
+    "memory-backend-memfd,id=m,size=32M,share=on",
+    "-machine",
+    "memory-backend=m",
+    "-device",
+    "intel-iommu,caching-mode=on",
+];
 const VTD: &[&str] = &["-device", "intel-iommu,caching-mode=on"];
 
 /// Every case.
@@ -197,12 +255,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("multifd")
     },
     Case {
-        arguments: &[
-            "-object",
-            "memory-backend-memfd,id=m,size=32M,share=on",
-            "-machine",
-            "memory-backend=m",
-        ],
+        arguments: SHARED,
         ..case("memory of a memfd, shared")
     },
     Case {
@@ -316,5 +369,89 @@ pub(crate) const CASES: &[Case] = &[
         arguments: VTD,
         expected: Expected::Stale,
         ..case("virtual IOMMU, entries are zeroed (a bug of QEMU)")
+    },
+    Case {
+        quick: true,
+        ..server("vfio-user, container tracking")
+    },
+    Case {
+        quick: true,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, container tracking, unmarked")
+    },
+    Case {
+        tracking: Tracking::Device,
+        ..server("vfio-user, device log")
+    },
+    Case {
+        tracking: Tracking::Device,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, device log, unmarked")
+    },
+    Case {
+        story: Story::CancelAndAgain,
+        ..server("vfio-user, cancel, and again")
+    },
+    Case {
+        story: Story::CancelAndAgain,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, cancel, and again, unmarked")
+    },
+    Case {
+        guest: "viommu",
+        arguments: SHARED_VTD,
+        ..server("vfio-user, virtual IOMMU")
+    },
+    Case {
+        guest: "viommu",
+        arguments: SHARED_VTD,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, virtual IOMMU, unmarked")
+    },
+    Case {
+        guest: "stream nopin",
+        arguments: &[],
+        ..server("vfio-user, DMA by messages")
+    },
+    Case {
+        guest: "stream nopin",
+        arguments: &[],
+        tracking: Tracking::Device,
+        ..server("vfio-user, DMA by messages, device log")
+    },
+    Case {
+        guest: "linux stream",
+        memory: 160,
+        arguments: SHARED_LINUX,
+        ..server("vfio-user, a Linux guest")
+    },
+    Case {
+        story: Story::ServerDies,
+        expected: Expected::Failed,
+        ..server("vfio-user, the server is killed")
+    },
+    Case {
+        story: Story::ServerDies,
+        tracking: Tracking::Device,
+        expected: Expected::Failed,
+        ..server("vfio-user, device log, the server is killed")
+    },
+    Case {
+        story: Story::Work,
+        ..stock("vfio-user-pci of QEMU, mapped DMA")
+    },
+    Case {
+        story: Story::Work,
+        guest: "stream nopin",
+        arguments: &[],
+        ..stock("vfio-user-pci of QEMU, DMA by messages")
+    },
+    Case {
+        expected: Expected::Stale,
+        ..stock("vfio-user-pci of QEMU migrates (it loses writes)")
     },
 ];

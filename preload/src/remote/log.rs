@@ -14,6 +14,7 @@ use adapter_user::{Errno, Error, Extent, OnMark, PageSize, TrackError};
 use dirty_core::migration::LoggingCall;
 
 use super::{is_gone, said};
+use crate::faults::{self, is_lost};
 use crate::mappings::{Mapping, Mappings};
 use crate::trace::trace;
 use crate::user;
@@ -198,6 +199,9 @@ impl Log {
     }
 
     fn mark(&self, iova: u64, size: u64) {
+        if is_lost(faults::Report::Device) {
+            return trace!("lost iova={iova:#x} size={size:#x}");
+        }
         // It fails for what the program does not log, and beyond the IOVAs of any IOMMU.
         let _ = self.unread.mark(iova, size);
     }
