@@ -19,8 +19,6 @@ use crate::mappings::{Mapping, Mappings};
 use crate::trace::trace;
 use crate::user;
 
-/// The IOVAs that a log takes marks for: 52 bits, as an x86 IOMMU has at most.
-const LOGGED: u64 = 1 << 52;
 /// How many bytes of IOVAs are read at a time.
 const PIECE: u64 = 1 << 36;
 
@@ -46,13 +44,11 @@ enum User {
 }
 
 /// A log that is off.
-pub(super) fn unread() -> Result<DeviceLog, Errno> {
-    let unread = DeviceLog::with_options(LogOptions {
+pub(super) fn unread() -> DeviceLog {
+    DeviceLog::with_options(LogOptions {
         holes: Holes::Clean,
         ..LogOptions::default()
-    });
-    unread.add_range(0, LOGGED).map_err(|error| error.errno())?;
-    Ok(unread)
+    })
 }
 
 /// Marks in `unread` what the device writes by messages.
@@ -147,19 +143,31 @@ impl Log {
 
     // ---- for both
 
-    /// Reads the device's log of a mapping that it does not have any more.
+    /// The device is about to get a mapping.
+    pub(super) fn add(&self, mapping: &Mapping) -> Result<(), Errno> {
+        let added = self.unread.add_range(mapping.iova, mapping.size);
+        added.map_err(|error| error.errno())
+    }
+
+    /// The device has not got a mapping.
+    pub(super) fn remove(&self, mapping: &Mapping) {
+        // unreachable error: it was added
+        let _ = self.unread.remove_range(mapping.iova, mapping.size);
+    }
+
+    /// The device does not have a mapping any more: reads the device's log of it.
     pub(super) fn unmapped(&self, mapping: &Mapping) -> Result<(), Errno> {
-        let Some((_, pgsize)) = *self.started() else {
-            return Ok(());
-        };
-        match self.read(mapping, pgsize) {
+        let started = self.started();
+        let read = started.map_or(Ok(()), |(_, pgsize)| self.read(mapping, pgsize));
+        match read {
             Err(cause) if is_gone(cause) || matches!(cause, ClientError::Refused(..)) => {
                 // The server does not know any more, as libvfio-user after an unmap.
                 self.mark(mapping.iova, mapping.size);
-                Ok(())
             }
-            done => done.map_err(said),
+            read => read.map_err(said)?,
         }
+        self.remove(mapping);
+        Ok(())
     }
 
     fn collect_all(&self, first: u64, last: u64, pgsize: PageSize) -> Result<(), Errno> {
@@ -202,7 +210,8 @@ impl Log {
         if is_lost(faults::Report::Device) {
             return trace!("lost iova={iova:#x} size={size:#x}");
         }
-        // It fails for what the program does not log, and beyond the IOVAs of any IOMMU.
+        // It fails for what the program does not log, and for pages of the device's log that
+        // reach beyond a mapping.
         let _ = self.unread.mark(iova, size);
     }
 

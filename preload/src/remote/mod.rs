@@ -90,7 +90,7 @@ impl Remote {
     /// Fails with EINVAL if the group is in no container with an IOMMU type, with the errno of
     /// connect(2), and with that of the client.
     pub(crate) fn open(opening: Opening<'_>) -> Result<Remote, Errno> {
-        let unread = log::unread()?;
+        let unread = log::unread();
         let memory =
             opening
                 .container
@@ -160,6 +160,7 @@ impl Remote {
         };
         let file = backing.as_ref();
         let file = file.map(|backing| (backing.file.as_fd(), backing.offset));
+        self.log.add(mapping)?;
         let done = self.client.map(iova, size, prot, file);
         let how = file.map_or("by messages".into(), |(_, at)| format!("file at {at:#x}"));
         trace!(
@@ -167,7 +168,7 @@ impl Remote {
             self.name,
             done.err()
         );
-        unless_gone(done)
+        unless_gone(done).inspect_err(|_| self.log.remove(mapping))
     }
 
     /// Takes a mapping from the device. What the device wrote there is in the log then, and if
