@@ -9,6 +9,7 @@
 //   zero    zero page table entries when they are unmapped, and not only their R and W
 //   stream  the engine also writes by itself
 //   nopin   the engine pins nothing: it reaches memory by messages, which cannot be pinned
+//   background  the engine does commands in the background, and is polled
 //   cpu     do not drive the engine at all; the processor writes
 //
 // It prints "ok ROUND" for each round that finds its memory right, and "BAD" for ever after
@@ -138,7 +139,7 @@ static void pci_write(u32 bdf, u32 at, u32 value)
 }
 
 static u32 seed = 12345;
-static int pins_allowed = 1;
+static int pins_allowed = 1, background;
 
 static u32 any(void)
 {
@@ -166,6 +167,7 @@ static u32 any(void)
 enum { IOVA = 0x00, LENGTH = 0x08, COUNT = 0x0c, STRIDE = 0x10, VALUE = 0x14, COMMAND = 0x18,
        STATUS = 0x1c, RESULT = 0x20, SEQUENCE = 0x24, MAILBOX = 0x28 };
 enum { WRITE = 1, READ, PIN, WRITE_PINNED, UNPIN, SHORT_PIN, WRITE_UNMARKED, STREAM_ON, STREAM_OFF };
+#define BACKGROUND 0x100u
 
 static u32 bar;
 
@@ -180,7 +182,9 @@ static void command(u32 what, u32 iova, u32 length, u32 value)
     set(COUNT, 1);
     set(STRIDE, 0);
     set(VALUE, value);
-    set(COMMAND, what);
+    set(COMMAND, background ? what | BACKGROUND : what);
+    while (background && !reg(STATUS))
+        ;
     if (reg(STATUS) != 1)
         fail("command, iova, length", what, iova, length);
 }
@@ -382,6 +386,7 @@ static void work(const char *line)
 {
     int streams = has_word(line, "stream"), cpu = has_word(line, "cpu");
     pins_allowed = !has_word(line, "nopin");
+    background = has_word(line, "background");
     if (!has_memory())
         fail("no memory", 0, 0, 0);
     out8(0x3f9, 0); // no interrupts of the serial port

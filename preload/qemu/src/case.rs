@@ -446,7 +446,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         story: Story::Work,
-        guest: "stream nopin",
+        guest: "nopin background",
         arguments: &[],
         ..stock("vfio-user-pci of QEMU, DMA by messages")
     },

@@ -245,7 +245,9 @@ impl Remote {
             VFIO_DEVICE_SET_IRQS => irqs::set(&self.client, self.irqs, arg, program.duplicate)?,
             VFIO_DEVICE_RESET if self.flags & VFIO_DEVICE_FLAGS_RESET != 0 => {
                 let mut migrating = self.migrating();
-                self.client.reset().map_err(said)?;
+                // A device that has gone has nothing to reset, and QEMU ends itself when a
+                // reset fails.
+                unless_gone(self.client.reset())?;
                 migrating.reset();
             }
             VFIO_DEVICE_FEATURE => self.feature(arg, program)?,

@@ -10,7 +10,7 @@ use dirty_core::migration::{
     Device, Failure, Features, Migration, MigrationCall, PrecopyInfo, State, Transfer, Transition,
 };
 
-use super::said;
+use super::{is_gone, said};
 use crate::user;
 
 /// What MIG_DATA_SIZE answers, in bytes. The protocol cannot ask the server, and QEMU allocates
@@ -121,6 +121,12 @@ impl Transferring {
             return Ok(());
         };
         let errno = said(cause);
+        // A device that has gone writes nothing, so it is in each state in which nothing of it
+        // is transferred.
+        let transfers = !matches!(transition.transfer(), Transfer::None | Transfer::EndSave);
+        if is_gone(cause) && !transfers {
+            return Ok(());
+        }
         match self.client.state() {
             Ok(state) if state == transition.from => Err(Failure::Unchanged(errno)),
             _ => {
