@@ -10,7 +10,5 @@ mod calls; // commands whose replies this side awaits
 
 mod socket; // messages with descriptors over a stream
 
-pub use self::client::{
-    Client, ClientError, ClientLog, ClientOptions, DmaMemory, IrqAction, IrqData, Region,
-};
+pub use self::client::{Client, ClientError, ClientLog, ClientOptions, DmaMemory, Region};
 pub use vfio_user_wire as wire;

@@ -9,7 +9,7 @@ use vfio_user_wire::{Command, Error as WireError};
 /// Why a call of a [`Client`](super::Client) failed.
 ///
 /// After `Refused`, `NoLog` and `Argument` the connection goes on. After each of the others
-/// it has ended, and every call fails with the same cause.
+/// it has ended, and every call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClientError {

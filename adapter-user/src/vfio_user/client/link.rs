@@ -117,7 +117,12 @@ impl Link {
     /// Ends the connection after a message that was not sent, or not all of it.
     pub(super) fn send_failed(&self, cause: &io::Error) -> ClientError {
         match cause.kind() {
-            ErrorKind::TimedOut => self.fail(ClientError::Silent),
+            ErrorKind::TimedOut => {
+                // A message that was sent in part has shut the socket down already, so the
+                // reader may have found another cause.
+                self.fail(ClientError::Silent);
+                ClientError::Silent
+            }
             ErrorKind::InvalidInput => ClientError::Argument("too many descriptors"),
             kind => self.fail(ClientError::Lost(kind)),
         }
