@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use adapter_user::emulated::uapi::*;
-use adapter_user::vfio_user::{Client, IrqAction, IrqData};
+use adapter_user::emulated::{uapi::*, IrqData};
+use adapter_user::vfio_user::Client;
 use adapter_user::Errno;
 
 use super::{field, said};
@@ -30,44 +30,27 @@ pub(super) fn set(
     if index >= kinds || start.checked_add(count).is_none() || flags & !(DATA | ACTION) != 0 {
         return Err(Errno::EINVAL);
     }
-    let action = match flags & ACTION {
-        VFIO_IRQ_SET_ACTION_MASK => IrqAction::Mask,
-        VFIO_IRQ_SET_ACTION_UNMASK => IrqAction::Unmask,
-        VFIO_IRQ_SET_ACTION_TRIGGER => IrqAction::Trigger,
-        _ => return Err(Errno::EINVAL),
-    };
+    let action = flags & ACTION;
     let data = |size: u32| {
         let len = count.checked_mul(size).filter(|len| *len <= argsz - HEAD);
         user::bytes(field(arg, HEAD.into())?, len.ok_or(Errno::EINVAL)? as usize)
     };
+    let set = |data: IrqData<'_>| {
+        let done = client.set_irqs(action, index, start, count, data);
+        done.map_err(said)
+    };
     match flags & DATA {
-        VFIO_IRQ_SET_DATA_NONE => {
-            let data = IrqData::None(count);
-            client.set_irqs(index, start, action, data).map_err(said)
-        }
-        VFIO_IRQ_SET_DATA_BOOL => {
-            let bools: Vec<bool> = data(1)?.iter().map(|byte| *byte != 0).collect();
-            let data = IrqData::Bools(&bools);
-            client.set_irqs(index, start, action, data).map_err(said)
-        }
+        VFIO_IRQ_SET_DATA_NONE => set(IrqData::None),
+        VFIO_IRQ_SET_DATA_BOOL => set(IrqData::Bool(&data(1)?)),
         VFIO_IRQ_SET_DATA_EVENTFD => {
-            let mut fds = Vec::new();
+            let mut fds: Vec<Option<OwnedFd>> = Vec::new();
             for fd in data(4)?.chunks_exact(4) {
                 let fd = i32::from_ne_bytes(fd.try_into().unwrap_or_default());
                 fds.push(if fd < 0 { None } else { Some(duplicate(fd)?) });
             }
-            // A message has a descriptor for each interrupt, or none at all.
-            let mut at = start;
-            for part in fds.chunk_by(|a, b| a.is_some() == b.is_some()) {
-                let some: Vec<BorrowedFd<'_>> = part.iter().flatten().map(AsFd::as_fd).collect();
-                let data = match some.is_empty() {
-                    true => IrqData::NoEventfds(part.len() as u32),
-                    false => IrqData::Eventfds(&some),
-                };
-                client.set_irqs(index, at, action, data).map_err(said)?;
-                at += part.len() as u32;
-            }
-            Ok(())
+            let fds: Vec<Option<BorrowedFd<'_>>> =
+                fds.iter().map(|fd| fd.as_ref().map(AsFd::as_fd)).collect();
+            set(IrqData::Eventfds(&fds))
         }
         _ => Err(Errno::EINVAL),
     }
