@@ -2,10 +2,9 @@
 //! A container of the program, and the devices in other processes that it has.
 //!
 //! The container answers every ioctl itself. What it maps and unmaps, and whether it tracks,
-//! goes to these devices too, and what they wrote comes into its bitmaps. The order loses
-//! nothing: a device gets a mapping when the container has it, and loses it before the
-//! container does; its log is on before the container's tracking is, and a report asks it
-//! before the container clears a bit.
+//! goes to these devices too. What they wrote is marked in the container before it answers, so
+//! its bitmaps have it. The order loses nothing: a device gets a mapping when the container has
+//! it, and loses it before the container does; its log is on before the container's tracking.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -14,7 +13,7 @@ use adapter_user::uapi::*;
 use adapter_user::{Container, Errno, Error, Options, Prot};
 
 use crate::mappings::{Mapping, Mappings};
-use crate::remote::{Remote, Report};
+use crate::remote::Remote;
 use crate::trace::trace;
 use crate::user::words;
 
@@ -124,7 +123,6 @@ impl Held {
         if flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0 {
             return call(); // the mappings stay
         }
-        let [pgsize, _bytes, addr] = words(arg.wrapping_add(24));
         let gone = self.inside(flags, iova, size);
         let mut unmapped = Vec::new();
         let mut all = remotes
@@ -141,20 +139,6 @@ impl Held {
             }
         })?;
         self.mappings.remove(&gone);
-        if flags & VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0 {
-            let report = Report {
-                iova,
-                size,
-                pgsize,
-                addr,
-            };
-            remotes
-                .iter()
-                .try_for_each(|remote| remote.log.tell(&report))?;
-        }
-        for remote in remotes {
-            gone.iter().for_each(|mapping| remote.log.forget(mapping));
-        }
         Ok(done)
     }
 
@@ -201,23 +185,13 @@ impl Held {
                 Ok(done)
             }
             VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => {
-                let [iova, size, pgsize, _bytes, addr] = words(arg.wrapping_add(8));
+                let [iova, size] = words(arg.wrapping_add(8));
                 let more = size.checked_sub(1);
                 if let Some(last) = more.and_then(|more| iova.checked_add(more)) {
                     let mut all = remotes.iter();
                     all.try_for_each(|remote| remote.log.collect(iova, last))?;
                 }
-                let done = call()?;
-                let report = Report {
-                    iova,
-                    size,
-                    pgsize,
-                    addr,
-                };
-                remotes
-                    .iter()
-                    .try_for_each(|remote| remote.log.tell(&report))?;
-                Ok(done)
+                call()
             }
             _ => call(),
         }

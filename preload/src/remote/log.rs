@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the device has written.
 //!
-//! The device's own log is in the server. A report of it is put into a log here, which also has
-//! what the server wrote by messages. The program is answered from this one, so that a bit that
-//! was read from the server stays until the program has it, whatever fails in between.
+//! The device's own log is in the server. What a report of it says is marked here, where it
+//! stays until the program has it, whatever fails in between: in the container, if its tracking
+//! has started the device's log, or in a log that stands for the device's if the program has.
+//! What the server writes by messages is marked in both when it is written.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use adapter_user::device_log::{DeviceLog, Holes, LogOptions};
 use adapter_user::guest::IovaRange;
 use adapter_user::vfio_user::{Client, ClientError};
-use adapter_user::{Errno, Error, Extent, OnMark, PageSize, TrackError};
+use adapter_user::{Container, Errno, Error, Extent, OnMark, PageSize, TrackError};
 use dirty_core::migration::LoggingCall;
 
 use super::{is_gone, said};
-use crate::faults::{self, is_lost};
+use crate::faults::{is_lost, Report};
 use crate::mappings::{Mapping, Mappings};
 use crate::trace::trace;
 use crate::user;
@@ -28,12 +29,16 @@ pub(crate) type AnswerLogging<'a> = dyn Fn(&DeviceLog) -> Result<(), Errno> + 'a
 /// The log of a device.
 pub(crate) struct Log {
     client: Client,
-    /// What the program has not been told.
+    container: Container,
+    /// For a program that has started the log.
     unread: DeviceLog,
     mappings: Arc<Mappings>,
-    /// Who has started the device's log, if it is on, and the size of its pages.
-    started: Mutex<Option<(User, PageSize)>>,
+    /// Set while the device's log is on.
+    started: Mutex<Option<Started>>,
 }
+
+/// Who has started a device's log, and the size of its pages.
+type Started = (User, PageSize);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum User {
@@ -61,16 +66,22 @@ pub(super) fn on_mark(unread: DeviceLog) -> OnMark {
 }
 
 impl Log {
-    pub(super) fn new(client: Client, unread: DeviceLog, mappings: Arc<Mappings>) -> Self {
+    pub(super) fn new(
+        client: Client,
+        container: Container,
+        unread: DeviceLog,
+        mappings: Arc<Mappings>,
+    ) -> Self {
         Log {
             client,
+            container,
             unread,
             mappings,
             started: Mutex::new(None),
         }
     }
 
-    fn started(&self) -> MutexGuard<'_, Option<(User, PageSize)>> {
+    fn started(&self) -> MutexGuard<'_, Option<Started>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,12 +94,8 @@ impl Log {
         if started.is_some() {
             return Err(Errno::EINVAL);
         }
-        let chosen = self.unread.start_all(4096).map_err(|error| error.errno())?;
-        let pgsize = self.client.start_logging(&[], chosen);
-        let pgsize = pgsize.map_err(|cause| {
-            self.unread.stop();
-            said(cause)
-        })?;
+        let base = PageSize::new(4096).ok_or(Errno::EINVAL)?; // unreachable: it is one
+        let pgsize = self.client.start_logging(&[], base).map_err(said)?;
         *started = Some((User::Container, pgsize));
         Ok(())
     }
@@ -98,7 +105,6 @@ impl Log {
         let mut started = self.started();
         if matches!(*started, Some((User::Container, _))) {
             *started = None;
-            self.unread.stop();
             if let Err(cause) = self.client.stop_logging() {
                 trace!("remote: the log does not stop: {cause}");
             }
@@ -109,35 +115,8 @@ impl Log {
     /// the container's tracking has started it.
     pub(crate) fn collect(&self, first: u64, last: u64) -> Result<(), Errno> {
         match *self.started() {
-            Some((User::Container, pgsize)) => self.collect_all(first, last, pgsize),
+            Some(on @ (User::Container, _)) => self.collect_all(first, last, on),
             _ => Ok(()),
-        }
-    }
-
-    /// ORs what was written to the IOVAs into a bitmap of the program, and forgets it, if the
-    /// container's tracking has started the log.
-    pub(crate) fn tell(&self, report: &Report) -> Result<(), Errno> {
-        if !matches!(*self.started(), Some((User::Container, _))) {
-            return Ok(());
-        }
-        let pages = PageSize::new(report.pgsize).map_or(0, |pgsize| pgsize.pages(report.size));
-        let mut words = vec![0; pages.div_ceil(64) as usize];
-        let mut bytes = user::bytes(report.addr, pages.div_ceil(8) as usize)?;
-        let told = self
-            .unread
-            .report(report.iova, report.size, report.pgsize, &mut words);
-        told.map_err(|error| error.errno())?;
-        let dirty = words.iter().flat_map(|word| word.to_le_bytes());
-        bytes.iter_mut().zip(dirty).for_each(|(a, b)| *a |= b);
-        user::write(report.addr, &bytes)
-    }
-
-    /// Forgets what was written to a mapping that has gone, if the container's tracking has
-    /// started the log.
-    pub(crate) fn forget(&self, mapping: &Mapping) {
-        if matches!(*self.started(), Some((User::Container, _))) {
-            // unreachable error: the mapping is aligned, and the log is on
-            let _ = self.unread.clear_range(mapping.iova, mapping.size);
         }
     }
 
@@ -157,29 +136,48 @@ impl Log {
 
     /// The device does not have a mapping any more: reads the device's log of it.
     pub(super) fn unmapped(&self, mapping: &Mapping) -> Result<(), Errno> {
-        let started = self.started();
-        let read = started.map_or(Ok(()), |(_, pgsize)| self.read(mapping, pgsize));
-        match read {
-            Err(cause) if is_gone(cause) || matches!(cause, ClientError::Refused(..)) => {
-                // The server does not know any more, as libvfio-user after an unmap.
-                self.mark(mapping.iova, mapping.size);
-            }
-            read => read.map_err(said)?,
+        if let Some(on) = *self.started() {
+            self.read_or_all(mapping, on).map_err(said)?;
         }
         self.remove(mapping);
         Ok(())
     }
 
-    fn collect_all(&self, first: u64, last: u64, pgsize: PageSize) -> Result<(), Errno> {
+    /// The device closes: what it wrote counts for the container's tracking as before.
+    pub(super) fn close(&self) {
+        let started = self.started();
+        if let Some(on @ (User::Container, _)) = *started {
+            for mapping in self.mappings.touched(0, u64::MAX) {
+                if self.read_or_all(&mapping, on).is_err() {
+                    self.mark(on.0, mapping.iova, mapping.size);
+                }
+            }
+        }
+    }
+
+    fn collect_all(&self, first: u64, last: u64, on: Started) -> Result<(), Errno> {
         for mapping in self.mappings.touched(first, last) {
-            self.read(&mapping, pgsize).map_err(said)?;
+            self.read(&mapping, on).map_err(said)?;
         }
         Ok(())
     }
 
-    /// Moves what the device's log has of a mapping to `unread`: whole mappings, because
-    /// libvfio-user's servers report no others.
-    fn read(&self, mapping: &Mapping, pgsize: PageSize) -> Result<(), ClientError> {
+    /// As `read`. If the server does not know any more, as libvfio-user's after an unmap, or has
+    /// gone, the whole mapping is dirty.
+    fn read_or_all(&self, mapping: &Mapping, on: Started) -> Result<(), ClientError> {
+        match self.read(mapping, on) {
+            Err(cause) if is_gone(cause) || matches!(cause, ClientError::Refused(..)) => {
+                self.mark(on.0, mapping.iova, mapping.size);
+                Ok(())
+            }
+            read => read,
+        }
+    }
+
+    /// Reads the device's log of a mapping, and marks what it has: of the whole mapping, because
+    /// libvfio-user's servers report no part of one.
+    fn read(&self, mapping: &Mapping, on: Started) -> Result<(), ClientError> {
+        let (user, pgsize) = on;
         let inside = pgsize.bytes() - 1;
         let (mut first, end) = (mapping.iova & !inside, mapping.last() | inside);
         loop {
@@ -196,7 +194,7 @@ impl Log {
                 pgsize,
             };
             for (first, last) in extent.ranges(&words).into_iter().flatten() {
-                self.mark(first, (last - first).saturating_add(1));
+                self.mark(user, first, (last - first).saturating_add(1));
             }
             done?;
             match last.checked_add(1) {
@@ -206,13 +204,16 @@ impl Log {
         }
     }
 
-    fn mark(&self, iova: u64, size: u64) {
-        if is_lost(faults::Report::Device) {
+    fn mark(&self, user: User, iova: u64, size: u64) {
+        if is_lost(Report::Device) {
             return trace!("lost iova={iova:#x} size={size:#x}");
         }
-        // It fails for what the program does not log, and for pages of the device's log that
-        // reach beyond a mapping.
-        let _ = self.unread.mark(iova, size);
+        // Both mark what they can. The rest is what the program does not log, or is in no
+        // mapping, since the pages of the device's log may be larger than a mapping's.
+        match user {
+            User::Container => drop(self.container.mark(iova, size)),
+            User::Program => drop(self.unread.mark(iova, size)),
+        }
     }
 
     // ---- for the program
@@ -249,22 +250,14 @@ impl Log {
                 }
             }
             LoggingCall::Report(report) => {
-                if let (Some((_, pgsize)), Some(more)) = (*started, report.length.checked_sub(1)) {
+                if let (Some(on), Some(more)) = (*started, report.length.checked_sub(1)) {
                     let last = report.iova.saturating_add(more);
-                    self.collect_all(report.iova, last, pgsize)?;
+                    self.collect_all(report.iova, last, on)?;
                 }
                 answer(&self.unread)
             }
         }
     }
-}
-
-/// A bitmap of the program that is to be filled.
-pub(crate) struct Report {
-    pub(crate) iova: u64,
-    pub(crate) size: u64,
-    pub(crate) pgsize: u64,
-    pub(crate) addr: u64,
 }
 
 /// The ranges of a START.

@@ -20,7 +20,7 @@ use dirty_core::migration::uapi::VFIO_DEVICE_FEATURE;
 use dirty_core::migration::{DeviceFeature, Features, Offers, State};
 
 pub(crate) use self::irqs::Duplicate;
-pub(crate) use self::log::{AnswerLogging, Log, Report};
+pub(crate) use self::log::{AnswerLogging, Log};
 use self::state::Migrating;
 pub(crate) use self::state::{InstallState, StateFile};
 use crate::backing;
@@ -121,7 +121,12 @@ impl Remote {
             regions,
             features,
             shows_log: opening.shows_log && features.is_some(),
-            log: Log::new(client.clone(), unread, Arc::clone(opening.mappings)),
+            log: Log::new(
+                client.clone(),
+                opening.container.clone(),
+                unread,
+                Arc::clone(opening.mappings),
+            ),
             migrating: Mutex::new(Migrating::new(client.clone(), features)),
             client,
             _group: opening.file,
@@ -141,6 +146,7 @@ impl Remote {
     /// Ends a transfer and messages of the server, and lets the group leave the container.
     pub(crate) fn close(&self) {
         self.migrating().end();
+        self.log.close();
         self.memory.close();
     }
 
@@ -267,6 +273,12 @@ impl Remote {
             DeviceFeature::Logging(call) => self.log.answer(call, program.logging),
             DeviceFeature::Migration(call) => self.migrating().answer(call, program.install),
         }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
