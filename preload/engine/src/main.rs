@@ -9,6 +9,7 @@
 
 use std::fmt::Arguments;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let listener = match UnixListener::bind(&socket) {
         Ok(listener) => listener,
         Err(error) => {
-            eprintln!("{}: {error}", socket.display());
+            eprintln!("{}: {error}", Path::new(&socket).display());
             return ExitCode::FAILURE;
         }
     };

@@ -10,6 +10,7 @@ mod story; // runs a case
 
 mod check; // what the traces say
 mod drive; // drives the device
+mod launch; // what a QEMU is started with
 
 mod case; // the cases
 

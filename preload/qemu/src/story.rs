@@ -10,6 +10,7 @@ use crate::case::{Case, Expected, Place, Story, Tracking};
 use crate::check;
 use crate::drive::{engine, go_on, pause, ring};
 use crate::guest::Guests;
+use crate::launch::{arguments, devices, GROUP};
 use crate::qemu::{command, sysfs, Places, Qemu, Version};
 use crate::server::Server;
 use crate::Result;
@@ -32,8 +33,6 @@ const DOWNTIME: u64 = 60_000;
 /// Where memory is plugged in, and its bytes.
 const PLUGGED: u64 = 4 << 30;
 const PLUGGED_SIZE: u64 = 128 << 20;
-/// The folder of sysfs that a device has.
-const GROUP: usize = 42;
 
 /// What came of a case.
 pub(crate) struct Seen {
@@ -476,67 +475,6 @@ fn unless_it_says(words: &str, error: &str) -> Vec<String> {
         true => Vec::new(),
         false => vec![format!("QEMU refuses, and says: {error}")],
     }
-}
-
-/// The arguments of a case, and its environment.
-fn arguments(command: &mut Command, case: &Case, guests: &Guests) -> Result<()> {
-    command.args([
-        "-nodefaults",
-        "-display",
-        "none",
-        "-accel",
-        "tcg",
-        "-m",
-        &format!("{}M", case.memory),
-    ]);
-    command.args([
-        "-machine",
-        if case.from == case.to {
-            "q35"
-        } else {
-            "pc-q35-10.0"
-        },
-    ]);
-    command.args(case.arguments);
-    guests.arguments(command, case.guest)?;
-    command.env("VFIO_PRELOAD_MIGRATION", case.migration);
-    command.env("VFIO_PRELOAD_GROUP", case.group);
-    let tracking = match case.tracking {
-        Tracking::Container => "container",
-        Tracking::Device => "device",
-    };
-    command.env("VFIO_PRELOAD_TRACKING", tracking);
-    Ok(())
-}
-
-/// The devices of a case, of which one in another process is at `socket`.
-fn devices(command: &mut Command, case: &Case, folder: &Path, socket: &Path) -> Result<()> {
-    if case.place == Place::Stock {
-        let socket = json!({"path": socket, "type": "unix"});
-        let device = json!({"driver": "vfio-user-pci", "id": "dev0", "socket": socket});
-        command.arg("-device").arg(device.to_string());
-        return Ok(());
-    }
-    let migrates = match case.from {
-        Version::V7 => "x-enable-migration",
-        Version::V10 | Version::V11 => "enable-migration",
-    };
-    let mut devices = Vec::new();
-    for k in 0..case.devices {
-        let (group, name) = (GROUP + k, format!("dev{k}"));
-        let place = sysfs(folder, group, &name)?;
-        devices.push(match case.place {
-            Place::Server => format!("{group}:{name}=vfio-user:{}", socket.display()),
-            _ => format!("{group}:{name}"),
-        });
-        command.arg("-device");
-        command.arg(format!(
-            "vfio-pci,id={name},sysfsdev={},{migrates}=on",
-            place.display()
-        ));
-    }
-    command.env("VFIO_PRELOAD_DEVICES", devices.join(","));
-    Ok(())
 }
 
 fn syncs(now: &Value) -> u64 {

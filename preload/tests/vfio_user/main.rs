@@ -2,122 +2,21 @@
 //! A device of a vfio-user server. The server is in this process; a second one of this program,
 //! with the library preloaded, uses the device as a VMM does.
 
+mod program;
+mod server;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::ffi::c_ulong;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use adapter_user::emulated::{
-    ConfigSpace, DeviceModel, Features, Irqs, MigrationVersion, Settings,
-};
 use adapter_user::vfio_user::Server;
+
+use program::*;
+use server::{bell, engine, serve};
 use support::{device, ioctl, preloaded};
-use vfio_engine::Engine;
-
-const PAGE: u64 = 4096;
-/// Where the tests map memory, and how much.
-const IOVA: u64 = 0x10_0000;
-const SIZE: u64 = 64 * PAGE;
-
-// ---- the server
-
-fn settings() -> Settings {
-    let features = Features {
-        p2p: true,
-        pre_copy: true,
-    };
-    Settings {
-        migration: MigrationVersion::V2(features),
-        own_log: true,
-    }
-}
-
-fn engine() -> Server {
-    let unmarked = |_, _: &[u8]| Err("not here".into());
-    Server::new(settings(), move |dma, _| {
-        Engine::new(dma, Box::new(unmarked), |what| eprintln!("{what}"))
-    })
-}
-
-/// A device that raises the MSI whose number is written to it.
-struct Bell {
-    irqs: Irqs,
-    config: Mutex<ConfigSpace>,
-}
-
-impl DeviceModel for Bell {
-    fn region_size(&self, region: u32) -> u64 {
-        match region {
-            0 => 16,
-            7 => 256,
-            _ => 0,
-        }
-    }
-    fn irq_count(&self, index: u32) -> u32 {
-        if index == 1 {
-            4
-        } else {
-            0
-        }
-    }
-    fn read(&self, _: u32, offset: u64, data: &mut [u8]) {
-        self.config.lock().unwrap().read(offset, data);
-    }
-    fn write(&self, region: u32, _: u64, data: &[u8]) {
-        if region == 0 {
-            self.irqs.trigger(1, data[0].into());
-        }
-    }
-    fn reset(&self) {}
-    fn quiesce(&self) {}
-    fn resume(&self) {}
-    fn state_size(&self) -> u64 {
-        0
-    }
-    fn save(&self, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
-    }
-    fn load(&self, _: &mut dyn Read) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn bell() -> Server {
-    Server::new(settings(), |_, irqs| Bell {
-        irqs,
-        config: Mutex::new(ConfigSpace::new(0x1234, 0x0d3b, 0x08_8000)),
-    })
-}
-
-/// Serves clients, and ends their connections at a connection to the second socket.
-fn serve(server: Server, folder: &Path) {
-    let listener = UnixListener::bind(folder.join("device")).unwrap();
-    let end = UnixListener::bind(folder.join("end")).unwrap();
-    let clients = Arc::new(Mutex::new(Vec::<UnixStream>::new()));
-    let all = Arc::clone(&clients);
-    let server = Arc::new(server);
-    thread::spawn(move || {
-        for client in listener.incoming().map(Result::unwrap) {
-            all.lock().unwrap().push(client.try_clone().unwrap());
-            let server = Arc::clone(&server);
-            thread::spawn(move || server.serve(client));
-        }
-    });
-    thread::spawn(move || {
-        for _told in end.incoming().map(Result::unwrap) {
-            for client in clients.lock().unwrap().drain(..) {
-                client.shutdown(Shutdown::Both).unwrap();
-            }
-        }
-    });
-}
 
 /// Runs `part` of test `name` in a process that has the library and the device.
 fn with_server(name: &str, server: fn() -> Server, tracking: &str, part: fn()) {
@@ -145,140 +44,6 @@ fn with_server(name: &str, server: fn() -> Server, tracking: &str, part: fn()) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-/// Has the server end the connection, and waits until it has.
-fn end_connection(device: RawFd) {
-    UnixStream::connect(std::env::var_os("END").unwrap()).unwrap();
-    while register(device, STATUS).is_ok() {
-        thread::yield_now();
-    }
-}
-
-// ---- the program's memory
-
-/// Memory of the program, of `SIZE` bytes.
-struct Memory(*mut u8);
-
-impl Memory {
-    /// `file`: of a file that another process can map.
-    fn new(file: bool) -> Memory {
-        let (fd, flags) = match file {
-            true => {
-                // SAFETY: the name ends with a zero.
-                let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_ALLOW_SEALING) };
-                // SAFETY: it accesses no memory.
-                assert_eq!(unsafe { libc::ftruncate(fd, SIZE as i64) }, 0);
-                (fd, libc::MAP_SHARED)
-            }
-            false => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
-        };
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: it maps new memory.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), SIZE as usize, prot, flags, fd, 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Memory(at.cast())
-    }
-
-    fn word(&self, page: u64) -> u32 {
-        // SAFETY: the word is in the memory, which the device writes too.
-        unsafe {
-            self.0
-                .add((page * PAGE) as usize)
-                .cast::<u32>()
-                .read_volatile()
-        }
-    }
-
-    fn map(&self, container: &File, iova: u64) -> Result<i32, i32> {
-        let map = [32 | 3 << 32, self.0 as u64, iova, SIZE];
-        ioctl(container.as_raw_fd(), 0x3b71, map.as_ptr() as c_ulong)
-    }
-}
-
-fn unmap(container: &File, iova: u64) -> Result<i32, i32> {
-    let mut unmap = [24, iova, SIZE];
-    ioctl(container.as_raw_fd(), 0x3b72, unmap.as_mut_ptr() as c_ulong)
-}
-
-fn unmap_dirty(container: &File, iova: u64) -> Result<u64, i32> {
-    let mut bitmap = 0u64;
-    let mut unmap = [48 | 1 << 32, iova, SIZE, PAGE, 8, &raw mut bitmap as u64];
-    ioctl(container.as_raw_fd(), 0x3b72, unmap.as_mut_ptr() as c_ulong).map(|_| bitmap)
-}
-
-/// START (1) or STOP (2) of the container's tracking.
-fn track(container: &File, flags: u64) -> Result<i32, i32> {
-    let track = [8 | flags << 32];
-    ioctl(container.as_raw_fd(), 0x3b75, track.as_ptr() as c_ulong)
-}
-
-fn get_bitmap(container: &File, iova: u64) -> Result<u64, i32> {
-    let mut bitmap = 0u64;
-    let mut get = [48 | 4 << 32, iova, SIZE, PAGE, 8, &raw mut bitmap as u64];
-    ioctl(container.as_raw_fd(), 0x3b75, get.as_mut_ptr() as c_ulong).map(|_| bitmap)
-}
-
-// ---- the device
-
-const STATUS: u64 = 0x1c;
-const MAILBOX: u64 = 0x28;
-
-fn pread(fd: RawFd, offset: u64) -> Result<u32, i32> {
-    let mut word = 0u32;
-    // SAFETY: the word has 4 bytes.
-    match unsafe { libc::pread64(fd, (&raw mut word).cast(), 4, offset as i64) } {
-        4 => Ok(word),
-        _ => Err(io::Error::last_os_error().raw_os_error().unwrap()),
-    }
-}
-
-fn pwrite(fd: RawFd, offset: u64, word: u32) -> Result<(), i32> {
-    // SAFETY: the word has 4 bytes.
-    match unsafe { libc::pwrite64(fd, (&raw const word).cast(), 4, offset as i64) } {
-        4 => Ok(()),
-        _ => Err(io::Error::last_os_error().raw_os_error().unwrap()),
-    }
-}
-
-fn register(device: RawFd, at: u64) -> Result<u32, i32> {
-    pread(device, at)
-}
-
-/// Lets the device do DMA.
-fn bus_master(device: RawFd) {
-    pwrite(device, (7 << 40) + 4, 6).unwrap();
-}
-
-/// Has the engine write `value` to the first word of a page: whether it could.
-fn dma_write(device: RawFd, iova: u64, value: u32) -> bool {
-    for (at, value) in [iova as u32, 0, 4, 1, 0, value, 1].into_iter().enumerate() {
-        pwrite(device, 4 * at as u64, value).unwrap();
-    }
-    register(device, STATUS) == Ok(1)
-}
-
-/// VFIO_DEVICE_FEATURE: `feature` has the flags too, and `data` comes back.
-fn feature<const N: usize>(device: RawFd, feature: u64, data: [u64; N]) -> Result<[u64; N], i32> {
-    let mut arg = vec![(8 + 8 * N as u64) | feature << 32];
-    arg.extend(data);
-    ioctl(device, 0x3b75, arg.as_mut_ptr() as c_ulong)?;
-    Ok(arg[1..].try_into().unwrap())
-}
-
-const GET: u64 = 1 << 16;
-const SET: u64 = 1 << 17;
-
-/// Changes the migration state. A data file comes back if a transfer begins.
-fn set_state(device: RawFd, state: u64) -> Result<Option<File>, i32> {
-    let [answer] = feature(device, SET | 2, [state])?;
-    let fd = (answer >> 32) as i32;
-    // SAFETY: the descriptor is new, and nobody else has it.
-    Ok((fd >= 0).then(|| unsafe { File::from_raw_fd(fd) }))
-}
-
-fn state(device: RawFd) -> u64 {
-    feature(device, GET | 2, [0]).unwrap()[0] & 0xffff_ffff
 }
 
 // ---- tests
