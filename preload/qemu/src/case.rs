@@ -159,6 +159,14 @@ const SHARED: &[&str] = &[
     "-machine",
     "memory-backend=m",
 ];
+const SHARED_SANDBOX: &[&str] = &[
+    "-object",
+    "memory-backend-memfd,id=m,size=32M,share=on",
+    "-machine",
+    "memory-backend=m",
+    "-sandbox",
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+];
 const SHARED_LINUX: &[&str] = &[
     "-object",
     "memory-backend-memfd,id=m,size=160M,share=on",
@@ -224,6 +232,16 @@ pub(crate) const CASES: &[Case] = &[
         lose: Some("unmap"),
         expected: Expected::Stale,
         ..case("virtual IOMMU, bits of UNMAP lost")
+    },
+    Case {
+        quick: true,
+        ..server("vfio-user, container tracking")
+    },
+    Case {
+        quick: true,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, container tracking, unmarked")
     },
     Case {
         story: Story::Unmarked,
@@ -371,16 +389,6 @@ pub(crate) const CASES: &[Case] = &[
         ..case("virtual IOMMU, entries are zeroed (a bug of QEMU)")
     },
     Case {
-        quick: true,
-        ..server("vfio-user, container tracking")
-    },
-    Case {
-        quick: true,
-        lose: Some("device"),
-        expected: Expected::Stale,
-        ..server("vfio-user, container tracking, unmarked")
-    },
-    Case {
         tracking: Tracking::Device,
         ..server("vfio-user, device log")
     },
@@ -422,6 +430,14 @@ pub(crate) const CASES: &[Case] = &[
         arguments: &[],
         tracking: Tracking::Device,
         ..server("vfio-user, DMA by messages, device log")
+    },
+    Case {
+        devices: 2,
+        ..server("vfio-user, two devices, P2P")
+    },
+    Case {
+        arguments: SHARED_SANDBOX,
+        ..server("vfio-user, -sandbox on")
     },
     Case {
         guest: "linux stream",

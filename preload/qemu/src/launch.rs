@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::case::{Case, Place, Story, Tracking};
+use crate::case::{Case, Place, Tracking};
 use crate::guest::Guests;
 use crate::qemu::{sysfs, Version};
 use crate::Result;

@@ -2,11 +2,10 @@
 //! Runs a case.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{json, Value};
 
-use crate::case::{Case, Expected, Place, Story, Tracking};
+use crate::case::{Case, Expected, Place, Story};
 use crate::check;
 use crate::drive::{engine, go_on, pause, ring};
 use crate::guest::Guests;

@@ -143,10 +143,10 @@ impl Log {
         Ok(())
     }
 
-    /// The device closes: what it wrote counts for the container's tracking as before.
+    /// The device closes, and has no mapping any more: what it wrote counts for the container's
+    /// tracking as before.
     pub(super) fn close(&self) {
-        let started = self.started();
-        if let Some(on @ (User::Container, _)) = *started {
+        if let Some(on @ (User::Container, _)) = self.started().take() {
             for mapping in self.mappings.touched(0, u64::MAX) {
                 if self.read_or_all(&mapping, on).is_err() {
                     self.mark(on.0, mapping.iova, mapping.size);

@@ -7,6 +7,7 @@ mod log; // what the device has written
 mod state; // how it migrates
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -35,6 +36,8 @@ const REGION_SHIFT: u32 = 40;
 pub(crate) struct Remote {
     name: String,
     client: Client,
+    /// The client's socket, to end the connection that a data file may still have.
+    socket: UnixStream,
     memory: Arc<Device>,
     /// `VFIO_DEVICE_FLAGS_*`.
     flags: u32,
@@ -97,8 +100,9 @@ impl Remote {
                 .open_logged_device(opening.group, None, log::on_mark(unread.clone()));
         let memory = memory.map_err(Error::errno)?;
         let socket = UnixStream::connect(opening.socket).map_err(errno)?;
+        let own = socket.try_clone().map_err(errno)?;
         let reached = Memory(Arc::clone(&memory));
-        let connect = || Client::connect(socket, reached, ClientOptions::default());
+        let connect = || Client::connect(own, reached, ClientOptions::default());
         let client = vfio_engine::without_signals(connect).map_err(said)?;
         let info = client.device_info().map_err(said)?;
         let mut regions = Vec::new();
@@ -129,6 +133,7 @@ impl Remote {
             ),
             migrating: Mutex::new(Migrating::new(client.clone(), features)),
             client,
+            socket,
             _group: opening.file,
         })
     }
@@ -143,11 +148,16 @@ impl Remote {
         &self.name
     }
 
-    /// Ends a transfer and messages of the server, and lets the group leave the container.
+    /// Ends a transfer and the device's DMA, and lets the group leave the container. A second
+    /// call does nothing.
     pub(crate) fn close(&self) {
         self.migrating().end();
+        if let Err(cause) = self.client.unmap_all() {
+            trace!("remote unmap {}: {cause}", self.name);
+        }
         self.log.close();
         self.memory.close();
+        let _ = self.socket.shutdown(Shutdown::Both); // the server may have done so
     }
 
     // ---- memory

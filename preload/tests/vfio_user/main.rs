@@ -219,6 +219,43 @@ fn the_state_moves() {
     });
 }
 
+/// Also if the program still has a data file, and so its client.
+#[test]
+fn a_device_that_is_closed_writes_no_more() {
+    with_server(
+        "a_device_that_is_closed_writes_no_more",
+        engine,
+        "container",
+        || {
+            let (container, _group, device) = device();
+            let fd = device.as_raw_fd();
+            let memory = Memory::new(true);
+            memory.map(&container, IOVA).unwrap();
+            bus_master(fd);
+            let mut file = set_state(fd, 3).unwrap().unwrap();
+            set_state(fd, 2).unwrap();
+            // The engine's stream: to one place, from now on.
+            for (at, value) in [IOVA as u32, 0, 4, 1, PAGE as u32, 0, 8]
+                .into_iter()
+                .enumerate()
+            {
+                pwrite(fd, 4 * at as u64, value).unwrap();
+            }
+            while memory.word(0) < 10 {
+                std::thread::yield_now();
+            }
+            drop(device);
+            let last = memory.word(0);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert_eq!(memory.word(0), last);
+            assert_eq!(
+                file.read(&mut [0]).unwrap_err().raw_os_error(),
+                Some(libc::ENODEV)
+            );
+        },
+    );
+}
+
 #[test]
 fn interrupts() {
     with_server("interrupts", bell, "container", || {
