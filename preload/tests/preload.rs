@@ -186,6 +186,7 @@ fn a_wrong_variable_is_named() {
     }
     for (name, value) in [
         ("VFIO_PRELOAD_DEVICES", "dev0"),
+        ("VFIO_PRELOAD_DEVICES", "42:dev0=/tmp/socket"),
         ("VFIO_PRELOAD_TRACKING", "both"),
         ("VFIO_PRELOAD_MIGRATION", "v2+later"),
         ("VFIO_PRELOAD_GROUP", "real"),

@@ -9,7 +9,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use adapter_user::device_log::{DeviceLog, Holes, LogOptions};
-use adapter_user::guest::IovaRange;
 use adapter_user::vfio_user::{Client, ClientError};
 use adapter_user::{Container, Errno, Error, Extent, OnMark, PageSize, TrackError};
 use dirty_core::migration::LoggingCall;
@@ -18,7 +17,6 @@ use super::{is_gone, said};
 use crate::faults::{is_lost, Report};
 use crate::mappings::{Mapping, Mappings};
 use crate::trace::trace;
-use crate::user;
 
 /// How many bytes of IOVAs are read at a time.
 const PIECE: u64 = 1 << 36;
@@ -94,9 +92,7 @@ impl Log {
         if started.is_some() {
             return Err(Errno::EINVAL);
         }
-        let base = PageSize::new(4096).ok_or(Errno::EINVAL)?; // unreachable: it is one
-        let pgsize = self.client.start_logging(&[], base).map_err(said)?;
-        *started = Some((User::Container, pgsize));
+        *started = Some((User::Container, self.begin(PageSize::new(4096))?));
         Ok(())
     }
 
@@ -121,6 +117,12 @@ impl Log {
     }
 
     // ---- for both
+
+    /// Starts the device's log for everything. Returns the size of its pages.
+    fn begin(&self, wish: Option<PageSize>) -> Result<PageSize, Errno> {
+        let wish = wish.ok_or(Errno::EINVAL)?; // unreachable: there is one
+        self.client.start_logging(&[], wish).map_err(said)
+    }
 
     /// The device is about to get a mapping.
     pub(super) fn add(&self, mapping: &Mapping) -> Result<(), Errno> {
@@ -232,12 +234,9 @@ impl Log {
             return Err(Errno::EINVAL);
         }
         match call {
-            LoggingCall::Start { control, .. } => {
-                answer(&self.unread)?; // checks the ranges
-                let begun = ranges(control.ranges, control.num_ranges).and_then(|ranges| {
-                    let pgsize = self.unread.pgsize().ok_or(Errno::EINVAL)?;
-                    self.client.start_logging(&ranges, pgsize).map_err(said)
-                });
+            LoggingCall::Start { .. } => {
+                answer(&self.unread)?; // it keeps the ranges; the device logs everything
+                let begun = self.begin(self.unread.pgsize());
                 *started = Some((User::Program, begun.inspect_err(|_| self.unread.stop())?));
                 Ok(())
             }
@@ -258,15 +257,4 @@ impl Log {
             }
         }
     }
-}
-
-/// The ranges of a START.
-fn ranges(addr: u64, count: u32) -> Result<Vec<IovaRange>, Errno> {
-    let bytes = user::bytes(addr, count as usize * 16)?;
-    let number = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-    let ranges = bytes.chunks_exact(16).map(|range| IovaRange {
-        iova: number(&range[..8]),
-        size: number(&range[8..]),
-    });
-    Ok(ranges.collect())
 }

@@ -178,6 +178,14 @@ fn the_device_s_own_log() {
         assert_eq!(report(), Ok([0, 0]));
         feature(device, SET | 7, []).unwrap();
         assert_eq!(report(), Err(libc::EINVAL), "it is off again");
+        // Half of a mapping.
+        let half = [IOVA + SIZE, SIZE / 2];
+        feature(device, SET | 6, [PAGE, 1, half.as_ptr() as u64]).unwrap();
+        assert!(dma_write(device, IOVA + SIZE, 1) && dma_write(device, IOVA + SIZE + SIZE / 2, 1));
+        let mut bitmap = 0u64;
+        let data = [IOVA + SIZE, SIZE / 2, PAGE, &raw mut bitmap as u64];
+        feature(device, GET | 8, data).unwrap();
+        assert_eq!(bitmap, 1);
     });
 }
 
