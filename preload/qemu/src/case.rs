@@ -167,6 +167,16 @@ const SHARED_SANDBOX: &[&str] = &[
     "-sandbox",
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 ];
+const SHARED_PORT: &[&str] = &[
+    "-object",
+    "memory-backend-memfd,id=m,size=32M,share=on",
+    "-machine",
+    "memory-backend=m",
+    "-global",
+    "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device",
+    "pcie-root-port,id=root0,slot=3,chassis=3",
+];
 const SHARED_LINUX: &[&str] = &[
     "-object",
     "memory-backend-memfd,id=m,size=160M,share=on",
@@ -444,6 +454,12 @@ pub(crate) const CASES: &[Case] = &[
         memory: 160,
         arguments: SHARED_LINUX,
         ..server("vfio-user, a Linux guest")
+    },
+    Case {
+        arguments: SHARED_PORT,
+        story: Story::Unplug,
+        expected: Expected::Gone,
+        ..server("vfio-user, the device is unplugged")
     },
     Case {
         story: Story::ServerDies,

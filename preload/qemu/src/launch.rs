@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::case::{Case, Place, Tracking};
+use crate::case::{Case, Place, Story, Tracking};
 use crate::guest::Guests;
 use crate::qemu::{sysfs, Version};
 use crate::Result;
@@ -70,6 +70,9 @@ pub(crate) fn devices(
             Place::Server => format!("{group}:{name}=vfio-user:{}", socket.display()),
             _ => format!("{group}:{name}"),
         });
+        if case.story == Story::Unplug {
+            continue; // it is plugged in later
+        }
         command.arg("-device");
         command.arg(format!(
             "vfio-pci,id={name},sysfsdev={},{migrates}=on",

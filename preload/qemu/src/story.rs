@@ -142,6 +142,8 @@ impl Run<'_> {
         devices(&mut command, self.case, self.folder, &socket)?;
         if incoming {
             command.args(["-S", "-incoming", "defer"]);
+        } else if self.case.story == Story::Unplug {
+            command.arg("-S");
         }
         let mut qemu = Qemu::start(command, self.folder, name)?;
         qemu.server = server;
@@ -373,11 +375,7 @@ impl Run<'_> {
 
     /// Plugs the device in and out while no guest runs, so that none has to let it go.
     fn unplug(&self) -> Result<Seen> {
-        let mut command = command(self.places, self.case.from, true)?;
-        arguments(&mut command, self.case, self.guests)?;
-        command.env("VFIO_PRELOAD_DEVICES", format!("{GROUP}:dev0"));
-        command.arg("-S");
-        let mut qemu = Qemu::start(command, self.folder, "source")?;
+        let mut qemu = self.start(self.case.from, "source", false)?;
         let place = sysfs(self.folder, GROUP, "dev0")?;
         let device = json!({
             "driver": "vfio-pci", "id": "dev0", "bus": "root0", "sysfsdev": place, "enable-migration": "on",
@@ -385,6 +383,8 @@ impl Run<'_> {
         let mut wrong = Vec::new();
         for round in 1..=3 {
             qemu.run("device_add", device.clone())?;
+            // Memory and bus master, in the command register.
+            qemu.control("set dev0 0x70000000004 6")?;
             ring(&mut qemu, 3, 0x80_0000, 8, 0)?; // pins
             qemu.run("device_del", json!({"id": "dev0"}))?;
             qemu.wait("end of the device", |qemu| {
