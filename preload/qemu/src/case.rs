@@ -92,6 +92,8 @@ pub(crate) struct Case {
     pub(crate) lose: Option<&'static str>,
     /// Words for the guest. With "linux" first it runs in a Linux.
     pub(crate) guest: &'static str,
+    /// Whether guest memory is a file that is mapped shared.
+    pub(crate) shared: bool,
     /// More arguments of both QEMUs.
     pub(crate) arguments: &'static [&'static str],
     /// Capabilities of the migration, on both sides.
@@ -129,6 +131,7 @@ const fn case(name: &'static str) -> Case {
         memory: 32,
         lose: None,
         guest: "stream",
+        shared: false,
         arguments: &[],
         capabilities: &[],
         story: Story::Migrate,
@@ -140,7 +143,7 @@ const fn case(name: &'static str) -> Case {
 const fn server(name: &'static str) -> Case {
     Case {
         place: Place::Server,
-        arguments: SHARED,
+        shared: true,
         ..case(name)
     }
 }
@@ -153,43 +156,16 @@ const fn stock(name: &'static str) -> Case {
     }
 }
 
-const SHARED: &[&str] = &[
-    "-object",
-    "memory-backend-memfd,id=m,size=32M,share=on",
-    "-machine",
-    "memory-backend=m",
-];
-const SHARED_SANDBOX: &[&str] = &[
-    "-object",
-    "memory-backend-memfd,id=m,size=32M,share=on",
-    "-machine",
-    "memory-backend=m",
-    "-sandbox",
-    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-];
-const SHARED_PORT: &[&str] = &[
-    "-object",
-    "memory-backend-memfd,id=m,size=32M,share=on",
-    "-machine",
-    "memory-backend=m",
+/// The engine is plugged in here.
+const PORT: &[&str] = &[
     "-global",
     "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
     "-device",
     "pcie-root-port,id=root0,slot=3,chassis=3",
 ];
-const SHARED_LINUX: &[&str] = &[
-    "-object",
-    "memory-backend-memfd,id=m,size=160M,share=on",
-    "-machine",
-    "memory-backend=m",
-];
-const SHARED_VTD: &[&str] = &[
-    "-object",
-    "memory-backend-memfd,id=m,size=32M,share=on",
-    "-machine",
-    "memory-backend=m",
-    "-device",
-    "intel-iommu,caching-mode=on",
+const SANDBOX: &[&str] = &[
+    "-sandbox",
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 ];
 const VTD: &[&str] = &["-device", "intel-iommu,caching-mode=on"];
 
@@ -283,7 +259,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("multifd")
     },
     Case {
-        arguments: SHARED,
+        shared: true,
         ..case("memory of a memfd, shared")
     },
     Case {
@@ -300,10 +276,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("mem-lock=on")
     },
     Case {
-        arguments: &[
-            "-sandbox",
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        ],
+        arguments: SANDBOX,
         ..case("-sandbox on")
     },
     Case {
@@ -335,12 +308,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("memory plugged in before")
     },
     Case {
-        arguments: &[
-            "-global",
-            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-            "-device",
-            "pcie-root-port,id=root0,slot=3,chassis=3",
-        ],
+        arguments: PORT,
         story: Story::Unplug,
         expected: Expected::Gone,
         ..case("the device is unplugged")
@@ -420,24 +388,24 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         guest: "viommu",
-        arguments: SHARED_VTD,
+        arguments: VTD,
         ..server("vfio-user, virtual IOMMU")
     },
     Case {
         guest: "viommu",
-        arguments: SHARED_VTD,
+        arguments: VTD,
         lose: Some("device"),
         expected: Expected::Stale,
         ..server("vfio-user, virtual IOMMU, unmarked")
     },
     Case {
         guest: "stream nopin",
-        arguments: &[],
+        shared: false,
         ..server("vfio-user, DMA by messages")
     },
     Case {
         guest: "stream nopin",
-        arguments: &[],
+        shared: false,
         tracking: Tracking::Device,
         ..server("vfio-user, DMA by messages, device log")
     },
@@ -446,17 +414,16 @@ pub(crate) const CASES: &[Case] = &[
         ..server("vfio-user, two devices, P2P")
     },
     Case {
-        arguments: SHARED_SANDBOX,
+        arguments: SANDBOX,
         ..server("vfio-user, -sandbox on")
     },
     Case {
         guest: "linux stream",
         memory: 160,
-        arguments: SHARED_LINUX,
         ..server("vfio-user, a Linux guest")
     },
     Case {
-        arguments: SHARED_PORT,
+        arguments: PORT,
         story: Story::Unplug,
         expected: Expected::Gone,
         ..server("vfio-user, the device is unplugged")
@@ -479,7 +446,7 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         story: Story::Work,
         guest: "nopin background",
-        arguments: &[],
+        shared: false,
         ..stock("vfio-user-pci of QEMU, DMA by messages")
     },
     Case {

@@ -33,6 +33,10 @@ pub(crate) fn arguments(command: &mut Command, case: &Case, guests: &Guests) -> 
             "pc-q35-10.0"
         },
     ]);
+    if case.shared {
+        let memory = format!("memory-backend-memfd,id=m,size={}M,share=on", case.memory);
+        command.args(["-object", &memory, "-machine", "memory-backend=m"]);
+    }
     command.args(case.arguments);
     guests.arguments(command, case.guest)?;
     command.env("VFIO_PRELOAD_MIGRATION", case.migration);
