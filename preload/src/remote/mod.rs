@@ -11,6 +11,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use adapter_user::emulated::uapi::*;
@@ -38,6 +39,7 @@ pub(crate) struct Remote {
     client: Client,
     /// The client's socket, to end the connection that a data file may still have.
     socket: UnixStream,
+    is_closed: AtomicBool,
     memory: Arc<Device>,
     /// `VFIO_DEVICE_FLAGS_*`.
     flags: u32,
@@ -134,6 +136,7 @@ impl Remote {
             migrating: Mutex::new(Migrating::new(client.clone(), features)),
             client,
             socket,
+            is_closed: AtomicBool::new(false),
             _group: opening.file,
         })
     }
@@ -151,6 +154,9 @@ impl Remote {
     /// Ends a transfer and the device's DMA, and lets the group leave the container. A second
     /// call does nothing.
     pub(crate) fn close(&self) {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
         self.migrating().end();
         if let Err(cause) = self.client.unmap_all() {
             trace!("remote unmap {}: {cause}", self.name);
