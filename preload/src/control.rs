@@ -26,7 +26,7 @@ use crate::faults;
 use crate::remote::Remote;
 use crate::trace::trace;
 
-/// An open device that a test drives.
+/// An open device, in this process or in another. The offsets are those of its file.
 pub(crate) trait Driven: Send + Sync {
     fn name(&self) -> &str;
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno>;

@@ -17,6 +17,7 @@ use adapter_user::{charged_pages, Container, Errno};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
 use crate::container::Held;
+use crate::control::Driven;
 use crate::remote::{Remote, StateFile};
 use crate::trace::trace;
 use crate::user;
@@ -81,6 +82,15 @@ pub(crate) fn get(fd: i32) -> Option<File> {
         return None;
     }
     files().get(&fd).cloned()
+}
+
+/// Returns the device that a descriptor stands for, if it is one.
+pub(crate) fn device(fd: i32) -> Option<Arc<dyn Driven>> {
+    match get(fd)? {
+        File::Device(device) => Some(device),
+        File::Remote(remote) => Some(remote),
+        _ => None,
+    }
 }
 
 /// Opens a path of VFIO. `None` if it is not ours.

@@ -291,17 +291,12 @@ macro_rules! pread {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64) -> isize {
-            let file = files::get(fd);
-            let (Some(File::Device(_)) | Some(File::Remote(_))) = file else {
+            let Some(device) = files::device(fd) else {
                 return pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pread(2).
             let data = unsafe { destination(buf, len) };
-            count(match file {
-                Some(File::Remote(device)) => device.read(offset as u64, data),
-                Some(File::Device(device)) => device.read(offset as u64, data),
-                _ => Err(Errno::EINVAL), // unreachable: it is one of these
-            })
+            count(device.read(offset as u64, data))
         }
     )*};
 }
@@ -311,9 +306,9 @@ macro_rules! pread_chk {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64, room: usize) -> isize {
-            match files::get(fd) {
+            match files::device(fd) {
                 // SAFETY: the caller's arguments.
-                Some(File::Device(_) | File::Remote(_)) if len <= room => unsafe { pread64(fd, buf, len, offset) },
+                Some(_) if len <= room => unsafe { pread64(fd, buf, len, offset) },
                 // A buffer that is too small ends the program, as it should.
                 _ => pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64, usize) -> isize, fd, buf, len, offset, room),
             }
@@ -326,17 +321,12 @@ macro_rules! pwrite {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *const c_void, len: usize, offset: i64) -> isize {
-            let file = files::get(fd);
-            let (Some(File::Device(_)) | Some(File::Remote(_))) = file else {
+            let Some(device) = files::device(fd) else {
                 return pass!($string as unsafe extern "C" fn(c_int, *const c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pwrite(2).
             let data = unsafe { source(buf, len) };
-            count(match file {
-                Some(File::Remote(device)) => device.write(offset as u64, data),
-                Some(File::Device(device)) => device.write(offset as u64, data),
-                _ => Err(Errno::EINVAL), // unreachable: it is one of these
-            })
+            count(device.write(offset as u64, data))
         }
     )*};
 }
