@@ -126,7 +126,8 @@ impl Client {
 
     /// Returns the device's log as a source of a tracker, for
     /// [`Tracker::add_log`](crate::guest::Tracker::add_log). Then each
-    /// [`take`](crate::guest::Tracker::take) has what the device wrote.
+    /// [`take`](crate::guest::Tracker::take) has what the device wrote. The log is a handle to
+    /// the connection, too: before you unplug the device, remove the source.
     ///
     /// A server may have forgotten what was written to IOVAs that were unmapped, and answer
     /// ENOENT, as libvfio-user does. These IOVAs then count as dirty. After any other error,

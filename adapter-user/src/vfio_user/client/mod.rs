@@ -75,6 +75,102 @@ impl Default for ClientOptions {
 ///
 /// A server that does not answer cannot be told from a slow one before
 /// [`ClientOptions::deadline`]. If the server's process ends, calls fail at once.
+///
+/// # Example
+///
+/// A device that writes a page when its register is written, and a VMM that finds the page
+/// dirty. In earnest, the server is in another process, and the socket has a path.
+///
+/// ```
+/// use std::io::{self, Read, Write};
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Mutex;
+/// use adapter_user::emulated::{ConfigSpace, DeviceModel, Dma, MigrationVersion, Settings};
+/// use adapter_user::guest::{Report, Tracker};
+/// use adapter_user::vfio_user::{Client, ClientOptions, DmaMemory, Server};
+/// use adapter_user::{Errno, GuestMemory, PageSize, Prot};
+///
+/// /// BAR 0 has 8 bytes: the IOVA of a byte that is written.
+/// struct Filler(Dma, Mutex<ConfigSpace>);
+///
+/// impl DeviceModel for Filler {
+///     fn region_size(&self, region: u32) -> u64 {
+///         match region { 0 => 8, 7 => 256, _ => 0 }
+///     }
+///     fn read(&self, _: u32, offset: u64, data: &mut [u8]) {
+///         self.1.lock().unwrap().read(offset, data)
+///     }
+///     fn write(&self, region: u32, offset: u64, data: &[u8]) {
+///         match (region, data.try_into()) {
+///             // A real device would tell the guest of an error.
+///             (0, Ok(iova)) => drop(self.0.write(u64::from_le_bytes(iova), &[1])),
+///             _ => self.1.lock().unwrap().write(offset, data),
+///         }
+///     }
+///     fn reset(&self) {}
+///     fn quiesce(&self) {
+///         drop(self.1.lock()) // no DMA begins by itself
+///     }
+///     fn resume(&self) {}
+///     fn state_size(&self) -> u64 {
+///         0
+///     }
+///     fn save(&self, _: &mut dyn Write) -> io::Result<()> {
+///         Ok(())
+///     }
+///     fn load(&self, _: &mut dyn Read) -> io::Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// /// This VMM maps all memory with a file, so there are no messages.
+/// struct NoMessages;
+///
+/// impl DmaMemory for NoMessages {
+///     fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+///         Err(Errno::EFAULT)
+///     }
+///     fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
+///         Err(Errno::EFAULT)
+///     }
+/// }
+///
+/// let (vmm, device) = UnixStream::pair()?;
+/// let server = std::thread::spawn(move || {
+///     let settings = Settings {
+///         migration: MigrationVersion::V2(Default::default()),
+///         own_log: true,
+///     };
+///     let config = || Mutex::new(ConfigSpace::new(0x1234, 0x0c0c, 0x088000).with_memory_bar(0, 16));
+///     Server::new(settings, move |dma, _irqs| Filler(dma, config())).serve(device)
+/// });
+///
+/// let memory = GuestMemory::new(1 << 20)?;
+/// let tracker = Tracker::new(None);
+/// tracker.add_slot(0, 0, None, memory.len())?;
+/// let view = tracker.iova_view();
+///
+/// let client = Client::connect(vmm, NoMessages, ClientOptions::default())?;
+/// view.map(0, 0, memory.len())?;
+/// client.map(0, memory.len(), Prot::READ_WRITE, Some((memory.as_fd(), 0)))?;
+/// client.write_region(7, 4, &[6, 0])?; // the guest's driver lets it do DMA
+///
+/// // The migration begins. If this fails, the guest must not be migrated with the device.
+/// client.start_logging(&[], PageSize::new(4096).unwrap())?;
+/// let source = tracker.add_log("filler", &view, 0, client.log())?;
+/// tracker.start()?; // now copy all memory
+///
+/// client.write_region(0, 0, &0x3000u64.to_le_bytes())?;
+/// let mut report = Report::new();
+/// tracker.take(&mut report)?; // now copy the pages of the report
+/// assert_eq!(report.slot(0).unwrap()[0], 1 << 3);
+///
+/// tracker.stop();
+/// source.remove()?;
+/// drop(client);
+/// server.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
