@@ -255,11 +255,11 @@ mod tests {
         assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
     }
 
-    /// The other end of a pipe sees when the last descriptor of it is closed.
+    /// The other end of another socket sees when the last descriptor of it is closed.
     #[test]
     fn too_many_descriptors_are_closed() {
         let (one, other) = pair();
-        let (mut end, pipe) = std::io::pipe().unwrap();
+        let (mut end, pipe) = UnixStream::pair().unwrap();
         one.send(b"x", &[pipe.as_fd(), pipe.as_fd()], None).unwrap();
         drop(pipe);
         let mut fds = Vec::new();

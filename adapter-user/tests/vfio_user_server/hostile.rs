@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use vfio_user_wire::Capabilities;
 
@@ -138,13 +139,13 @@ fn commands_without_a_reply_get_none() {
     assert!(world.client.raw(4, &info).is_ok());
 }
 
-/// The end of a pipe tells when the server has closed its descriptor.
+/// The other end of a socket tells when the server has closed its descriptor.
 #[test]
 fn descriptors_that_are_not_used_are_closed() {
     let mut world = world();
     let info = words(&[16, 0, 0, 0]);
     for (command, payload) in [(4, &info[..]), (2, &words(&[31, 3])[..]), (10, &info[..])] {
-        let (mut end, pipe) = std::io::pipe().unwrap();
+        let (mut end, pipe) = UnixStream::pair().unwrap();
         let message = world.client.message(command, 0, payload);
         world.client.send(&message, &[pipe.as_fd(), pipe.as_fd()]);
         drop(pipe);

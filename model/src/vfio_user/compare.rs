@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +19,7 @@ use vfio_user_wire::{
 };
 
 use super::device::{pattern, Client, Device, Done};
-use super::naive::{Naive, EINVAL, ENOENT};
+use super::naive::{Naive, Pages, EINVAL, ENOENT};
 use super::ops::{Access, Backing, Op, CARRY, FILE, IOVAS, MAPS, PAGE};
 
 const ERROR: u32 = 0;
@@ -32,7 +33,7 @@ const PRE_COPY: u32 = 6;
 struct Files {
     files: [File; 2],
     read_only: OwnedFd,
-    pipe: OwnedFd,
+    socket: OwnedFd,
 }
 
 thread_local! {
@@ -58,7 +59,7 @@ impl Files {
         Ok(Files {
             files: [sealed, plain],
             read_only: read_only.into(),
-            pipe: io::pipe()?.0.into(),
+            socket: UnixStream::pair()?.0.into(),
         })
     }
 
@@ -82,7 +83,7 @@ impl Files {
 /// A stream that was read, as the model knows it.
 struct Saved {
     stream: Vec<u8>,
-    pages: Vec<(u64, Vec<u8>)>,
+    pages: Pages,
     master: bool,
 }
 
@@ -266,7 +267,7 @@ impl Run {
                     Backing::Remote => None,
                     Backing::File(file) => Some(files.files[file].as_fd()),
                     Backing::ReadOnly => Some(files.read_only.as_fd()),
-                    Backing::Pipe => Some(files.pipe.as_fd()),
+                    Backing::Socket => Some(files.socket.as_fd()),
                 };
                 let fd = fd.map(|fd| fd.try_clone_to_owned());
                 let fds = fd.transpose().map_err(text)?.into_iter().collect();
@@ -500,7 +501,7 @@ impl Run {
     }
 
     /// Reads the state of the device, which has the contents of `pages`.
-    fn read_state(&mut self, pages: Vec<(u64, Vec<u8>)>) -> Result<(), String> {
+    fn read_state(&mut self, pages: Pages) -> Result<(), String> {
         let mut stream = Vec::new();
         loop {
             let request = Request::MigDataRead { size: 10_000 };

@@ -68,6 +68,9 @@ struct Carry {
     exceeded: bool,
 }
 
+/// Pages, each with its bytes.
+pub(super) type Pages = Vec<(u64, Vec<u8>)>;
+
 pub(super) struct Naive {
     maps: Vec<Map>,
     pub(super) files: [Vec<u8>; 2],
@@ -122,7 +125,7 @@ impl Naive {
         let write = flags & 2 != 0;
         let place = match backing {
             Backing::Remote => Place::Remote,
-            Backing::Pipe => return Err(EINVAL),
+            Backing::Socket => return Err(EINVAL),
             Backing::File(_) | Backing::ReadOnly if offset + n > FILE => return Err(EINVAL),
             Backing::ReadOnly if write => return Err(EACCES),
             Backing::ReadOnly => Place::File(1, offset),
@@ -263,7 +266,7 @@ impl Naive {
         }
         let mut pages = BTreeSet::new();
         for (iova, n) in ranges {
-            if *n == 0 || (iova * PAGE | n * PAGE) % hint != 0 {
+            if *n == 0 || iova * PAGE % hint != 0 || n * PAGE % hint != 0 {
                 return Err(EINVAL);
             }
             for page in *iova..iova + n {
@@ -357,7 +360,7 @@ impl Naive {
     }
 
     /// The pages that the device's state has, and their bytes.
-    pub(super) fn save(&mut self) -> Result<Option<Vec<(u64, Vec<u8>)>>, u32> {
+    pub(super) fn save(&mut self) -> Result<Option<Pages>, u32> {
         let Some(carry) = &self.carry else {
             return Ok(None);
         };
@@ -383,7 +386,7 @@ impl Naive {
     }
 
     /// Writes what another device has saved.
-    pub(super) fn load(&mut self, saved: &[(u64, Vec<u8>)]) -> Result<(), u32> {
+    pub(super) fn load(&mut self, saved: &Pages) -> Result<(), u32> {
         for (page, bytes) in saved {
             let written = self.access_always(Access::Write, page * PAGE, bytes);
             self.check_budget();

@@ -21,8 +21,8 @@ pub enum Backing {
     File(usize),
     /// File 1, by a descriptor that only reads.
     ReadOnly,
-    /// A pipe.
-    Pipe,
+    /// A socket.
+    Socket,
 }
 
 /// How the device accesses memory.
@@ -109,7 +109,7 @@ fn op(bytes: &[u8]) -> Op {
                 3 | 4 => Backing::File(0),
                 5 => Backing::File(1),
                 6 if a & 128 != 0 => Backing::ReadOnly,
-                7 if a & 192 == 192 => Backing::Pipe,
+                7 if a & 192 == 192 => Backing::Socket,
                 _ => Backing::File(1),
             },
             offset: b / 8 % (FILE + 1),
