@@ -86,6 +86,7 @@
 //!
 //! - `container`, which is on by default: `Container` and its devices. A VMM that only
 //!   needs the tracker and device logs switches it off, and links neither nix nor caps.
+//! - `vfio-user`: devices in another process, and their clients, by the vfio-user protocol.
 //! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.17 and
 //!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
 //!   [`Tracker::add_slot`] returns the bits to mark.
@@ -121,6 +122,9 @@ mod error;
 pub mod guest;
 mod process_memory;
 mod ranges;
+#[cfg(feature = "vfio-user")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vfio-user")))]
+pub mod vfio_user;
 
 #[cfg(feature = "container")]
 #[cfg_attr(docsrs, doc(cfg(feature = "container")))]

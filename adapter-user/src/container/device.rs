@@ -254,9 +254,9 @@ impl Device {
         marked.and(self.tell(iova, size))
     }
 
-    /// Tells the device's own log, while the caller has the container's lock: an unmap
-    /// comes when both know.
-    fn tell(&self, iova: u64, size: u64) -> Result<(), Error> {
+    /// Tells the device's own log. Whoever wrote memory of the container has its lock during
+    /// this call: an unmap comes when both know.
+    pub(crate) fn tell(&self, iova: u64, size: u64) -> Result<(), Error> {
         match &self.on_mark {
             Some(on_mark) => on_mark(iova, size),
             None => Ok(()),

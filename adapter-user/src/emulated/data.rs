@@ -2,7 +2,7 @@
 //! The file that a device's state goes through.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::migration::{Migration, Precopy, PrecopyInfo};
@@ -14,10 +14,12 @@ use crate::process_memory::{read_process, write_process};
 /// How many bytes of state may be on their way.
 const MAX_BYTES: usize = 1 << 30;
 /// A piece that `save_early` wrote.
-const EARLY: u32 = 1;
+const EARLY: u64 = 1;
 /// The piece that `save` wrote.
-const STATE: u32 = 2;
-/// The head of a piece: its kind, a zero, and its length in bytes.
+const STATE: u64 = 2;
+/// The piece that follows `save`'s, if the device's memory has a part in its state.
+const MEMORY: u64 = 3;
+/// The head of a piece: its kind and its length in bytes.
 const HEAD: usize = 16;
 
 /// The file that a program reads a device's state from, or writes it to: the `data_fd` of
@@ -97,9 +99,10 @@ impl DataFile {
     pub(super) fn stop_copy(
         model: &Arc<dyn DeviceModel>,
         machine: &Arc<Mutex<Migration>>,
+        memory: Option<Vec<u8>>,
     ) -> Result<Self, Errno> {
         let file = DataFile::new(model, machine, Phase::PreCopy);
-        file.device_stopped()?;
+        file.device_stopped(memory)?;
         Ok(file)
     }
 
@@ -108,10 +111,16 @@ impl DataFile {
         DataFile::new(model, machine, Phase::Resuming)
     }
 
-    /// The device has stopped: the rest of its state follows what there is to read.
-    pub(super) fn device_stopped(&self) -> Result<(), Errno> {
+    /// The device has stopped: the rest of its state follows what there is to read, with the
+    /// part that its memory has in it. On an error nothing follows.
+    pub(super) fn device_stopped(&self, memory: Option<Vec<u8>>) -> Result<(), Errno> {
         let mut stream = self.stream();
+        let before = stream.bytes.len();
         stream.append(STATE, |to| self.model.save(to))?;
+        if let Some(memory) = memory {
+            let appended = stream.append(MEMORY, |to| to.write_all(&memory));
+            appended.inspect_err(|_| stream.bytes.truncate(before))?;
+        }
         stream.phase = Phase::StopCopy;
         Ok(())
     }
@@ -124,11 +133,18 @@ impl DataFile {
         stream.done = 0;
     }
 
-    /// Ends the transfer, and gives the device what the program has written.
-    pub(super) fn load(&self) -> Result<(), Errno> {
+    /// Ends the transfer, and gives the device what the program has written. `memory` takes the
+    /// part that the device's memory has in its state.
+    pub(super) fn load(
+        &self,
+        memory: impl FnOnce(&[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         let bytes = std::mem::take(&mut self.stream().bytes);
         self.end();
-        load(&*self.model, &bytes)
+        match load(&*self.model, &bytes)? {
+            Some(piece) => memory(piece),
+            None => Ok(()),
+        }
     }
 
     /// Reads into `data`, and returns how many bytes: 0 at the end of the state.
@@ -248,7 +264,7 @@ impl Stream {
     /// Appends a piece that `save` writes. On an error nothing is appended.
     fn append(
         &mut self,
-        kind: u32,
+        kind: u64,
         save: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> Result<(), Errno> {
         let mut piece = Vec::from(kind.to_le_bytes());
@@ -274,26 +290,42 @@ pub(super) fn size(model: &dyn DeviceModel) -> u64 {
     model.state_size().saturating_add(HEAD as u64)
 }
 
-/// Gives the device the pieces in `bytes`: any number of early ones, and the state at the
-/// end.
-pub(super) fn load(model: &dyn DeviceModel, bytes: &[u8]) -> Result<(), Errno> {
+/// Gives the device the pieces in `bytes`: any number of early ones, and the state. Returns what
+/// the piece after that has, if there is one.
+pub(super) fn load<'a>(
+    model: &dyn DeviceModel,
+    bytes: &'a [u8],
+) -> Result<Option<&'a [u8]>, Errno> {
     let mut rest = bytes;
     loop {
-        let (head, tail) = rest.split_at_checked(HEAD).ok_or(Errno::EINVAL)?;
-        let (kind, len) = head.split_at(8);
-        let kind = u64::from_le_bytes(kind.try_into().map_err(|_| Errno::EINVAL)?);
-        let len = u64::from_le_bytes(len.try_into().map_err(|_| Errno::EINVAL)?);
-        let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
-        let (piece, tail) = tail.split_at_checked(len).ok_or(Errno::EINVAL)?;
-        if kind == u64::from(EARLY) {
+        let (kind, piece, tail) = split(rest)?;
+        if kind == EARLY {
             give(piece, |from| model.load_early(from))?;
-        } else if kind == u64::from(STATE) && tail.is_empty() {
-            return give(piece, |from| model.load(from));
-        } else {
+            rest = tail;
+            continue;
+        }
+        if kind != STATE {
             return Err(Errno::EINVAL);
         }
-        rest = tail;
+        let memory = match tail {
+            [] => None,
+            _ => match split(tail)? {
+                (MEMORY, memory, []) => Some(memory),
+                _ => return Err(Errno::EINVAL),
+            },
+        };
+        give(piece, |from| model.load(from))?;
+        return Ok(memory);
     }
+}
+
+/// The first piece of `bytes`, with its kind, and what follows it.
+fn split(bytes: &[u8]) -> Result<(u64, &[u8], &[u8]), Errno> {
+    let (kind, rest) = bytes.split_first_chunk().ok_or(Errno::EINVAL)?;
+    let (len, rest) = rest.split_first_chunk().ok_or(Errno::EINVAL)?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| Errno::EINVAL)?;
+    let (piece, tail) = rest.split_at_checked(len).ok_or(Errno::EINVAL)?;
+    Ok((u64::from_le_bytes(*kind), piece, tail))
 }
 
 /// Calls `load` with a piece, of which it must read all.

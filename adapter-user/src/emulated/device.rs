@@ -12,9 +12,10 @@ use dirty_core::migration::v1::{
 use dirty_core::migration::{DeviceFeature, Features, Migration, MigrationCall, Offers, State};
 use dirty_core::{Errno, Error};
 
+use super::bus::Bus;
 use super::data::DataFile;
 use super::dma::{Dma, Told};
-use super::irqs::Irqs;
+use super::irqs::{IrqData, Irqs, Span};
 use super::model::DeviceModel;
 use super::transfer::Migrating;
 use super::uapi::*;
@@ -67,7 +68,7 @@ const V1_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
 const V1_DATA: u64 = 0x1000;
 const V1_SIZE: u64 = 0x1_0000;
 /// A region's bytes are at its index times this, in the device's file.
-const REGION_SHIFT: u32 = 40;
+pub(crate) const REGION_SHIFT: u32 = 40;
 
 /// An open device. It closes by [`close`](DeviceFile::close), or when its last handle goes.
 ///
@@ -97,30 +98,36 @@ impl fmt::Debug for DeviceFile {
     }
 }
 
-/// What a group needs to open a device.
-pub(super) struct Opening<'a> {
-    pub(super) container: &'a Container,
-    pub(super) id: GroupId,
-    pub(super) name: &'a str,
-    pub(super) settings: Settings,
-    pub(super) make: &'a dyn Fn(Dma, Irqs) -> Arc<dyn DeviceModel>,
-    pub(super) group: Arc<dyn Any + Send + Sync>,
+/// What it takes to open a device.
+pub(crate) struct Opening<'a> {
+    pub(crate) container: &'a Container,
+    pub(crate) id: GroupId,
+    pub(crate) name: &'a str,
+    pub(crate) settings: Settings,
+    pub(crate) make: &'a dyn Fn(Dma, Irqs) -> Arc<dyn DeviceModel>,
+    pub(crate) group: Arc<dyn Any + Send + Sync>,
+    /// What stands between the device and the container. If there is one, it adds to the
+    /// device's log what is mapped, and a device does DMA only as a bus master.
+    pub(crate) bus: Option<Arc<dyn Bus>>,
 }
 
 impl DeviceFile {
-    pub(super) fn open(opening: Opening<'_>) -> Result<DeviceFile, Errno> {
+    pub(crate) fn open(opening: Opening<'_>) -> Result<DeviceFile, Errno> {
         let log = DeviceLog::with_options(LogOptions {
             holes: Holes::Clean,
             ..LogOptions::default()
         });
-        let all = log.add_range(0, LOGGED);
-        all.map_err(|error| error.errno())?; // unreachable: the log is new and off
+        if opening.bus.is_none() {
+            let all = log.add_range(0, LOGGED);
+            all.map_err(|error| error.errno())?; // unreachable: the log is new and off
+        }
         let told = Told::default();
         let dma = Dma::open(
             opening.container,
             opening.id,
             log.clone(),
             Arc::clone(&told),
+            opening.bus,
         );
         let dma = dma.map_err(Error::errno)?;
         let irqs = Irqs::default();
@@ -135,7 +142,8 @@ impl DeviceFile {
             _ => None,
         };
         let machine = Arc::new(Mutex::new(Migration::new(features)));
-        let migrating = Migrating::new(Arc::clone(&model), Arc::clone(&machine));
+        let migrating = Migrating::new(Arc::clone(&model), dma.clone(), Arc::clone(&machine));
+        migrating.follow_bus_master(true);
         Ok(DeviceFile {
             name: opening.name.to_owned(),
             model,
@@ -218,6 +226,7 @@ impl DeviceFile {
         migrating.end();
         self.dma.unpin_all();
         self.model.reset();
+        migrating.follow_bus_master(false);
         self.machine().reset();
         if let Some(mut region) = self.v1() {
             region.reset();
@@ -239,6 +248,69 @@ impl DeviceFile {
         self.log.stop();
         self.irqs.disable_all();
         self.dma.close();
+    }
+
+    // ---- what the device has
+
+    /// Returns how many regions there are: those of PCI, and the one for version 1 of migration.
+    #[must_use]
+    pub fn regions(&self) -> u32 {
+        VFIO_PCI_NUM_REGIONS + u32::from(self.v1.is_some())
+    }
+
+    /// Returns the size of a region in bytes, 0 if the device does not have it.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for an index from [`regions`](DeviceFile::regions) on.
+    pub fn region_size(&self, index: u32) -> Result<u64, Errno> {
+        match index {
+            0..VFIO_PCI_NUM_REGIONS => Ok(self.model.region_size(index)),
+            V1_INDEX => Ok(self.v1().ok_or(Errno::EINVAL)?.size()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Returns how many interrupts an index has.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for an index from 5 on.
+    pub fn irq_count(&self, index: u32) -> Result<u32, Errno> {
+        match index {
+            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_MSIX_IRQ_INDEX => Ok(self.model.irq_count(index)),
+            0..VFIO_PCI_NUM_IRQS => Ok(0),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Answers VFIO_DEVICE_SET_IRQS for the `count` interrupts of an index from `start` on:
+    /// raises them, sets what signals them, or disables the index. `action` is one of
+    /// `VFIO_IRQ_SET_ACTION_*`.
+    ///
+    /// # Errors
+    ///
+    /// In this order; nothing changes then:
+    ///
+    /// - EINVAL for interrupts that the device does not have, and for data that are not for
+    ///   `count` interrupts.
+    /// - ENOTTY unless the action is TRIGGER.
+    /// - EINVAL to raise interrupts of an index that has none enabled, and for a descriptor
+    ///   that is no eventfd.
+    pub fn set_irqs(
+        &self,
+        action: u32,
+        index: u32,
+        start: u32,
+        count: u32,
+        data: IrqData<'_>,
+    ) -> Result<(), Errno> {
+        let span = Span {
+            index,
+            start,
+            count,
+        };
+        self.irqs.set_to(action, span, data, self.irq_count(index)?)
     }
 
     // ---- regions
@@ -289,7 +361,14 @@ impl DeviceFile {
             return done.map(|()| data.len()).map_err(Error::errno);
         }
         let (region, at, len) = self.region(offset, data.len())?;
+        if region != VFIO_PCI_CONFIG_REGION_INDEX {
+            self.model.write(region, at, &data[..len]);
+            return Ok(len);
+        }
+        // The migration state stays as it is until the device has followed its command register.
+        let migrating = self.migrating();
         self.model.write(region, at, &data[..len]);
+        migrating.follow_bus_master(self.machine().state().may_write_memory());
         Ok(len)
     }
 
@@ -321,17 +400,16 @@ impl DeviceFile {
             VFIO_DEVICE_GET_REGION_INFO => self.get_region_info(arg)?,
             VFIO_DEVICE_GET_IRQ_INFO => {
                 let [_argsz, _flags, index, _count] = get_words(arg)?;
-                if index >= VFIO_PCI_NUM_IRQS {
-                    return Err(Errno::EINVAL);
-                }
-                let count = self.irq_count(index);
+                let count = self.irq_count(index)?;
                 let flags = match count {
                     0 => VFIO_IRQ_INFO_EVENTFD,
                     _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
                 };
                 put_words(offset(arg, 4)?, &[flags, index, count])?;
             }
-            VFIO_DEVICE_SET_IRQS => self.irqs.set(arg, |index| self.irq_count(index))?,
+            VFIO_DEVICE_SET_IRQS => self
+                .irqs
+                .set(arg, |index| self.irq_count(index).unwrap_or(0))?,
             VFIO_DEVICE_RESET => self.reset(),
             VFIO_DEVICE_FEATURE => self.feature(arg, descriptors)?,
             _ => return Err(Errno::ENOTTY),
@@ -339,18 +417,10 @@ impl DeviceFile {
         Ok(0)
     }
 
-    fn irq_count(&self, index: u32) -> u32 {
-        match index {
-            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_MSIX_IRQ_INDEX => self.model.irq_count(index),
-            _ => 0,
-        }
-    }
-
     fn get_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, _regions, _irqs] = get_words(arg)?;
         let flags = VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI;
-        let regions = VFIO_PCI_NUM_REGIONS + u32::from(self.v1.is_some());
-        let answer = [flags, regions, VFIO_PCI_NUM_IRQS, 0, 0];
+        let answer = [flags, self.regions(), VFIO_PCI_NUM_IRQS, 0, 0];
         let room = match argsz as usize >= size_of::<vfio_device_info>() {
             true => &answer[..],
             false => &answer[..3], // a program that knows no capabilities
@@ -360,11 +430,7 @@ impl DeviceFile {
 
     fn get_region_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, index, _cap_offset, _, _, _, _] = get_words(arg)?;
-        let size = match index {
-            0..VFIO_PCI_NUM_REGIONS => self.model.region_size(index),
-            V1_INDEX => self.v1().ok_or(Errno::EINVAL)?.size(),
-            _ => return Err(Errno::EINVAL),
-        };
+        let size = self.region_size(index)?;
         let mut flags = match size {
             0 => 0,
             _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
@@ -394,7 +460,8 @@ impl DeviceFile {
         put(arg, &answer)
     }
 
-    fn offers(&self) -> Offers {
+    /// Returns what the device offers of VFIO_DEVICE_FEATURE.
+    pub(crate) fn offers(&self) -> Offers {
         Offers {
             migration: match self.settings.migration {
                 MigrationVersion::V2(features) => Some(features),

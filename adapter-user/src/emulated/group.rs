@@ -185,6 +185,7 @@ impl GroupFile {
             settings: member.settings,
             make: &member.make,
             group: Arc::clone(self) as _,
+            bus: None,
         })?);
         *open = Arc::downgrade(&device);
         Ok(device)

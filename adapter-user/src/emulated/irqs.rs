@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{read_link, File};
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::Errno;
@@ -26,6 +26,44 @@ const ACTION: u32 =
 pub struct Irqs {
     /// By index and number.
     eventfds: Arc<Mutex<BTreeMap<(u32, u32), File>>>,
+}
+
+/// The data of VFIO_DEVICE_SET_IRQS.
+#[derive(Clone, Copy, Debug)]
+pub enum IrqData<'a> {
+    /// All interrupts of the call. A call without any disables the index.
+    None,
+    /// Each interrupt whose byte is not zero.
+    Bool(&'a [u8]),
+    /// What signals each interrupt, or `None` to disable it.
+    Eventfds(&'a [Option<BorrowedFd<'a>>]),
+}
+
+/// Some interrupts of an index.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) index: u32,
+    pub(super) start: u32,
+    pub(super) count: u32,
+}
+
+impl Span {
+    /// EINVAL unless they are among the `there` interrupts of the index.
+    fn check(self, there: u32) -> Result<(), Errno> {
+        let end = self.start.checked_add(self.count);
+        match end.is_some_and(|end| self.start < there && end <= there) {
+            true => Ok(()),
+            false => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// Messages are not masked here.
+fn check_action(action: u32) -> Result<(), Errno> {
+    match action {
+        VFIO_IRQ_SET_ACTION_TRIGGER => Ok(()),
+        _ => Err(Errno::ENOTTY),
+    }
 }
 
 impl fmt::Debug for Irqs {
@@ -55,14 +93,15 @@ impl Irqs {
     /// Answers VFIO_DEVICE_SET_IRQS. `count_of` says how many interrupts an index has.
     pub(super) fn set(&self, arg: u64, count_of: impl Fn(u32) -> u32) -> Result<(), Errno> {
         let [argsz, flags, index, start, count] = get_words(arg)?;
-        if index >= VFIO_PCI_NUM_IRQS || count >= u32::MAX - start || flags & !(DATA | ACTION) != 0
-        {
+        let span = Span {
+            index,
+            start,
+            count,
+        };
+        if index >= VFIO_PCI_NUM_IRQS || flags & !(DATA | ACTION) != 0 {
             return Err(Errno::EINVAL);
         }
-        let there = count_of(index);
-        if start >= there || start + count > there {
-            return Err(Errno::EINVAL);
-        }
+        span.check(count_of(index))?;
         let size: u32 = match flags & DATA {
             VFIO_IRQ_SET_DATA_NONE => 0,
             VFIO_IRQ_SET_DATA_BOOL => 1,
@@ -75,44 +114,82 @@ impl Irqs {
             offset(arg, head.into())?,
             len.ok_or(Errno::EINVAL)? as usize,
         )?;
-        if flags & ACTION != VFIO_IRQ_SET_ACTION_TRIGGER {
-            return Err(Errno::ENOTTY); // messages are not masked here
-        }
+        check_action(flags & ACTION)?;
         match flags & DATA {
-            VFIO_IRQ_SET_DATA_EVENTFD => return self.enable(index, start, &data),
-            VFIO_IRQ_SET_DATA_NONE if count == 0 => {
-                self.eventfds().retain(|(at, _), _| *at != index);
-                return Ok(());
+            VFIO_IRQ_SET_DATA_EVENTFD => {
+                let mut new = Vec::new();
+                for fd in data.chunks_exact(4) {
+                    let fd = i32::from_ne_bytes(fd.try_into().map_err(|_| Errno::EINVAL)?); // unreachable
+                    new.push(if fd < 0 { None } else { Some(eventfd(fd)?) });
+                }
+                self.enable(span, new);
+                Ok(())
             }
-            _ => {}
+            VFIO_IRQ_SET_DATA_BOOL => self.signal(span, Some(&data)),
+            _ => self.signal(span, None),
         }
-        if !self.eventfds().keys().any(|(at, _)| *at == index) {
+    }
+
+    /// As [`set`](Self::set), with the data in this process. `there` is how many interrupts the
+    /// index has.
+    pub(super) fn set_to(
+        &self,
+        action: u32,
+        span: Span,
+        data: IrqData<'_>,
+        there: u32,
+    ) -> Result<(), Errno> {
+        span.check(there)?;
+        let len = match data {
+            IrqData::None => None,
+            IrqData::Bool(signals) => Some(signals.len()),
+            IrqData::Eventfds(fds) => Some(fds.len()),
+        };
+        if len.is_some_and(|len| len != span.count as usize) {
+            return Err(Errno::EINVAL);
+        }
+        check_action(action)?;
+        match data {
+            IrqData::None => self.signal(span, None),
+            IrqData::Bool(signals) => self.signal(span, Some(signals)),
+            IrqData::Eventfds(fds) => {
+                let fds = fds.iter().map(|fd| match fd {
+                    Some(fd) => eventfd(fd.as_raw_fd()).map(Some),
+                    None => Ok(None),
+                });
+                self.enable(span, fds.collect::<Result<_, _>>()?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Raises those interrupts whose byte in `which` is not zero, or all. Without any it
+    /// disables the index.
+    fn signal(&self, span: Span, which: Option<&[u8]>) -> Result<(), Errno> {
+        if span.count == 0 && which.is_none() {
+            self.eventfds().retain(|(at, _), _| *at != span.index);
+            return Ok(());
+        }
+        if !self.eventfds().keys().any(|(at, _)| *at == span.index) {
             return Err(Errno::EINVAL); // none is enabled
         }
-        for k in 0..count {
-            if data.get(k as usize) != Some(&0) {
-                self.trigger(index, start + k);
+        for k in 0..span.count {
+            if which.is_none_or(|which| which.get(k as usize) != Some(&0)) {
+                self.trigger(span.index, span.start + k);
             }
         }
         Ok(())
     }
 
-    /// Sets what signals the interrupts from `start` on: a descriptor each, or -1. On an error
-    /// nothing changes.
-    fn enable(&self, index: u32, start: u32, data: &[u8]) -> Result<(), Errno> {
-        let mut new = Vec::new();
-        for fd in data.chunks_exact(4) {
-            let fd = i32::from_ne_bytes(fd.try_into().map_err(|_| Errno::EINVAL)?); // unreachable
-            new.push(if fd < 0 { None } else { Some(eventfd(fd)?) });
-        }
+    /// Sets what signals the interrupts.
+    fn enable(&self, span: Span, new: Vec<Option<File>>) {
         let mut eventfds = self.eventfds();
-        for (number, eventfd) in (start..).zip(new) {
+        for (number, eventfd) in (span.start..).zip(new) {
             match eventfd {
-                Some(eventfd) => eventfds.insert((index, number), eventfd),
-                None => eventfds.remove(&(index, number)),
+                Some(eventfd) => eventfds.insert((span.index, number), eventfd),
+                None => eventfds.remove(&(span.index, number)),
             };
         }
-        Ok(())
     }
 
     pub(super) fn disable_all(&self) {

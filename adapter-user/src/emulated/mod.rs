@@ -134,6 +134,8 @@ mod data; // the file that a device's state goes through
 mod dma;
 mod irqs;
 
+pub(crate) mod bus; // what may stand between a device and its container
+
 mod config;
 mod model;
 pub mod uapi;
@@ -142,8 +144,10 @@ mod user; // the structures of ioctls
 pub use self::config::ConfigSpace;
 pub use self::data::DataFile;
 pub use self::device::{DataDescriptors, DeviceFile, MigrationVersion, Settings};
+#[cfg(feature = "vfio-user")]
+pub(crate) use self::device::{Opening, REGION_SHIFT};
 pub use self::dma::Dma;
 pub use self::group::{Descriptors, DeviceGroup, GroupFile};
-pub use self::irqs::Irqs;
+pub use self::irqs::{IrqData, Irqs};
 pub use self::model::DeviceModel;
 pub use dirty_core::migration::Features;

@@ -8,11 +8,13 @@ use dirty_core::migration::{Device, Failure, Migration, State, Transfer, Transit
 use dirty_core::Errno;
 
 use super::data::{self, DataFile};
+use super::dma::Dma;
 use super::model::DeviceModel;
 
 /// A model, and the data file of the transfer that it is in.
 pub(super) struct Migrating {
     model: Arc<dyn DeviceModel>,
+    dma: Dma,
     machine: Arc<Mutex<Migration>>,
     file: Option<DataFile>,
     /// Of version 1: what is in the data section of the region.
@@ -20,9 +22,14 @@ pub(super) struct Migrating {
 }
 
 impl Migrating {
-    pub(super) fn new(model: Arc<dyn DeviceModel>, machine: Arc<Mutex<Migration>>) -> Self {
+    pub(super) fn new(
+        model: Arc<dyn DeviceModel>,
+        dma: Dma,
+        machine: Arc<Mutex<Migration>>,
+    ) -> Self {
         Migrating {
             model,
+            dma,
             machine,
             file: None,
             section: Vec::new(),
@@ -37,6 +44,11 @@ impl Migrating {
         self.section = Vec::new();
     }
 
+    /// Follows the command register, which may have changed.
+    pub(super) fn follow_bus_master(&self, running: bool) {
+        self.dma.follow_bus_master(&*self.model, running);
+    }
+
     fn file(&self) -> Result<&DataFile, Errno> {
         self.file.as_ref().ok_or(Errno::EIO) // unreachable: a transfer is under way
     }
@@ -49,7 +61,10 @@ impl Device for Migrating {
         let (model, machine) = (&self.model, &self.machine);
         let file = match transition.to {
             State::Resuming => Ok(DataFile::resuming(model, machine)),
-            State::StopCopy => DataFile::stop_copy(model, machine),
+            State::StopCopy => {
+                let memory = self.dma.save();
+                memory.and_then(|memory| DataFile::stop_copy(model, machine, memory))
+            }
             _ => DataFile::pre_copy(model, machine),
         };
         let file = file.map_err(Failure::Unchanged)?;
@@ -64,7 +79,8 @@ impl Device for Migrating {
         }
         match transition.transfer() {
             Transfer::SaveRest => {
-                let stopped = self.file().and_then(DataFile::device_stopped);
+                let memory = self.dma.save();
+                let stopped = memory.and_then(|memory| self.file()?.device_stopped(memory));
                 stopped.map_err(|errno| {
                     self.model.resume();
                     Failure::Unchanged(errno)
@@ -74,7 +90,9 @@ impl Device for Migrating {
                 let file = self.file.take();
                 let file = file.ok_or(Failure::Unchanged(Errno::EIO))?; // unreachable: it loads
                                                                         // A part may be loaded already, so there is no way back.
-                file.load().map_err(Failure::Broken)?;
+                let memory = |bytes: &[u8]| self.dma.load(bytes);
+                file.load(memory).map_err(Failure::Broken)?;
+                self.follow_bus_master(false);
             }
             Transfer::EndSave => self.end(),
             _ => {}
