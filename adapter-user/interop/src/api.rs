@@ -123,7 +123,10 @@ unsafe extern "C" fn vfu_setup_region(
 ) -> c_int {
     // SAFETY: the caller's context.
     let mut setup = unsafe { context(ctx) }.setup.lock();
-    match usize::try_from(index).ok().and_then(|i| setup.regions.get_mut(i)) {
+    match usize::try_from(index)
+        .ok()
+        .and_then(|i| setup.regions.get_mut(i))
+    {
         Some(region) => {
             *region = size;
             0
@@ -136,7 +139,10 @@ unsafe extern "C" fn vfu_setup_region(
 unsafe extern "C" fn vfu_setup_device_nr_irqs(ctx: *mut Context, index: c_int, n: u32) -> c_int {
     // SAFETY: the caller's context.
     let mut setup = unsafe { context(ctx) }.setup.lock();
-    match usize::try_from(index).ok().and_then(|i| setup.irqs.get_mut(i)) {
+    match usize::try_from(index)
+        .ok()
+        .and_then(|i| setup.irqs.get_mut(i))
+    {
         Some(irqs) => {
             *irqs = n;
             0
