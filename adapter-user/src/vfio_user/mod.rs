@@ -5,12 +5,12 @@
 
 // Each file uses only files below it.
 mod client; // a VMM's end
+mod server; // a device for clients
 
 mod calls; // commands whose replies this side awaits
 
 mod socket; // messages with descriptors over a stream
 
-pub use self::client::{
-    Client, ClientError, ClientLog, ClientOptions, DmaMemory, IrqAction, IrqData, Region,
-};
+pub use self::client::{Client, ClientError, ClientLog, ClientOptions, DmaMemory, Region};
+pub use self::server::{Handled, Remote, Server, Session};
 pub use vfio_user_wire as wire;
