@@ -8,12 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
-use adapter_user::emulated::Features;
+use adapter_user::emulated::uapi::{
+    VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
+};
+use adapter_user::emulated::{Features, IrqData};
 use adapter_user::vfio_user::wire::wire::*;
 use adapter_user::vfio_user::wire::{
     Capabilities, Command, FeatureAnswer, FeatureCall, Reply, Request,
 };
-use adapter_user::vfio_user::{Client, ClientError, ClientOptions, IrqAction, IrqData};
+use adapter_user::vfio_user::{Client, ClientError, ClientOptions};
 use adapter_user::{Errno, Prot};
 use dirty_core::migration::State;
 
@@ -169,20 +172,26 @@ fn interrupts_are_set() {
         assert_eq!(bools, [1, 0, 1]);
         next(IRQ_DATA_NONE, IRQ_ACTION_UNMASK, 0, 4, 0);
         next(IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER, 3, 2, 0);
+        next(IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER, 5, 1, 1);
+        next(IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER, 6, 1, 0);
         next(IRQ_DATA_NONE, IRQ_ACTION_TRIGGER, 0, 0, 0);
     };
     let (client, server) = with(few, ClientOptions::default(), &Memory::new(), script);
     let client = client.unwrap();
     let (one, _other) = UnixStream::pair().unwrap();
-    let fds = [one.as_fd(); 3];
-    let set = |start, action, data| client.set_irqs(2, start, action, data).unwrap();
-    set(5, IrqAction::Trigger, IrqData::Eventfds(&fds));
-    set(1, IrqAction::Mask, IrqData::Bools(&[true, false, true]));
-    set(0, IrqAction::Unmask, IrqData::None(4));
-    set(3, IrqAction::Trigger, IrqData::NoEventfds(2));
-    set(0, IrqAction::Trigger, IrqData::None(0));
-    let wraps = client.set_irqs(2, u32::MAX, IrqAction::Mask, IrqData::None(1));
-    assert!(matches!(wraps, Err(ClientError::Argument(_))));
+    let fds = [Some(one.as_fd()); 3];
+    let set = |start, count, action, data| client.set_irqs(action, 2, start, count, data).unwrap();
+    set(5, 3, VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::Eventfds(&fds));
+    set(1, 3, VFIO_IRQ_SET_ACTION_MASK, IrqData::Bool(&[1, 0, 1]));
+    set(0, 4, VFIO_IRQ_SET_ACTION_UNMASK, IrqData::None);
+    let some = [None, None, Some(one.as_fd()), None];
+    set(3, 4, VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::Eventfds(&some));
+    set(0, 0, VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::None);
+    for (start, count) in [(u32::MAX, 3), (0, 2)] {
+        let data = IrqData::Eventfds(&fds);
+        let bad = client.set_irqs(VFIO_IRQ_SET_ACTION_TRIGGER, 2, start, count, data);
+        assert!(matches!(bad, Err(ClientError::Argument(_))));
+    }
     server.join().unwrap();
 }
 

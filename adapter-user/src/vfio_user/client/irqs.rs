@@ -3,34 +3,11 @@
 
 use std::os::fd::BorrowedFd;
 
-use vfio_user_wire::wire::*;
+use vfio_user_wire::wire::{IrqInfo, IrqSet, IRQ_DATA_BOOL, IRQ_DATA_EVENTFD, IRQ_DATA_NONE};
 use vfio_user_wire::{Reply, Request};
 
 use super::{Client, ClientError};
-
-/// What is done with interrupts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IrqAction {
-    /// Mask them.
-    Mask,
-    /// Unmask them.
-    Unmask,
-    /// Raise them, or set what raises them.
-    Trigger,
-}
-
-/// Which interrupts, and by what.
-#[derive(Clone, Copy, Debug)]
-pub enum IrqData<'a> {
-    /// So many interrupts. None of them, with [`IrqAction::Trigger`], switches the kind off.
-    None(u32),
-    /// The action is for those with `true`.
-    Bools(&'a [bool]),
-    /// One eventfd for each.
-    Eventfds(&'a [BorrowedFd<'a>]),
-    /// So many interrupts get no eventfd any more.
-    NoEventfds(u32),
-}
+use crate::emulated::IrqData;
 
 impl Client {
     /// Returns how many interrupts of a kind there are, and what can be done with them.
@@ -50,30 +27,34 @@ impl Client {
         })
     }
 
-    /// Masks, unmasks or triggers interrupts of the kind `index`, from number `start` on, or
-    /// sets the eventfds that they raise. More eventfds than the server takes with one message
-    /// go with several, one after another.
+    /// Masks, unmasks or triggers the `count` interrupts of an index from `start` on, or sets
+    /// what signals them, as [`DeviceFile::set_irqs`](crate::emulated::DeviceFile::set_irqs)
+    /// does. `action` is one of `VFIO_IRQ_SET_ACTION_*`. More descriptors than the server takes
+    /// with one message go with several, one after another.
     ///
     /// # Errors
     ///
-    /// [`ClientError::Argument`] if the numbers wrap, there are more interrupts than a
-    /// message has room for, or the server takes no descriptors. Then as every call of a
+    /// [`ClientError::Argument`] if the numbers wrap, the data are not for `count` interrupts or
+    /// do not fit into a message, or the server takes no descriptors. Then as every call of a
     /// [`Client`].
     pub fn set_irqs(
         &self,
+        action: u32,
         index: u32,
         start: u32,
-        action: IrqAction,
+        count: u32,
         data: IrqData<'_>,
     ) -> Result<(), ClientError> {
-        let action = match action {
-            IrqAction::Mask => IRQ_ACTION_MASK,
-            IrqAction::Unmask => IRQ_ACTION_UNMASK,
-            IrqAction::Trigger => IRQ_ACTION_TRIGGER,
+        let there = match data {
+            IrqData::None => count as usize,
+            IrqData::Bool(bytes) if bytes.len() <= self.max_data() => bytes.len(),
+            IrqData::Bool(_) => return Err(WRAPS),
+            IrqData::Eventfds(fds) => fds.len(),
         };
-        let send = |start: u32, count: usize, kind: u32, bytes: &[u8], fds: &[BorrowedFd<'_>]| {
-            let count = u32::try_from(count).map_err(|_| WRAPS)?;
-            start.checked_add(count).ok_or(WRAPS)?;
+        if there != count as usize || start.checked_add(count).is_none() {
+            return Err(WRAPS);
+        }
+        let set = |kind: u32, start: u32, count: u32, bytes: &[u8], fds: &[BorrowedFd<'_>]| {
             let set = IrqSet {
                 argsz: (IrqSet::SIZE + bytes.len()) as u32, // it fits into a message
                 flags: kind | action,
@@ -84,32 +65,35 @@ impl Client {
             let request = Request::SetIrqs(set, bytes);
             self.link().call(&request, fds, |_, _| Some(()))
         };
-        match data {
-            IrqData::None(count) => send(start, count as usize, IRQ_DATA_NONE, &[], &[]),
-            IrqData::NoEventfds(count) => send(start, count as usize, IRQ_DATA_EVENTFD, &[], &[]),
-            IrqData::Bools(bools) if bools.len() > self.max_data() => Err(WRAPS),
-            IrqData::Bools(bools) => {
-                let bytes: Vec<u8> = bools.iter().map(|set| u8::from(*set)).collect();
-                send(start, bytes.len(), IRQ_DATA_BOOL, &bytes, &[])
+        let fds = match data {
+            IrqData::None => return set(IRQ_DATA_NONE, start, count, &[], &[]),
+            IrqData::Bool(bytes) => return set(IRQ_DATA_BOOL, start, count, bytes, &[]),
+            IrqData::Eventfds(fds) => fds,
+        };
+        // A message has one descriptor for each interrupt, or none at all.
+        let most = self.inner.agreed.max_send_fds.min(KERNEL_FDS) as usize;
+        let mut at = start;
+        for run in fds.chunk_by(|one, next| one.is_some() == next.is_some()) {
+            let some: Vec<_> = run.iter().flatten().copied().collect();
+            if some.is_empty() {
+                set(IRQ_DATA_EVENTFD, at, run.len() as u32, &[], &[])?;
+            } else if most == 0 {
+                return Err(ClientError::Argument("the server takes no descriptors"));
             }
-            IrqData::Eventfds(fds) => {
-                let most = self.inner.agreed.max_send_fds.min(KERNEL_FDS) as usize;
-                if most == 0 {
-                    return Err(ClientError::Argument("the server takes no descriptors"));
-                }
-                let mut at = start;
-                for fds in fds.chunks(most) {
-                    send(at, fds.len(), IRQ_DATA_EVENTFD, &[], fds)?;
-                    at = at.checked_add(fds.len() as u32).ok_or(WRAPS)?;
-                }
-                Ok(())
+            let mut first = at;
+            for fds in some.chunks(most.max(1)) {
+                set(IRQ_DATA_EVENTFD, first, fds.len() as u32, &[], fds)?;
+                first += fds.len() as u32; // at most start + count
             }
+            at += run.len() as u32;
         }
+        Ok(())
     }
 }
 
 /// The most descriptors that the kernel passes with a message.
 const KERNEL_FDS: u32 = crate::vfio_user::socket::MOST_FDS as u32;
 
-const WRAPS: ClientError =
-    ClientError::Argument("there are too many interrupts, or their numbers wrap");
+const WRAPS: ClientError = ClientError::Argument(
+    "the interrupts' numbers wrap, or the data are too large or for another number of them",
+);

@@ -25,7 +25,6 @@ use vfio_user_wire::wire::DeviceInfo;
 use vfio_user_wire::{Agreed, Capabilities, Client as Session, Migration, Reply, Request};
 
 pub use self::error::ClientError;
-pub use self::irqs::{IrqAction, IrqData};
 pub use self::log::ClientLog;
 pub use self::memory::DmaMemory;
 pub use self::regions::Region;
