@@ -8,9 +8,6 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{recvmsg, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags};
 use vfio_user_wire::Header;
 
-/// More than any message has.
-const LONGEST: usize = 2 << 20;
-
 /// A message with its descriptors.
 pub(crate) struct Message {
     pub(crate) header: Header,
@@ -19,9 +16,9 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// Reads a message. `None` at the end of the stream. A message whose size cannot be right
-    /// has its header only.
-    pub(crate) fn receive(socket: &UnixStream) -> io::Result<Option<Message>> {
+    /// Reads a message. `None` at the end of the stream. If there are to be more than `most`
+    /// bytes after its header, it has its header only.
+    pub(crate) fn receive(socket: &UnixStream, most: usize) -> io::Result<Option<Message>> {
         let mut head = [0; Header::SIZE];
         let mut fds = Vec::new();
         let done = receive(socket, &mut head, &mut fds)?;
@@ -31,7 +28,7 @@ impl Message {
         (&mut &*socket).read_exact(&mut head[done..])?;
         let header = Header::from_bytes(&head);
         let mut payload = vec![0; header.payload()];
-        if payload.len() > LONGEST {
+        if payload.len() > most {
             payload.clear();
         }
         (&mut &*socket).read_exact(&mut payload)?;

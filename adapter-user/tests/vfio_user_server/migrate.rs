@@ -96,9 +96,7 @@ fn a_device_that_neither_migrates_nor_logs() {
         };
         let mut world = world_as(settings, |server| server);
         for feature in [1, 2, 6, 7, 8] {
-            let got = world
-                .client
-                .feature(FeatureCall::Probe { feature }, |_| ());
+            let got = world.client.feature(FeatureCall::Probe { feature }, |_| ());
             assert_eq!(got, Err(Errno(25)), "{feature}");
         }
         assert_eq!(world.client.state(STOP), Err(Errno(25)));

@@ -18,8 +18,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use adapter_user::emulated::uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
+use adapter_user::emulated::IrqData;
 use adapter_user::guest::{Report, Tracker};
-use adapter_user::vfio_user::{Client, ClientOptions, DmaMemory, IrqAction, IrqData};
+use adapter_user::vfio_user::{Client, ClientOptions, DmaMemory};
 use adapter_user::{Errno, PageSize, Prot};
 use dirty_core::migration::State;
 use nix::sys::memfd::{memfd_create, MFdFlags};
@@ -148,11 +150,13 @@ fn run(program: &str, folder: &Path) -> Done {
 
     // The timer expires.
     let event = eventfd()?;
+    let eventfds = [Some(event.as_fd())];
     client.set_irqs(
+        VFIO_IRQ_SET_ACTION_TRIGGER,
         0,
         0,
-        IrqAction::Trigger,
-        IrqData::Eventfds(&[event.as_fd()]),
+        1,
+        IrqData::Eventfds(&eventfds),
     )?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     client.write_region(1, 0, &[7; 64])?;
