@@ -351,7 +351,7 @@ impl Client {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Vec<u8>, Failed> {
         self.id += 1;
-        let mut out = vec![0; (1 << 20) + (64 << 10)];
+        let mut out = vec![0; request_room(request)];
         let len = request.write(self.id, false, &mut out).unwrap();
         self.send(&out[..len], fds);
         let (header, payload) = self.reply()?;
@@ -539,4 +539,12 @@ pub(crate) fn bytes_at(fd: &OwnedFd, offset: u64, len: usize) -> Vec<u8> {
     let file = File::from(fd.try_clone().unwrap());
     file.read_exact_at(&mut bytes, offset).unwrap();
     bytes
+}
+
+/// Bytes that a request takes, at most.
+fn request_room(request: &Request<'_>) -> usize {
+    match request {
+        Request::MigDataWrite(data) => 64 + data.len(),
+        _ => 16 << 10,
+    }
 }

@@ -237,7 +237,7 @@ fn the_second_socket() {
     // A command does not belong there.
     std::io::Write::write_all(&mut twin, &world.client.message(4, 0, &[0; 16])).unwrap();
     assert_eq!(world.client.receive().unwrap_err(), Closed);
-    assert_eq!(world.join().unwrap_err().kind(), ErrorKind::InvalidData);
+    assert!(world.join().is_ok(), "as if the client had gone");
 }
 
 /// After the reply to an unmap the device writes no byte there, and what it wrote before is

@@ -10,8 +10,8 @@ use dirty_core::Error;
 use vfio_user_wire::wire::DmaAccess;
 use vfio_user_wire::{Header, Reply, Request};
 
+use super::inbox::Inbox;
 use super::memory::Remote;
-use super::queue::Queue;
 use crate::vfio_user::calls::{Calls, UnknownId};
 use crate::vfio_user::socket::Socket;
 
@@ -26,7 +26,7 @@ pub(super) struct Link {
     pub(super) main: Socket,
     /// The second socket, if both sides use one: the server's commands and their replies.
     pub(super) twin: OnceLock<Socket>,
-    pub(super) queue: Queue,
+    pub(super) inbox: Inbox,
     calls: Calls<Answer>,
     /// How long a reply may take.
     deadline: Duration,
@@ -37,7 +37,7 @@ impl Link {
         Link {
             main: Socket::new(main),
             twin: OnceLock::new(),
-            queue: Queue::default(),
+            inbox: Inbox::default(),
             calls: Calls::new(),
             deadline,
         }
@@ -81,7 +81,7 @@ impl Link {
         let message = message.get(..len.map_err(|_| failed)?).ok_or(failed)?;
         // By the main socket a reply comes behind the client's commands, which must be read.
         let alone = self.twin.get().is_none();
-        let _awaiting = alone.then(|| self.queue.await_reply());
+        let _awaiting = alone.then(|| self.inbox.await_reply());
         let socket = self.twin.get().unwrap_or(&self.main);
         call.sending();
         socket

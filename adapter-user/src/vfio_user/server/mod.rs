@@ -4,7 +4,8 @@
 mod session; // one client's device, message by message
 
 mod link; // a client behind a socket
-mod queue; // commands that were read and not handled yet
+
+mod inbox; // who reads, and commands that were not handled yet
 
 mod memory; // the client's memory, as the device reaches it
 
@@ -24,9 +25,9 @@ use std::time::Duration;
 use dirty_core::Errno;
 use vfio_user_wire::{Capabilities, Header, Verdict};
 
+use self::inbox::{Message, Read};
 use self::link::{Answer, Link};
 pub use self::memory::Remote;
-use self::queue::{Command, Full};
 pub use self::session::{Handled, Session};
 use crate::emulated::{DeviceModel, Dma, Irqs, MigrationVersion, Settings};
 use crate::vfio_user::socket::Socket;
@@ -184,32 +185,38 @@ fn most_fds(wire: &vfio_user_wire::Server) -> usize {
     agreed.map_or(1, |agreed| agreed.max_receive_fds as usize)
 }
 
-/// Reads one message. `None` at the end of the stream.
-fn read(
-    socket: &Socket,
-    wire: &vfio_user_wire::Server,
-) -> io::Result<Result<Option<Command>, (Header, vfio_user_wire::Error)>> {
+/// What one reads from a socket.
+enum Got {
+    Message(Message),
+    /// A header after which the connection cannot go on.
+    Refused(Header, vfio_user_wire::Error),
+    /// The end of the stream.
+    End,
+}
+
+/// Reads one message.
+fn read(socket: &Socket, wire: &vfio_user_wire::Server) -> io::Result<Got> {
     let (mut head, mut fds) = ([0; Header::SIZE], Vec::new());
     match socket.receive(&mut head, &mut fds, most_fds(wire)) {
         Ok(true) => {}
-        Ok(false) => return Ok(Ok(None)),
+        Ok(false) => return Ok(Got::End),
         // The client has gone, and did not read everything.
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Ok(None)),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Got::End),
         Err(error) => return Err(error),
     }
     let header = match wire.header(&head) {
         Ok(header) => header,
-        Err(error) => return Ok(Err((Header::from_bytes(&head), error))),
+        Err(error) => return Ok(Got::Refused(Header::from_bytes(&head), error)),
     };
     let mut payload = vec![0; header.payload()];
     if !payload.is_empty() && !socket.receive(&mut payload, &mut fds, most_fds(wire))? {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    Ok(Ok(Some(Command {
+    Ok(Got::Message(Message {
         header,
         payload,
         fds,
-    })))
+    }))
 }
 
 fn invalid(error: vfio_user_wire::Error) -> io::Error {
@@ -220,10 +227,10 @@ fn invalid(error: vfio_user_wire::Error) -> io::Error {
 fn handle(
     link: &Link,
     session: &mut Session,
-    command: Command,
+    command: Message,
     out: &mut Vec<u8>,
 ) -> io::Result<()> {
-    let Command {
+    let Message {
         header,
         payload,
         fds,
@@ -232,7 +239,7 @@ fn handle(
     if !out.is_empty() {
         let fd = handled.fd.as_ref().map(AsFd::as_fd);
         match link.main.send(out, fd.as_slice(), None) {
-            // The client has gone. The reader learns of it, too.
+            // The client has gone. Whoever reads learns of it, too.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             sent => sent?,
         }
@@ -243,13 +250,15 @@ fn handle(
     }
 }
 
-fn serve(link: &Arc<Link>, mut session: Session) -> io::Result<()> {
-    // No other message is read before the first one is agreed on.
+fn serve(link: &Arc<Link>, session: Session) -> io::Result<()> {
+    // Dropped after `_end`: the device may wait for the client until then.
+    let mut session = session;
     let mut out = Vec::new();
+    // No other message is read before the first one is agreed on.
     match read(&link.main, session.wire())? {
-        Ok(None) => return Ok(()),
-        Ok(Some(command)) => handle(link, &mut session, command, &mut out)?,
-        Err((header, error)) => {
+        Got::End => return Ok(()),
+        Got::Message(command) => handle(link, &mut session, command, &mut out)?,
+        Got::Refused(header, error) => {
             if error.verdict() == Verdict::AnswerAndClose {
                 let refused = header.refuse(error.errno());
                 link.main.send(&refused.to_bytes(), &[], None)?;
@@ -257,97 +266,64 @@ fn serve(link: &Arc<Link>, mut session: Session) -> io::Result<()> {
             return Err(invalid(error));
         }
     }
-    let wire = session.wire().clone();
+    let wire = &session.wire().clone();
     thread::scope(|scope| {
-        let twin = link.twin.get().map(|twin| {
-            let wire = &wire;
-            scope.spawn(move || {
-                let ended = read_replies(link, twin, wire);
-                link.close_calls();
-                ended.inspect_err(|_| link.shutdown())
-            })
+        let _end = EndOfWork(link);
+        scope.spawn(|| {
+            link.inbox.stand_in(|| read_main(link, wire));
+            link.close_calls(); // also if the client sends too much
         });
-        let worker = scope.spawn(move || {
-            let mut session = session; // dropped last: the device may wait for the client
-            let _end = EndOfWork(link);
-            work(link, &mut session, &mut out)
-        });
-        let ended = read_commands(link, &wire);
-        // The device's threads no longer wait for the client, and the commands that came before
-        // its end are handled.
-        link.close_calls();
-        link.queue.end();
-        let worked = join(worker);
-        link.shutdown();
-        let twin = twin.map_or(Ok(()), join);
-        worked.and(ended).and(twin)
+        if let Some(twin) = link.twin.get() {
+            scope.spawn(|| read_twin(link, twin, wire));
+        }
+        while let Some(command) = link.inbox.next(|| read_main(link, wire)) {
+            handle(link, &mut session, command, &mut out)?;
+        }
+        link.inbox.end()
     })
 }
 
-/// Commands are handled until this is dropped, also by a panic of the device. The reader then
-/// does not wait any more: for a place in the queue, or for a message.
+/// Commands are handled until this is dropped, also by a panic of the device. Then no thread
+/// reads any more, and none waits for a reply.
 struct EndOfWork<'a>(&'a Link);
 
 impl Drop for EndOfWork<'_> {
     fn drop(&mut self) {
-        self.0.queue.close();
+        self.0.close_calls();
+        self.0.inbox.close();
         self.0.shutdown();
     }
 }
 
-/// What a thread returned. Its panic goes on in this one.
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    match thread.join() {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+/// Reads the main socket, where commands and replies come.
+fn read_main(link: &Link, wire: &vfio_user_wire::Server) -> Read {
+    let end = match read(&link.main, wire) {
+        Ok(Got::Message(message)) if message.header.is_reply() => match answer(link, message) {
+            Ok(()) => return Read::Reply,
+            Err(error) => Err(error),
+        },
+        Ok(Got::Message(message)) => return Read::Command(message),
+        Ok(Got::Refused(_, error)) => Err(invalid(error)), // after VERSION all of them close
+        Ok(Got::End) => Ok(()),
+        Err(error) => Err(error),
+    };
+    // Nobody waits for a client that is not heard any more. What it has sent is handled.
+    link.close_calls();
+    Read::End(end)
 }
 
-/// Handles commands, one after another.
-fn work(link: &Link, session: &mut Session, out: &mut Vec<u8>) -> io::Result<()> {
-    while let Some(command) = link.queue.pop() {
-        handle(link, session, command, out)?;
-    }
-    Ok(())
-}
-
-/// Reads the main socket: commands go into the queue, and replies to those who await them.
-fn read_commands(link: &Link, wire: &vfio_user_wire::Server) -> io::Result<()> {
-    loop {
-        let message = match read(&link.main, wire)? {
-            Ok(None) => return Ok(()),
-            Ok(Some(message)) => message,
-            Err((_, error)) => return Err(invalid(error)), // after VERSION all of them close
-        };
-        if message.header.is_reply() {
-            answer(link, message)?;
-            continue;
-        }
-        match link.queue.push(message) {
-            Ok(()) => {}
-            Err(Full::Closed) => return Ok(()), // the worker says why
-            Err(Full::Flooded) => {
-                let why = "the client sends commands without end, and no reply";
-                link.shutdown();
-                return Err(io::Error::new(ErrorKind::InvalidData, why));
-            }
+/// Reads the second socket, where only replies come. Its end is that of the connection.
+fn read_twin(link: &Link, twin: &Socket, wire: &vfio_user_wire::Server) {
+    while let Ok(Got::Message(message)) = read(twin, wire) {
+        if !message.header.is_reply() || answer(link, message).is_err() {
+            break;
         }
     }
+    link.close_calls();
+    link.shutdown();
 }
 
-/// Reads the second socket, by which only replies come.
-fn read_replies(link: &Link, twin: &Socket, wire: &vfio_user_wire::Server) -> io::Result<()> {
-    loop {
-        match read(twin, wire)? {
-            Ok(None) => return Ok(()),
-            Ok(Some(message)) if message.header.is_reply() => answer(link, message)?,
-            Ok(Some(_)) => return Err(invalid(vfio_user_wire::Error::UnexpectedMessage)),
-            Err((_, error)) => return Err(invalid(error)),
-        }
-    }
-}
-
-fn answer(link: &Link, message: Command) -> io::Result<()> {
+fn answer(link: &Link, message: Message) -> io::Result<()> {
     let answer = Answer {
         header: message.header,
         payload: message.payload,
