@@ -131,6 +131,17 @@ fn without_the_harvest_at_unmap_writes_to_windows_are_lost() {
 }
 
 #[test]
+fn without_its_log_the_writes_of_a_vfio_user_device_are_lost() {
+    let output = lose("vfio-user", &["--device", "vfio-user"]);
+    assert_code(&output, 1);
+    let text = stdout(&output);
+    assert!(text.contains("DIFFERENT in "), "{text}");
+    assert!(text.contains("  vfio-user device"), "{text}");
+    let sentence = "--lose vfio-user threw away the log of the vfio-user device";
+    assert!(text.lines().any(|line| line == sentence), "{text}");
+}
+
+#[test]
 fn without_pagemap_scan_cpu_writes_are_lost() {
     assert_lost("cpu", "  cpu");
 }
@@ -155,6 +166,21 @@ fn json_is_one_document() {
         .filter_map(|round| round["pages_sent"].as_u64())
         .sum();
     assert_eq!(document["pages_sent"], sent);
+}
+
+/// Its pages, its state, and nothing of it when it is not there.
+#[test]
+fn a_vfio_user_device_is_migrated_too() {
+    for (device, count) in [(&["--device", "vfio-user"][..], 5), (&[], 4)] {
+        let output = migrate(&[device, &["--json"]].concat());
+        assert_code(&output, 0);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["verdict"], "equal");
+        assert_eq!(document["devices"], count);
+        let last = document["rounds"].as_array().unwrap().last().unwrap();
+        let found = last["found_by"]["vfio_user"].as_u64().unwrap();
+        assert_eq!(found > 0, count == 5, "{found}");
+    }
 }
 
 #[test]
@@ -336,7 +362,7 @@ fn a_stopped_destination_is_noticed_and_waited_for() {
 
 #[test]
 fn bad_usage_is_refused() {
-    let bad: [&[&str]; 16] = [
+    let bad: [&[&str]; 19] = [
         &["--memory", "5000"],
         &["--memory", "8M"],
         &["--memory", "lots"],
@@ -348,6 +374,9 @@ fn bad_usage_is_refused() {
         &["--cpu-threads", "2", "--no-cpu"],
         &["--lose", "cpu", "--no-cpu"],
         &["--lose", "everything"],
+        &["--lose", "vfio-user"],
+        &["--device", "nvme"],
+        &["--device", "vfio-user", "--guest", "kvm"],
         &["--plot", "/no/such/folder/rounds.svg"],
         &["--plot", ""],
         &["--plot", "/"],
@@ -364,10 +393,12 @@ fn bad_usage_is_refused() {
 
 #[test]
 fn the_receiving_end_does_not_run_by_itself() {
-    let output = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"))
-        .arg("migrate-destination")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap();
-    assert_code(&output, 2);
+    for part in ["migrate-destination", "serve-stdin"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_vfio-dirty"))
+            .arg(part)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        assert_code(&output, 2);
+    }
 }

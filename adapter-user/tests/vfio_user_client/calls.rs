@@ -58,13 +58,18 @@ fn a_device_says_what_it_has() {
         assert!(payload.is_empty());
         peer.reply(&header, &Reply::Reset);
     });
+    assert_eq!(client.ended(), None);
     let info = client.device_info().unwrap();
     assert_eq!((info.flags, info.num_regions, info.num_irqs), (3, 9, 5));
     assert_eq!(client.irq_info(2).unwrap().count, 33);
     client.reset().unwrap();
     server.join().unwrap();
+    while client.ended().is_none() {
+        thread::yield_now();
+    }
     let cause = client.reset().unwrap_err();
     assert!(matches!(cause, ClientError::Lost(_)), "{cause}");
+    assert_eq!(client.ended(), Some(cause));
 }
 
 /// It asks again with the room that the capabilities need, and gets the file.

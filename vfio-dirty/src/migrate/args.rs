@@ -28,7 +28,8 @@ const MIN_MEMORY: u64 = 16 * MIB;
 The table has one line for each round:
   dirty            pages that must be sent
   found by CPU     pages that PAGEMAP_SCAN reported
-  found by device  pages that GET_BITMAP reported for guest RAM
+  found by device  pages that GET_BITMAP, or a vfio-user device's log,
+                   reported for guest RAM
   found by windows pages that GET_BITMAP reported for the windows
   found by unmaps  pages that UNMAP_DMA reported when windows were unmapped
   zero             pages not sent, because they are zero at both ends
@@ -38,6 +39,7 @@ Examples:
   vfio-dirty migrate
   vfio-dirty migrate --memory 4G --downtime 100 --plot rounds.svg
   vfio-dirty migrate --lose unmap
+  vfio-dirty migrate --device vfio-user --lose vfio-user
   vfio-dirty migrate --guest kvm
 
 Exit status: 0 the memories are equal; 1 they differ, or the migration failed;
@@ -74,6 +76,10 @@ pub(crate) struct Args {
     /// Throw away what one tracker reports, so that pages must differ at the end
     #[arg(long, value_name = "TRACKER")]
     pub(super) lose: Option<Lose>,
+
+    /// Add a device: it writes guest memory from another process, where `vfio-dirty serve` has it
+    #[arg(long, value_name = "DEVICE", conflicts_with = "guest")]
+    pub(super) device: Option<OtherDevice>,
 
     /// Migrate another kind of guest
     #[arg(long, value_name = "GUEST", conflicts_with_all = [
@@ -113,6 +119,15 @@ pub(super) enum Lose {
     Cpu,
     /// The writes of the VMM itself; only with --guest kvm
     Vmm,
+    /// The log of the device in another process; only with --device vfio-user
+    VfioUser,
+}
+
+/// A device that is not in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OtherDevice {
+    /// A vfio-user server at each end; the state of the device moves, too
+    VfioUser,
 }
 
 /// A guest that is not made of this program's threads.
@@ -130,6 +145,7 @@ impl Lose {
             Self::Unmap => "unmap",
             Self::Cpu => "cpu",
             Self::Vmm => "vmm",
+            Self::VfioUser => "vfio-user",
         }
     }
 
@@ -140,6 +156,7 @@ impl Lose {
             Self::Unmap => "the answers of UNMAP_DMA",
             Self::Cpu => "the answers of PAGEMAP_SCAN",
             Self::Vmm => "the marks of the VMM",
+            Self::VfioUser => "the log of the vfio-user device",
         };
         format!("--lose {} threw away {answers}", self.name())
     }
@@ -157,6 +174,9 @@ impl Args {
             return Err(Failure::Usage(
                 "only a virtual machine has a VMM to lose: add --guest kvm".into(),
             ));
+        }
+        if self.lose == Some(Lose::VfioUser) && self.device.is_none() {
+            return Err(no_vfio_user());
         }
         if let Some(free) = free_memory() {
             // Both memories, their page tables and the program.
@@ -183,6 +203,11 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Why `--lose vfio-user` alone is nothing.
+pub(super) fn no_vfio_user() -> Failure {
+    Failure::Usage("there is no vfio-user device to lose: add --device vfio-user".into())
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {

@@ -46,10 +46,12 @@ pub(super) enum Writer {
     ShortPins,
     Messages,
     Viommu,
+    /// A device in another process, if there is one.
+    VfioUser,
 }
 
 impl Writer {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Nobody,
         Self::Boot,
         Self::Cpu,
@@ -57,6 +59,7 @@ impl Writer {
         Self::ShortPins,
         Self::Messages,
         Self::Viommu,
+        Self::VfioUser,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -68,6 +71,7 @@ impl Writer {
             Self::ShortPins => "device with short pins",
             Self::Messages => "device that writes by dma_rw",
             Self::Viommu => "device behind the virtual IOMMU",
+            Self::VfioUser => "vfio-user device",
         }
     }
 }
@@ -124,6 +128,20 @@ impl Guest {
     pub(super) fn own_block(&self, writer: Writer, number: u64) -> Range<u64> {
         block(Kind::Of(writer), number % self.blocks())
     }
+
+    /// The pages of a block that only a device in another process writes. These are every second
+    /// one of the blocks that nobody writes after the start.
+    pub(super) fn remote_block(&self, number: u64) -> Range<u64> {
+        self.own_block(Writer::Boot, 2 * (number % self.remote_blocks()))
+    }
+
+    /// How many there are.
+    pub(super) fn remote_blocks(&self) -> u64 {
+        self.blocks() / 2
+    }
+
+    /// The bytes from one of them to the next.
+    pub(super) const REMOTE_STRIDE: u64 = 2 * KINDS.len() as u64 * BLOCK * PAGE;
 
     /// The pages of a random block that `writer` may write; every eighth one is shared.
     pub(super) fn any_block(&self, writer: Writer, random: &mut SmallRng) -> Range<u64> {
@@ -185,6 +203,13 @@ mod tests {
         assert_eq!(last.end, guest.pages());
         assert_eq!(guest.last_writer(last.start), Writer::Nobody);
         assert_eq!(guest.last_writer(0), Writer::Boot);
+        for number in 1..guest.remote_blocks() {
+            let (before, block) = (guest.remote_block(number - 1), guest.remote_block(number));
+            assert!(block
+                .clone()
+                .all(|page| kind(page) == Kind::Of(Writer::Boot)));
+            assert_eq!((block.start - before.start) * PAGE, Guest::REMOTE_STRIDE);
+        }
         for writer in Writer::ALL {
             guest.write_by_dma(writer, PAGE - 1, &[1, 2]).unwrap();
             assert_eq!(guest.last_writer(0), writer);

@@ -10,22 +10,23 @@ use crate::failure::Failure;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod built {
     use super::*;
-    use crate::migrate::args::Lose;
+    use crate::migrate::args::{no_vfio_user, Lose};
 
     /// The argument with which the program starts itself as the receiving process.
     const DESTINATION: &str = "kvm-destination";
 
     pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let lose = args.lose.map(|lose| match lose {
-            Lose::Cpu => kvm_vmm::Lose::Kvm,
-            Lose::Vmm => kvm_vmm::Lose::Vmm,
-            Lose::Device => kvm_vmm::Lose::Device,
+            Lose::Cpu => Ok(kvm_vmm::Lose::Kvm),
+            Lose::Vmm => Ok(kvm_vmm::Lose::Vmm),
+            Lose::Device => Ok(kvm_vmm::Lose::Device),
             // What a device logs by IOVA, also in mappings that are gone.
-            Lose::Unmap => kvm_vmm::Lose::Log,
+            Lose::Unmap => Ok(kvm_vmm::Lose::Log),
+            Lose::VfioUser => Err(no_vfio_user()),
         });
         let args = kvm_vmm::Args {
             kvm: args.kvm.clone(),
-            lose,
+            lose: lose.transpose()?,
             seconds: args.stress.unwrap_or(0),
             hammers: if args.stress.is_some() { 4 } else { 0 },
         };

@@ -11,10 +11,11 @@ mod link;
 mod outcome;
 mod plot;
 mod precopy;
+mod remote;
 mod report;
 mod source;
 mod tracking;
-mod units;
+pub(crate) mod units;
 mod verdict;
 mod viommu;
 mod wire;
@@ -31,13 +32,14 @@ use adapter_user::{Container, Error, Group, GuestMemory, IommuType, Options, Pro
 
 pub(crate) use self::args::Args;
 
-use self::args::Lose;
+use self::args::{Lose, OtherDevice};
 use self::cpu_tracker::CpuTracker;
 use self::devices::{LongPins, Messages, ShortPins, GROUP};
 use self::guest::{Guest, PAGE};
 use self::link::Patience;
 use self::outcome::Summary;
 use self::precopy::Goals;
+use self::remote::Remote;
 use self::report::Reporter;
 use self::source::{Starting, DESTINATION};
 use self::tracking::Tracking;
@@ -74,8 +76,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let container = new_container(&guest).map_err(cannot("set up the container"))?;
     let tracking = Tracking::new(&guest)?;
     tracking.add_ram(&container, guest.len(), args.lose == Some(Lose::Device));
-    let works = works(args, &guest, &container, &tracking)?;
+    let mut works = works(args, &guest, &container, &tracking)?;
     let mut destination = destination.ready()?;
+    if args.device == Some(OtherDevice::VfioUser) {
+        let remote = Remote::new(&guest, destination.memory(), args.rate)?;
+        remote.track(&tracking, args.lose == Some(Lose::VfioUser))?;
+        works.push(Box::new(remote));
+    }
     reporter.started(args, destination.process_id())?;
 
     let mut writers = Writers::start(works, args.rate)?;

@@ -17,15 +17,18 @@ pub(super) struct Found {
     pub(super) windows: u64,
     /// By UNMAP_DMA of windows.
     pub(super) unmaps: u64,
+    /// By the log of a device in another process.
+    pub(super) vfio_user: u64,
 }
 
 impl Found {
     /// The columns of the table and the lines of the picture.
     pub(super) const NAMES: [&'static str; 4] = ["CPU", "device", "windows", "unmaps"];
 
-    /// The counts, in the order of [`Self::NAMES`].
+    /// The counts, in the order of [`Self::NAMES`]. All devices that write guest RAM are one.
     pub(super) fn counts(&self) -> [u64; 4] {
-        [self.cpu, self.device, self.windows, self.unmaps]
+        let device = self.device.saturating_add(self.vfio_user);
+        [self.cpu, device, self.windows, self.unmaps]
     }
 
     /// The place among [`Self::NAMES`] of what `lose` throws away.
@@ -34,7 +37,8 @@ impl Found {
             Lose::Cpu => Some(0),
             Lose::Device => Some(1),
             Lose::Unmap => Some(3),
-            Lose::Vmm => None,
+            // The column has what other devices wrote, too.
+            Lose::Vmm | Lose::VfioUser => None,
         }
     }
 }

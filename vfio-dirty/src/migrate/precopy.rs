@@ -61,6 +61,7 @@ pub(super) fn migrate(
     let written = writers.pause()?;
     tracking.take(&mut report)?;
     sender.round(&report, Some(tracking.found()), true)?;
+    writers.move_states()?;
     Ok(Outcome {
         rounds: sender.rounds,
         converged,

@@ -52,7 +52,8 @@ impl Reporter {
             false => plural(args.cpu_threads.into(), "CPU thread") + " and ",
         };
         self.line(&format!(
-            "{threads}4 devices write {} a second each",
+            "{threads}{} devices write {} a second each",
+            devices(args),
             plural(args.rate.into(), "page"),
         ))?;
         self.line(&format!("process {process} receives them"))?;
@@ -215,7 +216,7 @@ impl Summary<'_> {
             "memory_bytes": args.memory,
             "page_size": PAGE,
             "cpu_threads": if args.no_cpu { 0 } else { args.cpu_threads },
-            "devices": 4,
+            "devices": devices(args),
             "rate_pages_per_second": args.rate,
             "lose": args.lose.map(|lose| lose.name()),
             "rounds": outcome.rounds.iter().map(round_json).collect::<Vec<_>>(),
@@ -234,6 +235,10 @@ impl Summary<'_> {
     }
 }
 
+fn devices(args: &Args) -> u32 {
+    4 + u32::from(args.device.is_some())
+}
+
 fn words(verdict: &Verdict, pages: u64) -> String {
     let pages = plural(pages, "page");
     match verdict.differing {
@@ -249,6 +254,7 @@ fn round_json(round: &Round) -> Value {
             "device": found.device,
             "windows": found.windows,
             "unmaps": found.unmaps,
+            "vfio_user": found.vfio_user,
         })
     });
     json!({
@@ -278,6 +284,7 @@ mod tests {
             device: pages,
             windows: pages,
             unmaps: pages,
+            vfio_user: 0,
         };
         let sent = Sent {
             pages,

@@ -189,7 +189,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// A process that does not outlive this value.
-struct Process(Child);
+pub(super) struct Process(pub(super) Child);
 
 impl Process {
     /// Why talking to the process failed: what it said last, how it ended, or else `cause`.

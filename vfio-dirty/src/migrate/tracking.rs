@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use adapter_user::guest::{DirtyIovas, IovaRange, IovaView, Report, Tracker};
+use adapter_user::vfio_user::Client;
 use adapter_user::{Container, Extent, PageSize};
 
 use super::cpu_tracker::CpuTracker;
@@ -30,6 +31,7 @@ pub(super) struct Counts {
     device: AtomicU64,
     windows: AtomicU64,
     unmaps: AtomicU64,
+    vfio_user: AtomicU64,
 }
 
 impl Counts {
@@ -117,6 +119,32 @@ impl Tracking {
             .map_err(cannot("add the log of a device"))
     }
 
+    /// Adds a device in another process that sees `size` bytes of guest RAM at IOVA 0, and whose
+    /// log is on. If `lost`, its pages are counted and thrown away.
+    pub(super) fn add_remote(&self, client: &Client, size: u64, lost: bool) -> Result<(), Failure> {
+        let view = self.tracker.iova_view();
+        view.map(0, 0, size)
+            .map_err(cannot("map guest memory in the view"))?;
+        let (client, counts) = (client.clone(), Arc::clone(&self.counts));
+        // `client.log()` would be all, but for the counts.
+        let read = move |ask: &[IovaRange], dirty: &mut DirtyIovas| {
+            for range in ask {
+                let extent = pages(range.iova, range.size).ok_or("no page size")?;
+                let mut words = vec![0; extent.npages.div_ceil(64) as usize];
+                client.read_log(range.iova, range.size, extent.pgsize, &mut words)?;
+                counts.vfio_user.fetch_add(ones(&words), Ordering::Relaxed);
+                if !lost {
+                    dirty.or_bitmap(&words, extent)?;
+                }
+            }
+            Ok(())
+        };
+        self.tracker
+            .add_log("vfio-user", &view, 0, read)
+            .map(drop)
+            .map_err(cannot("add the log of a device"))
+    }
+
     /// Forgets all marks. Copy all memory after this call.
     pub(super) fn start(&self) -> Result<(), Failure> {
         self.tracker.start().map_err(cannot("start tracking"))
@@ -136,6 +164,7 @@ impl Tracking {
             device: take(&self.counts.device),
             windows: take(&self.counts.windows),
             unmaps: take(&self.counts.unmaps),
+            vfio_user: take(&self.counts.vfio_user),
         }
     }
 }

@@ -5,7 +5,7 @@ pub(super) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Parses `4096`, `64M`, `64MiB` or `1 GiB`. All units are powers of 1024.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit());
     let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
     let unit: Option<u64> = match unit.trim_start().to_ascii_lowercase().as_str() {

@@ -27,6 +27,11 @@ pub(super) trait Work: Send {
         }
         Ok(written)
     }
+
+    /// Moves what the writer has to the destination, after it was drained and all pages were sent.
+    fn move_state(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// What a writer has done.
@@ -88,6 +93,13 @@ impl Writers {
             written += result?;
         }
         Ok(written)
+    }
+
+    /// Moves the states of the paused writers to the destination.
+    pub(super) fn move_states(&mut self) -> Result<(), Failure> {
+        self.paused
+            .iter_mut()
+            .try_for_each(|work| work.move_state())
     }
 }
 

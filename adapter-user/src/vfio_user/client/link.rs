@@ -57,6 +57,11 @@ impl Link {
         cause
     }
 
+    /// Why the connection has ended, if it has.
+    pub(super) fn cause(&self) -> Option<ClientError> {
+        self.cause.get().copied()
+    }
+
     /// When something that begins now is late.
     pub(super) fn deadline(&self) -> Instant {
         let now = Instant::now();

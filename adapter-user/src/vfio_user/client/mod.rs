@@ -135,6 +135,13 @@ impl Client {
         &self.inner.agreed
     }
 
+    /// Returns why the connection has ended, if it has. A VMM that does not call the device for
+    /// a while, as that of a migration's destination, learns by it that the server has died.
+    #[must_use]
+    pub fn ended(&self) -> Option<ClientError> {
+        self.link().cause()
+    }
+
     fn link(&self) -> &Link {
         &self.inner.link
     }
