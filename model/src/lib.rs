@@ -11,7 +11,8 @@
 //! fuzzing.
 //!
 //! [`tracked`] does the same for a VMM's tracker: slots, mappings and logs that come
-//! and go. [`migration`] does it for the migration of a device's own state.
+//! and go. [`migration`] does it for the migration of a device's own state, and
+//! [`vfio_user`] for a vfio-user server.
 //!
 //! ```
 //! let script = "new devs=emu0\nmap size=4p\nstart\nfault copy=3\nget size=4p";
@@ -28,6 +29,7 @@ mod naive;
 mod raw;
 pub mod tracked;
 mod unreported;
+pub mod vfio_user;
 
 pub use compare::compare;
 pub use gen::Script;
