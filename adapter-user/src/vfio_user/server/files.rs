@@ -54,9 +54,7 @@ impl Files {
     /// In this order:
     ///
     /// - EINVAL unless it is a regular file.
-    /// - EINVAL if the offset and the size wrap, or the bytes are not all in a file that cannot
-    ///   grow. In another file the bytes beyond its end may come later: until then, accesses to
-    ///   them fail.
+    /// - EINVAL if the bytes are not all in the file.
     /// - EACCES if the descriptor does not allow the accesses, EPERM if the file is sealed
     ///   against writes.
     /// - Those of mmap(2).
@@ -72,11 +70,11 @@ impl Files {
             return Err(Errno::EINVAL);
         }
         let len = u64::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?;
-        let seals = seals(file.as_fd());
-        let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
-        if end > len && seals.contains(SealFlag::F_SEAL_GROW) {
-            return Err(Errno::EINVAL);
+        match offset.checked_add(size) {
+            Some(end) if end <= len => {}
+            _ => return Err(Errno::EINVAL),
         }
+        let seals = seals(file.as_fd());
         let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE;
         let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).map_err(errno)?);
         let writable = match flags & OFlag::O_ACCMODE {
@@ -96,13 +94,6 @@ impl Files {
             len,
             writable,
         };
-        let part = || {
-            let part = View::new(file.as_fd(), offset, size, writable)?;
-            Ok(Backing::Checked(Arc::new(part)))
-        };
-        if end > len {
-            return part();
-        }
         if let Some(backing) = self.files.get(&key).and_then(Kept::get) {
             return Ok(backing);
         }
@@ -124,7 +115,10 @@ impl Files {
                 self.keep(key, kept);
                 Ok(backing)
             }
-            Err(_) => part(),
+            Err(_) => {
+                let part = View::new(file.as_fd(), offset, size, writable)?;
+                Ok(Backing::Checked(Arc::new(part)))
+            }
         }
     }
 
