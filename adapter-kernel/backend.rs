@@ -55,13 +55,12 @@ impl Drop for Backend {
 impl Backend {
     fn open(kind: u64) -> Result<KBox<Self>> {
         let budget = sys::dirty_bitmap_budget();
-        let options = Options {
-            page_size: PAGE,
-            dma_entry_limit: sys::dirty_dma_entry_limit(),
-            bitmap_budget: (budget != 0).then_some(budget),
-            skip_read_only: sys::dirty_skip_read_only(),
-            iommu_dirty_tracking: sys::dirty_iommu_dirty_tracking(),
-        };
+        let mut options = Options::default();
+        options.page_size = PAGE;
+        options.dma_entry_limit = sys::dirty_dma_entry_limit();
+        options.bitmap_budget = (budget != 0).then_some(budget);
+        options.skip_read_only = sys::dirty_skip_read_only();
+        options.iommu_dirty_tracking = sys::dirty_iommu_dirty_tracking();
         let type1 = Type1::open(KernelMemory, options, kind);
         let type1 = type1.map_err(|_| EINVAL)?;
         let iommu = type1.iommu_type();

@@ -120,6 +120,7 @@ mod domain;
 pub mod emulated;
 mod error;
 pub mod guest;
+mod host_page;
 mod process_memory;
 mod ranges;
 #[cfg(feature = "vfio-user")]
@@ -160,8 +161,3 @@ pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub use guest::vm_memory::BitsSlice;
-
-/// Compiles and runs the examples of the repository's README.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;

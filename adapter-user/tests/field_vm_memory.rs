@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use adapter_user::guest::{Report, Slot, Tracker};
+use adapter_user::guest::{Report, Tracker};
 use adapter_user::{DirtyBits, PageSize};
 use vm_memory::bitmap::{Bitmap, NewBitmap};
 use vm_memory::{
@@ -178,6 +178,7 @@ fn m10_a_plugged_region_joins() {
     // Another number for the same memory is a mistake.
     tracker.add_memory_as(more.iter(), |_| 1).unwrap_err();
     // By hand it works too.
-    let slot = tracker.remove_slot(8).unwrap();
-    tracker.add(Slot { id: 3, ..slot }).unwrap();
+    let mut slot = tracker.remove_slot(8).unwrap();
+    slot.id = 3;
+    tracker.add(slot).unwrap();
 }

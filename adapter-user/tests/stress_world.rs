@@ -68,13 +68,8 @@ impl World {
     }
 
     fn slot(&self, memory: usize, place: u64) -> Slot {
-        Slot {
-            id: memory as u32,
-            gpa: place * PAGES * PAGE,
-            host: None,
-            size: PAGES * PAGE,
-            bits: self.bits[memory].clone(),
-        }
+        let bits = self.bits[memory].clone();
+        Slot::new(memory as u32, place * PAGES * PAGE, PAGES * PAGE, bits)
     }
 
     fn places(&self) -> RwLockReadGuard<'_, [Option<u64>; MEMORIES]> {

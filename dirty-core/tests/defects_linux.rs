@@ -120,10 +120,8 @@ fn u6_a_pin_that_narrows_the_scope_reports_everything_once() {
 #[test]
 fn u7_a_map_takes_no_more_memory_than_the_budget() {
     let size = 64 * PAGE;
-    let options = Options {
-        bitmap_budget: Some(2 * Bitmap::<TestMemory>::bytes(64)),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bitmap_budget = Some(2 * Bitmap::<TestMemory>::bytes(64));
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
     rig.start();
     (0..2).for_each(|k| rig.map(BASE + k * size, size).expect("map"));

@@ -281,10 +281,8 @@ fn v15_a_mapping_of_2_to_31_minus_1_pages_is_tracked() {
 fn v16_start_takes_no_more_memory_than_the_budget() {
     let size = 256 << 20; // costs nothing to map, because nothing is pinned
     let cost = Bitmap::<TestMemory>::bytes(size / PAGE);
-    let options = Options {
-        bitmap_budget: Some(4 * cost - 1),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bitmap_budget = Some(4 * cost - 1);
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
     (0..4).for_each(|k| rig.map(k * size, size).expect("map"));
     let before = (rig.snapshot(), rig.mem.bytes());
@@ -298,10 +296,8 @@ fn v16_start_takes_no_more_memory_than_the_budget() {
 
 #[test]
 fn v17_an_iommu_does_not_make_every_page_dirty_for_ever() {
-    let options = Options {
-        skip_read_only: true,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.skip_read_only = true;
     let spec = Some(Spec::pages(PAGE));
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[spec]);
     rig.map(BASE, 3 * PAGE).expect("map");

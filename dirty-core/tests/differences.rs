@@ -168,10 +168,8 @@ fn d4_a_write_that_faults_marks_what_it_touched() {
 #[test]
 fn d5_bitmaps_have_a_budget() {
     let cost = Bitmap::<TestMemory>::bytes(64);
-    let options = Options {
-        bitmap_budget: Some(2 * cost),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bitmap_budget = Some(2 * cost);
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
     for k in 0..3 {
         rig.map(BASE + k * 64 * PAGE, 64 * PAGE).expect("map");
@@ -203,10 +201,8 @@ fn d5_bitmaps_have_a_budget() {
 fn d5_pinned_bits_count_from_the_first_pin_on() {
     let (size, second) = (64 * PAGE, BASE + 64 * PAGE);
     let more = Bitmap::<TestMemory>::pinned_bytes(64);
-    let options = Options {
-        bitmap_budget: Some(2 * Bitmap::<TestMemory>::bytes(64) + more),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bitmap_budget = Some(2 * Bitmap::<TestMemory>::bytes(64) + more);
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
     rig.map(BASE, size).expect("map");
     rig.map(second, size).expect("map");
@@ -435,10 +431,8 @@ fn d9_a_report_looks_at_no_mapping_outside_its_range() {
 #[test]
 fn d10_read_only_mappings_may_be_left_out_of_all_dirty() {
     for skip_read_only in [false, true] {
-        let options = Options {
-            skip_read_only,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.skip_read_only = skip_read_only;
         let spec = Some(Spec::pages(PAGE));
         let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None, spec]);
         rig.map_prot(BASE, PAGE, Prot::READ).expect("map");

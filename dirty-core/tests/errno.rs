@@ -256,7 +256,8 @@ fn a_typed_unmap_reports_only_mappings_of_a_range_that_go() {
         size: 2 * PAGE,
     };
     for mut unmap in [Unmap::new(Target::All), Unmap::vaddr(target)] {
-        let report = Dest::Words(&mut [0]);
+        let mut words = [0];
+        let report = Dest::Words(&mut words);
         let page = pgsize(PAGE);
         let backend = rig.container.backend_mut().expect("type1");
         let step = backend.unmap_dirty(&mut rig.host, &mut unmap, page, report);

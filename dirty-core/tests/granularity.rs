@@ -180,10 +180,8 @@ fn pages_smaller_than_the_cpus_do_not_count() {
 
 #[test]
 fn a_cpu_may_have_larger_pages() {
-    let options = Options {
-        page_size: pgsize(K64),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.page_size = pgsize(K64);
     let spec = Some(Spec::pages(PAGE));
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None, spec]);
     assert_eq!(rig.map(BASE, PAGE), Err(Error::Misaligned));

@@ -21,10 +21,8 @@ fn tracking() -> Spec {
 /// A container that asks IOMMUs, with these groups, an emulated one, and a mapping of
 /// 256 pages. The groups' domains are 1, 2, ...
 fn rig(groups: &[Spec]) -> Rig {
-    let options = Options {
-        iommu_dirty_tracking: true,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.iommu_dirty_tracking = true;
     let groups: Vec<Option<Spec>> = groups.iter().cloned().map(Some).chain([None]).collect();
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &groups);
     rig.map(0, ALL).expect("map");

@@ -392,10 +392,8 @@ fn a_report_of_more_words_than_are_copied_at_a_time() {
 
 #[test]
 fn the_mapping_limit_counts_down_and_up() {
-    let options = Options {
-        dma_entry_limit: 2,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.dma_entry_limit = 2;
     let mut rig = Rig::new(options, VFIO_TYPE1v2_IOMMU, &[None]);
     for (k, avail) in [(0, 1), (1, 0)] {
         rig.map(BASE + k * PAGE, PAGE).expect("map");

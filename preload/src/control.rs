@@ -7,6 +7,7 @@
 //! | `get DEVICE OFFSET` | the 32-bit register of BAR 0 |
 //! | `set DEVICE OFFSET VALUE` | `ok`; as a write of the guest |
 //! | `lose get`, `unmap`, `log` or `nothing` | `ok`; the dirty bits of these answers are lost from now on |
+//! | `lose device` | `ok`; as if a device in another process marked nothing that it writes |
 //! | `fail NAME ERRNO` | `ok`; the next ioctl of this name in the trace fails |
 //! | `status` | how many devices are open, and how many pages are charged |
 
@@ -18,13 +19,39 @@ use std::thread;
 
 use adapter_user::charged_pages;
 use adapter_user::emulated::DeviceFile;
-use nix::sys::signal::{SigSet, SigmaskHow};
+use adapter_user::Errno;
+use vfio_engine::without_signals;
 
 use crate::faults;
+use crate::remote::Remote;
 use crate::trace::trace;
 
+/// An open device, in this process or in another. The offsets are those of its file.
+pub(crate) trait Driven: Send + Sync {
+    fn name(&self) -> &str;
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno>;
+    fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno>;
+}
+
+macro_rules! driven {
+    ($($device:ident)*) => {$(
+        impl Driven for $device {
+            fn name(&self) -> &str {
+                $device::name(self)
+            }
+            fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+                $device::read(self, offset, data)
+            }
+            fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+                $device::write(self, offset, data)
+            }
+        }
+    )*};
+}
+driven! { DeviceFile Remote }
+
 /// Returns the open devices.
-type Open = fn() -> Vec<Arc<DeviceFile>>;
+type Open = fn() -> Vec<Arc<dyn Driven>>;
 
 /// Starts to listen, unless it does so already.
 pub(crate) fn listen(open: Open) {
@@ -43,20 +70,13 @@ pub(crate) fn listen(open: Open) {
                 return;
             }
         };
-        // The program's signals are not for this thread.
-        let mut before = SigSet::empty();
-        let _ = nix::sys::signal::sigprocmask(
-            SigmaskHow::SIG_SETMASK,
-            Some(&SigSet::all()),
-            Some(&mut before),
-        );
         let thread = thread::Builder::new().name("vfio-control".into());
-        let started = thread.spawn(move || {
+        let run = move || {
             for stream in listener.incoming().flatten() {
                 serve(&stream, open);
             }
-        });
-        let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        };
+        let started = without_signals(|| thread.spawn(run));
         if let Err(error) = started {
             eprintln!("vfio-preload: no thread for the control socket: {error}");
         }

@@ -15,19 +15,27 @@ pub(crate) enum Report {
     Unmap = 2,
     /// Of DMA_LOGGING_REPORT.
     Log = 4,
+    /// Of a server, of what its device wrote.
+    Device = 8,
 }
 
 static LOST: AtomicU8 = AtomicU8::new(0);
 static FAILS: Mutex<Option<(String, i32)>> = Mutex::new(None);
 
-/// From now on the bits of these reports are lost: `get`, `unmap`, `log` or `nothing`.
+/// From now on the bits of these reports are lost: `get`, `unmap`, `log`, `device` or
+/// `nothing`.
 pub(crate) fn lose(what: &str) -> Result<(), String> {
     let lost = match what {
         "get" => Report::Get as u8,
         "unmap" => Report::Unmap as u8,
         "log" => Report::Log as u8,
+        "device" => Report::Device as u8,
         "nothing" => 0,
-        _ => return Err(format!("{what} is none of get, unmap, log, nothing")),
+        _ => {
+            return Err(format!(
+                "{what} is none of get, unmap, log, device, nothing"
+            ))
+        }
     };
     LOST.store(lost, Ordering::Relaxed);
     Ok(())

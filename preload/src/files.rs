@@ -11,19 +11,17 @@ use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use adapter_user::emulated::uapi::VFIO_GROUP_GET_DEVICE_FD;
 use adapter_user::emulated::{DataDescriptors, DataFile, Descriptors, DeviceFile, GroupFile};
-use adapter_user::{charged_pages, Container, Errno, Options};
+use adapter_user::{charged_pages, Container, Errno};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
-use crate::mappings::Mappings;
+use crate::container::Held;
+use crate::control::Driven;
+use crate::remote::{Remote, StateFile};
 use crate::trace::trace;
+use crate::user;
 use crate::world;
-
-/// A container and what the program has mapped in it.
-pub(crate) struct Held {
-    pub(crate) container: Container,
-    pub(crate) mappings: Arc<Mappings>,
-}
 
 /// A group's file and its number.
 #[derive(Clone)]
@@ -39,6 +37,10 @@ pub(crate) enum File {
     Group(OpenGroup),
     Device(Arc<DeviceFile>),
     Data(DataFile),
+    /// A device in another process.
+    Remote(Arc<Remote>),
+    /// The state of one.
+    State(StateFile),
 }
 
 /// Descriptors from this number on are not ours.
@@ -82,16 +84,21 @@ pub(crate) fn get(fd: i32) -> Option<File> {
     files().get(&fd).cloned()
 }
 
+/// Returns the device that a descriptor stands for, if it is one.
+pub(crate) fn device(fd: i32) -> Option<Arc<dyn Driven>> {
+    match get(fd)? {
+        File::Device(device) => Some(device),
+        File::Remote(remote) => Some(remote),
+        _ => None,
+    }
+}
+
 /// Opens a path of VFIO. `None` if it is not ours.
 pub(crate) fn open(path: &CStr) -> Option<Result<File, Errno>> {
     let name = path.to_bytes().strip_prefix(b"/dev/vfio/")?;
     if name == b"vfio" {
-        let held = Held {
-            container: Container::new(Options::default()),
-            mappings: Arc::default(),
-        };
         trace!("open container");
-        return Some(Ok(File::Container(Arc::new(held))));
+        return Some(Ok(File::Container(Arc::new(Held::new()))));
     }
     let number = std::str::from_utf8(name).ok()?.parse().ok()?;
     let group = world::group(number)?;
@@ -166,8 +173,8 @@ pub(crate) fn close_all() {
     }
     let mut all = forget_range(0, u32::MAX);
     let rank = |file: &File| match file {
-        File::Data(_) => 0,
-        File::Device(_) => 1,
+        File::Data(_) | File::State(_) => 0,
+        File::Device(_) | File::Remote(_) => 1,
         File::Group(_) => 2,
         File::Container(_) => 3,
     };
@@ -177,11 +184,12 @@ pub(crate) fn close_all() {
     for file in all {
         match file {
             File::Device(device) => device.close(),
+            File::Remote(remote) => remote.close(),
             File::Group(group) => {
                 busy += i32::from(group.file.unset_container() == Err(Errno::EBUSY))
             }
             File::Container(held) => containers.push(Arc::downgrade(&held)),
-            File::Data(_) => {}
+            File::Data(_) | File::State(_) => {}
         }
     }
     let open = containers
@@ -225,13 +233,29 @@ impl Descriptors for Program {
         let Some(File::Container(held)) = get(fd) else {
             return None;
         };
-        world::set_mappings(self.group, &held.mappings);
+        world::set_container(self.group, &held);
         Some(held.container.clone())
     }
 
     fn install(&self, device: Arc<DeviceFile>) -> Result<i32, Errno> {
-        world::opened(&device);
+        let opened = Arc::downgrade(&device);
+        world::opened(opened);
         trace!("open device {}", device.name());
         install(File::Device(device), true)
     }
+}
+
+/// Answers an ioctl of a group if it opens a device in another process.
+pub(crate) fn open_elsewhere(group: &OpenGroup, nr: u32, arg: u64) -> Option<Result<i32, Errno>> {
+    if nr != VFIO_GROUP_GET_DEVICE_FD {
+        return None;
+    }
+    let name = user::string(arg)?;
+    let remote = world::open_elsewhere(group.number, &name, &group.file)?;
+    trace!("open device {name}: {:?}", remote.as_ref().err());
+    Some(remote.and_then(|remote| {
+        let opened = Arc::downgrade(&remote);
+        world::opened(opened);
+        install(File::Remote(remote), true)
+    }))
 }

@@ -9,13 +9,16 @@
 //! and what is there if the caller gave none is only passed on.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void, CStr};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use adapter_user::device_log::DeviceLog;
 use adapter_user::Errno;
 
 use crate::files::{self, DataTable, File, Program};
+use crate::remote;
 use crate::watch;
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
@@ -218,13 +221,13 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
             let call = || unsafe { held.container.ioctl(nr, arg) };
             watch::container(&held, nr, arg, call)
         }
-        File::Group(group) => {
+        File::Group(group) => files::open_elsewhere(&group, nr, arg).unwrap_or_else(|| {
             let program = Program {
                 group: group.number,
             };
             // SAFETY: the program's ioctl.
             unsafe { group.file.ioctl(nr, arg, &program) }
-        }
+        }),
         File::Device(device) => {
             // SAFETY: the program's ioctl.
             let call = || unsafe { device.ioctl(nr, arg, &DataTable) };
@@ -232,7 +235,29 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
         }
         // SAFETY: the program's ioctl.
         File::Data(data) => unsafe { data.ioctl(nr, arg) },
+        File::Remote(device) => {
+            // SAFETY: the program's ioctl.
+            let logging = |log: &DeviceLog| unsafe { log.ioctl(nr, arg) }.map_err(|e| e.errno());
+            let program = remote::Program {
+                install: &|state| files::install(File::State(state), true),
+                duplicate: &duplicate,
+                logging: &logging,
+            };
+            watch::device(nr, arg, || device.ioctl(nr, arg, &program))
+        }
+        File::State(state) => state.ioctl(nr, arg),
     })
+}
+
+/// Returns another descriptor of the program's file `fd`. EBADF if it is not open.
+fn duplicate(fd: c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: with this command fcntl(2) accesses no memory.
+    let new = unsafe { fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if new < 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: it is open, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// The bytes that a program wants read into.
@@ -266,7 +291,7 @@ macro_rules! pread {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64) -> isize {
-            let Some(File::Device(device)) = files::get(fd) else {
+            let Some(device) = files::device(fd) else {
                 return pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pread(2).
@@ -281,9 +306,9 @@ macro_rules! pread_chk {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64, room: usize) -> isize {
-            match files::get(fd) {
+            match files::device(fd) {
                 // SAFETY: the caller's arguments.
-                Some(File::Device(_)) if len <= room => unsafe { pread64(fd, buf, len, offset) },
+                Some(_) if len <= room => unsafe { pread64(fd, buf, len, offset) },
                 // A buffer that is too small ends the program, as it should.
                 _ => pass!($string as unsafe extern "C" fn(c_int, *mut c_void, usize, i64, usize) -> isize, fd, buf, len, offset, room),
             }
@@ -296,7 +321,7 @@ macro_rules! pwrite {
     ($($name:ident $string:literal)*) => {$(
         #[no_mangle]
         unsafe extern "C" fn $name(fd: c_int, buf: *const c_void, len: usize, offset: i64) -> isize {
-            let Some(File::Device(device)) = files::get(fd) else {
+            let Some(device) = files::device(fd) else {
                 return pass!($string as unsafe extern "C" fn(c_int, *const c_void, usize, i64) -> isize, fd, buf, len, offset);
             };
             // SAFETY: the caller's, for pwrite(2).
@@ -320,6 +345,11 @@ unsafe extern "C" fn read(fd: c_int, buf: *mut c_void, len: usize) -> isize {
             // SAFETY: the caller's, for read(2).
             let to = unsafe { destination(buf, len) };
             count(watch::data("read", data.read(to)))
+        }
+        Some(File::State(state)) => {
+            // SAFETY: the caller's, for read(2).
+            let to = unsafe { destination(buf, len) };
+            count(watch::data("read", state.read(to)))
         }
         Some(_) => fail(Errno::EINVAL) as isize,
     }
@@ -353,6 +383,11 @@ unsafe extern "C" fn write(fd: c_int, buf: *const c_void, len: usize) -> isize {
             // SAFETY: the caller's, for write(2).
             let from = unsafe { source(buf, len) };
             count(watch::data("write", data.write(from)))
+        }
+        Some(File::State(state)) => {
+            // SAFETY: the caller's, for write(2).
+            let from = unsafe { source(buf, len) };
+            count(watch::data("write", state.write(from)))
         }
         Some(_) => fail(Errno::EINVAL) as isize,
     }

@@ -2,35 +2,15 @@
 //! What is traced of the program's ioctls, and what a test makes of them.
 
 use std::fmt;
-use std::io::{IoSlice, IoSliceMut};
 
 use adapter_user::device_log::uapi as log;
 use adapter_user::uapi;
 use adapter_user::{Errno, Error};
-use nix::sys::uio::{process_vm_readv, process_vm_writev, RemoteIoVec};
-use nix::unistd::Pid;
 
+use crate::container::Held;
 use crate::faults::{failure, is_lost, Report};
-use crate::files::Held;
 use crate::trace::trace;
-
-/// Reads `N` words of 64 bits of the program at `addr`, zero where there is no memory.
-fn words<const N: usize>(addr: u64) -> [u64; N] {
-    let bytes = read(addr, 8 * N).unwrap_or_default();
-    let mut words = [0; N];
-    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-    }
-    words
-}
-
-fn read(addr: u64, len: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; len];
-    let base = addr as usize;
-    let remote = [RemoteIoVec { base, len }];
-    let done = process_vm_readv(Pid::this(), &mut [IoSliceMut::new(&mut bytes)], &remote);
-    (done == Ok(len)).then_some(bytes)
-}
+use crate::user::{self, words};
 
 /// A bitmap that an ioctl is to answer with.
 struct Bitmap {
@@ -43,7 +23,7 @@ impl Bitmap {
     /// How many pages the answer says are dirty; none if they are to be lost, which the
     /// program's bitmap says too from now on.
     fn dirty(&self) -> u64 {
-        let Some(mut bytes) = read(self.addr, self.bytes as usize) else {
+        let Ok(mut bytes) = user::bytes(self.addr, self.bytes as usize) else {
             return 0;
         };
         let dirty = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
@@ -51,9 +31,7 @@ impl Bitmap {
             return dirty;
         }
         bytes.fill(0);
-        let (base, len) = (self.addr as usize, bytes.len());
-        let remote = [RemoteIoVec { base, len }];
-        let lost = process_vm_writev(Pid::this(), &[IoSlice::new(&bytes)], &remote);
+        let lost = user::write(self.addr, &bytes);
         trace!("lost dirty={dirty} {lost:?}");
         0
     }
@@ -97,16 +75,13 @@ pub(crate) fn container(
     arg: u64,
     call: impl FnOnce() -> Result<u32, Error>,
 ) -> Result<i32, Errno> {
-    let call = || call().map(|value| value as i32).map_err(Error::errno);
+    let call = || held.ioctl(nr, arg, call);
     let flags = || (words::<1>(arg)[0] >> 32) as u32;
     match nr {
         uapi::VFIO_IOMMU_MAP_DMA => {
-            let [_, vaddr, iova, size] = words(arg);
+            let [_, _vaddr, iova, size] = words(arg);
             let flags = flags();
             let result = run("map", call);
-            if result.is_ok() {
-                held.mappings.insert(iova, size, vaddr);
-            }
             trace!(
                 "map iova={iova:#x} size={size:#x} flags={flags} {}",
                 Shown(&result)
@@ -118,9 +93,6 @@ pub(crate) fn container(
             let flags = flags();
             let with_bitmap = flags & uapi::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0;
             let result = run("unmap", call);
-            if result.is_ok() {
-                held.mappings.remove(iova, size);
-            }
             if with_bitmap && result.is_ok() {
                 let [_pgsize, bytes, addr] = words(arg.wrapping_add(24));
                 let report = Report::Unmap;

@@ -2,23 +2,39 @@
 //! Which groups and devices there are, as the environment says.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use adapter_user::emulated::{DeviceFile, DeviceGroup, Features, MigrationVersion, Settings};
-use adapter_user::{Group, GroupId, IommuSpec};
+use adapter_user::emulated::{
+    DeviceGroup, Dma, Features, GroupFile, Irqs, MigrationVersion, Settings,
+};
+use adapter_user::{Errno, Group, GroupId, IommuSpec};
+use vfio_engine::Engine;
 
-use crate::control;
-use crate::engine::Engine;
-use crate::mappings::Mappings;
+use crate::container::Held;
+use crate::control::{self, Driven};
+use crate::remote::{Opening, Remote};
+use crate::trace;
 
-/// The mappings of the container that a group is in.
-type Place = Arc<Mutex<Weak<Mappings>>>;
+/// The container that a group is in.
+type Place = Arc<Mutex<Weak<Held>>>;
 
 struct World {
     groups: BTreeMap<u64, (Arc<DeviceGroup>, Place)>,
+    /// The devices in other processes, by group and name.
+    elsewhere: BTreeMap<(u64, String), Elsewhere>,
+    /// Whether the program is to find the devices' own logs.
+    own_log: bool,
 }
 
-static OPENED: Mutex<Vec<Weak<DeviceFile>>> = Mutex::new(Vec::new());
+/// A device in another process.
+struct Elsewhere {
+    socket: PathBuf,
+    /// The device's file, while it is open.
+    open: Mutex<Weak<Remote>>,
+}
+
+static OPENED: Mutex<Vec<Weak<dyn Driven>>> = Mutex::new(Vec::new());
 
 /// Returns group `number`, if there is one. Without a valid environment there is none, and
 /// standard error says why.
@@ -27,24 +43,63 @@ pub(crate) fn group(number: u64) -> Option<Arc<DeviceGroup>> {
     Some(Arc::clone(group))
 }
 
-/// A group is about to join the container that has these mappings.
-pub(crate) fn set_mappings(number: u64, mappings: &Arc<Mappings>) {
+/// A group is about to join this container.
+pub(crate) fn set_container(number: u64, held: &Arc<Held>) {
     let place = world().and_then(|world| world.groups.get(&number));
     if let Some((_, place)) = place {
-        *place.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(mappings);
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(held);
     }
 }
 
+/// Opens the device `name` of a group if it is in another process. A device that is open gets
+/// another handle.
+pub(crate) fn open_elsewhere(
+    number: u64,
+    name: &str,
+    file: &Arc<GroupFile>,
+) -> Option<Result<Arc<Remote>, Errno>> {
+    let world = world()?;
+    let elsewhere = world.elsewhere.get(&(number, name.to_owned()))?;
+    let mut open = elsewhere
+        .open
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if let Some(remote) = open.upgrade() {
+        return Some(Ok(remote));
+    }
+    let connect = || {
+        let (_, place) = world.groups.get(&number).ok_or(Errno::ENODEV)?;
+        let held = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.upgrade().ok_or(Errno::EINVAL)?;
+        let remote = Arc::new(Remote::open(Opening {
+            name,
+            socket: &elsewhere.socket,
+            container: &held.container,
+            mappings: &held.mappings,
+            group: GroupId(number),
+            file: Arc::clone(file),
+            shows_log: world.own_log,
+        })?);
+        held.attach(&remote)?;
+        Ok(remote)
+    };
+    let remote = connect();
+    if let Ok(remote) = &remote {
+        *open = Arc::downgrade(remote);
+    }
+    Some(remote)
+}
+
 /// A device was opened: a test may drive it.
-pub(crate) fn opened(device: &Arc<DeviceFile>) {
+pub(crate) fn opened(device: Weak<dyn Driven>) {
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     opened.retain(|device| device.strong_count() != 0);
-    opened.push(Arc::downgrade(device));
+    opened.push(device);
     drop(opened);
     control::listen(open_devices);
 }
 
-fn open_devices() -> Vec<Arc<DeviceFile>> {
+fn open_devices() -> Vec<Arc<dyn Driven>> {
     let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     opened.iter().filter_map(Weak::upgrade).collect()
 }
@@ -86,37 +141,61 @@ fn make(variable: impl Fn(&str) -> Option<String>) -> Result<World, String> {
         }
     };
     let mut groups: BTreeMap<u64, (DeviceGroup, Place)> = BTreeMap::new();
+    let mut elsewhere = BTreeMap::new();
     let devices = variable("VFIO_PRELOAD_DEVICES", "42:dev0");
     for device in devices.split(',') {
-        let split = device.split_once(':');
-        let split = split.and_then(|(number, name)| Some((number.parse().ok()?, name)));
-        let (number, name): (u64, &str) = split.ok_or_else(|| {
-            format!("VFIO_PRELOAD_DEVICES has {device:?}: say GROUP:NAME, as 42:dev0")
+        let (number, name, socket) = split(device).ok_or_else(|| {
+            format!(
+                "VFIO_PRELOAD_DEVICES has {device:?}: say GROUP:NAME, as 42:dev0, or \
+                 GROUP:NAME=vfio-user:SOCKET"
+            )
         })?;
         let (of_number, place) = groups.remove(&number).unwrap_or_else(|| {
             let place: Place = Arc::new(Mutex::new(Weak::new()));
             (DeviceGroup::new(group(GroupId(number))), place)
         });
-        let mappings = Arc::clone(&place);
-        let make = move |dma, _| {
-            let mappings = Arc::clone(&mappings);
-            Engine::new(
-                dma,
-                Box::new(move || {
-                    mappings
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .upgrade()
-                }),
-            )
+        let of_number = match socket {
+            None => of_number.with_device(name, settings, engine(&place)),
+            Some(socket) => {
+                let (socket, open) = (socket.into(), Mutex::new(Weak::new()));
+                let device = Elsewhere { socket, open };
+                elsewhere.insert((number, name.to_owned()), device);
+                of_number
+            }
         };
-        groups.insert(number, (of_number.with_device(name, settings, make), place));
+        groups.insert(number, (of_number, place));
     }
     let groups = groups.into_iter();
     let groups = groups.map(|(number, (group, place))| (number, (Arc::new(group), place)));
     Ok(World {
         groups: groups.collect(),
+        elsewhere,
+        own_log,
     })
+}
+
+/// Splits `GROUP:NAME` or `GROUP:NAME=vfio-user:SOCKET`.
+fn split(device: &str) -> Option<(u64, &str, Option<&str>)> {
+    let (number, name) = device.split_once(':')?;
+    let (name, socket) = match name.split_once('=') {
+        Some((name, socket)) => (name, Some(socket.strip_prefix("vfio-user:")?)),
+        None => (name, None),
+    };
+    Some((number.parse().ok()?, name, socket))
+}
+
+/// What makes the sample device of a group.
+fn engine(place: &Place) -> impl Fn(Dma, Irqs) -> Engine {
+    let place = Arc::clone(place);
+    move |dma, _| {
+        let place = Arc::clone(&place);
+        let write_unmarked = move |iova, data: &[u8]| {
+            let held = place.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = held.upgrade().ok_or("the device is in no container")?;
+            held.mappings.write_unmarked(iova, data)
+        };
+        Engine::new(dma, Box::new(write_unmarked), trace::line)
+    }
 }
 
 /// `none`, `v1`, or `v2` with any of `+precopy` and `+p2p`.

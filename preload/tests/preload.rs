@@ -2,39 +2,16 @@
 //! A program with the library preloaded: this one. Each test starts itself again with
 //! LD_PRELOAD, and there runs the part that it is for.
 
-use std::ffi::{c_ulong, CString};
+mod support;
+
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::thread;
 
-const API_VERSION: c_ulong = 0x3b64;
-const SET_IOMMU: c_ulong = 0x3b66;
-const SET_CONTAINER: c_ulong = 0x3b68;
-const GET_DEVICE_FD: c_ulong = 0x3b6a;
-
-/// The library, which cargo has built for this test.
-fn library() -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    let folders = program.ancestors().skip(1).take(2);
-    let names = folders.map(|folder| folder.join("libvfio_preload.so"));
-    names
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("libvfio_preload.so")
-}
-
-/// Runs test `name` of this program with the library, which calls `part`.
-fn preloaded(name: &str, variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env("LD_PRELOAD", library()).env("PRELOADED", "1");
-    command.envs(variables.iter().copied());
-    command.output().unwrap()
-}
+use support::{device, ioctl, open, preloaded, API_VERSION};
 
 /// Runs `part` in a process that has the library.
 fn with_library(name: &str, part: fn()) {
@@ -49,33 +26,6 @@ fn with_library(name: &str, part: fn()) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-fn open(path: &str) -> std::io::Result<File> {
-    File::options().read(true).write(true).open(path)
-}
-
-fn ioctl(fd: RawFd, nr: c_ulong, arg: c_ulong) -> Result<i32, i32> {
-    // SAFETY: each `arg` of this file is what the ioctl takes.
-    match unsafe { libc::ioctl(fd, nr, arg) } {
-        done if done < 0 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
-        done => Ok(done),
-    }
-}
-
-/// Opens the sample device: its container, its group and itself.
-fn device() -> (File, File, OwnedFd) {
-    let (container, group) = (
-        open("/dev/vfio/vfio").unwrap(),
-        open("/dev/vfio/42").unwrap(),
-    );
-    let mut fd = container.as_raw_fd();
-    ioctl(group.as_raw_fd(), SET_CONTAINER, &raw mut fd as c_ulong).unwrap();
-    ioctl(container.as_raw_fd(), SET_IOMMU, 3).unwrap();
-    let name = CString::new("dev0").unwrap();
-    let fd = ioctl(group.as_raw_fd(), GET_DEVICE_FD, name.as_ptr() as c_ulong).unwrap();
-    // SAFETY: the descriptor is new, and nobody else has it.
-    (container, group, unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The PCI IDs, by pread of the configuration space.
@@ -236,6 +186,7 @@ fn a_wrong_variable_is_named() {
     }
     for (name, value) in [
         ("VFIO_PRELOAD_DEVICES", "dev0"),
+        ("VFIO_PRELOAD_DEVICES", "42:dev0=/tmp/socket"),
         ("VFIO_PRELOAD_TRACKING", "both"),
         ("VFIO_PRELOAD_MIGRATION", "v2+later"),
         ("VFIO_PRELOAD_GROUP", "real"),

@@ -130,22 +130,6 @@ fn types_and_unknown_commands() {
     assert_eq!(to_client(&message(11, &[0xff; 16])), open(&[7]));
 }
 
-/// The seeds of the fuzz target.
-#[test]
-fn seeds() {
-    let folder = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../fuzz/corpus/vfio_user_bytes"
-    );
-    let mut seeds = 0;
-    for file in std::fs::read_dir(folder).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        hostile::both(&bytes);
-        seeds += 1;
-    }
-    assert!(seeds > 0);
-}
-
 /// A message that is likely to be taken: a known command, and fields with a meaning.
 fn likely() -> impl Strategy<Value = Vec<u8>> {
     let field = prop_oneof![

@@ -237,12 +237,10 @@ fn calls(container: &mut Container<HostMemory>, words: &mut [u64]) -> Result<(),
 /// Everything a host can do with a container.
 #[no_mangle]
 pub extern "C" fn container_calls() -> i32 {
-    let options = Options {
-        bitmap_budget: Some(word()),
-        skip_read_only: word() != 0,
-        iommu_dirty_tracking: word() != 0,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bitmap_budget = Some(word());
+    options.skip_read_only = word() != 0;
+    options.iommu_dirty_tracking = word() != 0;
     let mut container = Container::new(HostMemory, options);
     let result = calls(&mut container, &mut [word(); 16]);
     container.close(&mut Anybody);

@@ -8,8 +8,10 @@ use dirty_core::Errno;
 
 use super::resident::PAGE_SHIFT;
 
-/// What the simulated IOMMU behind a group can do.
+/// What the simulated IOMMU behind a group can do. Start with the default and set fields:
+/// there may be more of them in a later version.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IommuSpec {
     /// The page sizes that it maps: bit k stands for 2^k bytes.
     pub pgsize_bitmap: u64,

@@ -246,12 +246,26 @@ impl DirtyBits {
     /// ignored.
     ///
     /// It takes in a log that ends between two takes, such as KVM's of a slot that
-    /// is about to be deleted.
+    /// is about to be deleted. KVM's log has pages of the host's size:
+    /// [`normalise`](crate::normalise) gives bits of this size.
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracking`] as [`mark`](DirtyBits::mark).
+    /// In this order; nothing is marked then:
+    ///
+    /// - [`Error::BitmapSize`] unless `words` has as many words as the pages need: the
+    ///   bits are of other memory, or of another page size.
+    /// - [`Error::NotTracking`] as [`mark`](DirtyBits::mark).
     pub fn mark_bitmap(&self, words: &[u64]) -> Result<(), Error> {
+        match words.len() as u64 == self.npages().div_ceil(64) {
+            true => self.mark_words(words),
+            false => Err(Error::BitmapSize),
+        }
+    }
+
+    /// As [`mark_bitmap`](DirtyBits::mark_bitmap), for the first pages only if there are
+    /// fewer words.
+    pub(crate) fn mark_words(&self, words: &[u64]) -> Result<(), Error> {
         if self.is_off() {
             return Ok(());
         }

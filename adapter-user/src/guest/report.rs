@@ -8,6 +8,7 @@ use dirty_core::{normalise, Error, Extent, PageSize};
 use super::pages::{Range, SlotInfo, SlotPages};
 use super::slots::State;
 use crate::error::TrackError;
+use crate::host_page::host_page;
 
 /// The dirty pages of a guest: a bitmap for each slot.
 ///
@@ -94,7 +95,7 @@ impl Report {
     pub(super) fn give_back(self) {
         for SlotPages { slot, words } in self.slots {
             // The bits of a slot that was just removed keep the marks.
-            let _ = slot.bits.mark_bitmap(&words);
+            let _ = slot.bits.mark_words(&words);
         }
     }
 
@@ -126,24 +127,36 @@ impl Report {
     }
 
     /// ORs a slot's bitmap as KVM_GET_DIRTY_LOG returns it: bit k % 64 of word
-    /// k / 64 is the k-th page of 4 KiB of the slot. Bits beyond the slot's last
-    /// page are ignored, as KVM pads its bitmap.
+    /// k / 64 is the k-th page of the slot, in pages of the host's size. Bits beyond
+    /// the slot's last page are ignored, as KVM pads its bitmap. For bits of another
+    /// page size there is [`or_bitmap`](Report::or_bitmap).
     ///
     /// # Errors
     ///
     /// In this order; nothing changes then:
     ///
     /// - [`TrackError::UnknownSlot`].
-    /// - [`Error::BitmapSize`] if `words` is too short for the slot: it says
-    ///   nothing about the rest.
+    /// - [`Error::BitmapSize`] unless `words` has as many words as the slot's pages
+    ///   need: the bits are of another slot, or of another page size.
+    /// - [`Error::Misaligned`] if the slot's address is not a multiple of the host's
+    ///   page size.
     pub fn or_slot(&mut self, id: u32, words: &[u64]) -> Result<(), TrackError> {
+        self.or_slot_in(host_page(), id, words)
+    }
+
+    /// As `or_slot`, on a host with pages of this size.
+    fn or_slot_in(&mut self, pgsize: PageSize, id: u32, words: &[u64]) -> Result<(), TrackError> {
         let at = self.at(id)?;
         let pages = &mut self.slots[at];
+        let npages = pages.slot.size.div_ceil(pgsize.bytes());
+        if words.len() as u64 != npages.div_ceil(64) {
+            return Err(Error::BitmapSize.into());
+        }
         let log = Extent {
             bit: 0,
             iova: pages.slot.gpa,
-            npages: pages.slot.size.div_ceil(4096),
-            pgsize: crate::dirty_bits::BASE_PAGE,
+            npages,
+            pgsize,
         };
         pages.or(words, log)
     }
@@ -200,8 +213,8 @@ impl Report {
         }
     }
 
-    /// ORs entries of KVM's dirty ring: a slot's number, and the index of a page of
-    /// 4 KiB in the slot. Reset the ring only after this call.
+    /// ORs entries of KVM's dirty ring: a slot's number, and the index of a page in
+    /// the slot, in pages of the host's size. Reset the ring only after this call.
     ///
     /// # Errors
     ///
@@ -213,16 +226,26 @@ impl Report {
         &mut self,
         entries: impl IntoIterator<Item = (u32, u64)>,
     ) -> Result<(), TrackError> {
+        self.or_ring_in(host_page(), entries)
+    }
+
+    /// As `or_ring`, on a host with pages of this size.
+    fn or_ring_in(
+        &mut self,
+        pgsize: PageSize,
+        entries: impl IntoIterator<Item = (u32, u64)>,
+    ) -> Result<(), TrackError> {
         let mut result = Ok(());
         for (id, page) in entries {
             let entry = self.at(id).and_then(|at| {
                 let pages = &mut self.slots[at];
-                let addr = page.saturating_mul(4096);
+                let addr = page.saturating_mul(pgsize.bytes());
                 if addr >= pages.slot.size {
                     let addr = pages.slot.gpa.saturating_add(addr);
                     return Err(TrackError::Unmapped { addr });
                 }
-                pages.set(addr, (addr + 4095).min(pages.slot.size - 1));
+                let last = addr | (pgsize.bytes() - 1);
+                pages.set(addr, last.min(pages.slot.size - 1));
                 Ok(())
             });
             result = result.and(entry);
@@ -427,6 +450,63 @@ impl Covered {
         match self.missing {
             0 => Ok(()),
             _ => Err(TrackError::Unmapped { addr }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::Tracker;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A slot of 1 MiB and 20 KiB at 4 MiB, whose last page of the host is cut off.
+    fn report() -> Report {
+        let tracker = Tracker::new(None);
+        tracker.add_slot(1, 4 * MIB, None, MIB + 0x5000).unwrap();
+        tracker.report()
+    }
+
+    fn ranges(report: &Report) -> Vec<(u64, u64)> {
+        let ranges = report.ranges(4096).unwrap();
+        ranges
+            .map(|range| (range.gpa - 4 * MIB, range.size))
+            .collect()
+    }
+
+    /// KVM counts in pages of the host: of 4, 16 and 64 KiB.
+    #[test]
+    fn kvm_s_log_has_pages_of_the_host() {
+        for size in [4096u64, 16384, 65536] {
+            let host = PageSize::new(size).unwrap();
+            let words = (MIB + 0x5000).div_ceil(size).div_ceil(64) as usize;
+            let mut log = vec![0; words];
+            log[0] = 1 << 2;
+            let last = (MIB + 0x5000 - 1) / size;
+            log[(last / 64) as usize] |= 1 << (last % 64);
+            let mut by_log = report();
+            by_log.or_slot_in(host, 1, &log).unwrap();
+            let expected = [(2 * size, size), (last * size, MIB + 0x5000 - last * size)];
+            assert_eq!(ranges(&by_log), expected);
+
+            let mut by_ring = report();
+            by_ring.or_ring_in(host, [(1, 2), (1, last)]).unwrap();
+            assert_eq!(ranges(&by_ring), expected);
+            let beyond = by_ring.or_ring_in(host, [(1, last + 1)]);
+            assert!(matches!(beyond, Err(TrackError::Unmapped { .. })));
+        }
+    }
+
+    /// Bits of 4 KiB on a host of 64 KiB, and the reverse, are refused and not misread.
+    #[test]
+    fn a_log_of_another_page_size_is_refused() {
+        let words = |size: u64| vec![0; (MIB + 0x5000).div_ceil(size).div_ceil(64) as usize];
+        for (host, log) in [(4096, 65536), (65536, 4096), (16384, 4096), (4096, 16384)] {
+            let host = PageSize::new(host).unwrap();
+            let refused = report().or_slot_in(host, 1, &words(log));
+            assert_eq!(refused, Err(Error::BitmapSize.into()));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::error::TrackError;
 
 /// A piece of guest memory that is contiguous in guest-physical addresses.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Slot {
     /// The slot's number: the one that KVM has for it, if KVM is a source.
     pub id: u32,
@@ -26,6 +27,18 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// A slot of `size` bytes from `gpa` on, whose address in this process is not known.
+    #[must_use]
+    pub fn new(id: u32, gpa: u64, size: u64, bits: DirtyBits) -> Self {
+        Slot {
+            id,
+            gpa,
+            host: None,
+            size,
+            bits,
+        }
+    }
+
     /// The last guest-physical address.
     pub(super) fn last(&self) -> u64 {
         self.gpa + (self.size - 1)

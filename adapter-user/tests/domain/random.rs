@@ -157,10 +157,9 @@ impl World {
             })
         });
         let container = with_container.then(|| {
-            container_with(Options {
-                dma_entry_limit: MAPPINGS as u32,
-                ..Options::default()
-            })
+            let mut options = Options::default();
+            options.dma_entry_limit = MAPPINGS as u32;
+            container_with(options)
         });
         let domain = domain(&tracker, log.as_ref(), container.as_ref());
         if let Some(log) = &log {

@@ -156,10 +156,9 @@ fn a_page_size_other_than_the_hosts_is_refused() {
             Group::emulated(GROUP),
             Group::iommu(GroupId(2), IommuSpec::default()),
         ] {
-            let container = Container::new(Options {
-                page_size: PageSize::new(size).expect("a power of two"),
-                ..Options::default()
-            });
+            let mut options = Options::default();
+            options.page_size = PageSize::new(size).expect("a power of two");
+            let container = Container::new(options);
             container.add_group(group).expect("group");
             let set = container.set_iommu(IommuType::Type1v2);
             assert_eq!(set, Err(Error::WrongPageSize), "{size}");

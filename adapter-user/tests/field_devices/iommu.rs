@@ -9,11 +9,9 @@ use super::{memory, GROUP, PAGE, RW};
 #[test]
 fn the_last_page_can_be_mapped_again() {
     let container = Container::new(Options::default());
-    let spec = IommuSpec {
-        aperture: (0, u64::MAX),
-        reserved: vec![],
-        ..IommuSpec::default()
-    };
+    let mut spec = IommuSpec::default();
+    spec.aperture = (0, u64::MAX);
+    spec.reserved = vec![];
     let group = Group::iommu(GROUP, spec);
     container.add_group(group).expect("group");
     container.set_iommu(IommuType::Type1v2).expect("type1v2");
@@ -59,13 +57,12 @@ fn odd_specs_do_not_panic() {
             for reserved in &reserved {
                 for emulated_too in [false, true] {
                     let container = Container::new(Options::default());
-                    let spec = IommuSpec {
-                        pgsize_bitmap,
-                        aperture,
-                        reserved: reserved.clone(),
-                        coherent: false,
-                        isolated_msi: true,
-                    };
+                    let mut spec = IommuSpec::default();
+                    spec.pgsize_bitmap = pgsize_bitmap;
+                    spec.aperture = aperture;
+                    spec.reserved = reserved.clone();
+                    spec.coherent = false;
+                    spec.isolated_msi = true;
                     if emulated_too {
                         let group = Group::emulated(GroupId(2));
                         container.add_group(group).expect("group");

@@ -412,15 +412,7 @@ fn dropping_the_tracker_drops_all() {
     // The view is still usable, and the bits are free.
     view.map(0, page(0), PAGE).unwrap();
     let other = Tracker::new(None);
-    other
-        .add(Slot {
-            id: 0,
-            gpa: 0,
-            host: None,
-            size: bits.len(),
-            bits,
-        })
-        .unwrap();
+    other.add(Slot::new(0, 0, bits.len(), bits)).unwrap();
     let cause = other.add_log("log", &view, 0, Log::default()).unwrap_err();
     assert_eq!(cause, TrackError::OtherTracker);
 }

@@ -36,8 +36,10 @@ use crate::type1::groups::Group;
 use crate::type1::iova::Ranges;
 use crate::uapi::{self, VFIO_DMA_CC_IOMMU, VFIO_TYPE1_IOMMU, VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR};
 
-/// What is chosen when a container is created.
+/// What is chosen when a container is created. Start with the default and set fields: there
+/// may be more of them in a later version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// The CPU's page size, which is what a pin covers. 4096 by default.
     pub page_size: PageSize,

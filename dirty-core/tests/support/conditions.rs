@@ -42,10 +42,8 @@ pub(crate) enum But {
 
 /// A container with an IOMMU group and one mapping, under the condition `but`.
 pub(crate) fn prepare(kind: u64, but: But) -> Rig {
-    let options = Options {
-        dma_entry_limit: if but == But::Full { 1 } else { 2 },
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.dma_entry_limit = if but == But::Full { 1 } else { 2 };
     let spec = Spec {
         reserved: vec![(RESERVED, RESERVED + PAGE - 1)],
         ..Spec::pages(PAGE)

@@ -78,13 +78,11 @@ impl Run {
     }
 
     fn slot(&self, memory: usize, place: u64) -> Slot {
-        Slot {
-            id: memory as u32,
-            gpa: place * PLACE * PAGE,
-            host: Some((memory as u64 + 1) << 40),
-            size: self.world.pages[memory] * PAGE,
-            bits: self.bits[memory].clone(),
-        }
+        let (id, gpa) = (memory as u32, place * PLACE * PAGE);
+        let size = self.world.pages[memory] * PAGE;
+        let mut slot = Slot::new(id, gpa, size, self.bits[memory].clone());
+        slot.host = Some((memory as u64 + 1) << 40);
+        slot
     }
 
     fn step(&mut self, op: Op) -> Result<(), String> {

@@ -8,6 +8,8 @@
 //   viommu  drive the engine through a VT-d IOMMU that maps and unmaps all the time
 //   zero    zero page table entries when they are unmapped, and not only their R and W
 //   stream  the engine also writes by itself
+//   nopin   the engine pins nothing: it reaches memory by messages, which cannot be pinned
+//   background  the engine does commands in the background, and is polled
 //   cpu     do not drive the engine at all; the processor writes
 //
 // It prints "ok ROUND" for each round that finds its memory right, and "BAD" for ever after
@@ -137,6 +139,7 @@ static void pci_write(u32 bdf, u32 at, u32 value)
 }
 
 static u32 seed = 12345;
+static int pins_allowed = 1, background;
 
 static u32 any(void)
 {
@@ -164,6 +167,7 @@ static u32 any(void)
 enum { IOVA = 0x00, LENGTH = 0x08, COUNT = 0x0c, STRIDE = 0x10, VALUE = 0x14, COMMAND = 0x18,
        STATUS = 0x1c, RESULT = 0x20, SEQUENCE = 0x24, MAILBOX = 0x28 };
 enum { WRITE = 1, READ, PIN, WRITE_PINNED, UNPIN, SHORT_PIN, WRITE_UNMARKED, STREAM_ON, STREAM_OFF };
+#define BACKGROUND 0x100u
 
 static u32 bar;
 
@@ -178,7 +182,9 @@ static void command(u32 what, u32 iova, u32 length, u32 value)
     set(COUNT, 1);
     set(STRIDE, 0);
     set(VALUE, value);
-    set(COMMAND, what);
+    set(COMMAND, background ? what | BACKGROUND : what);
+    while (background && !reg(STATUS))
+        ;
     if (reg(STATUS) != 1)
         fail("command, iova, length", what, iova, length);
 }
@@ -208,7 +214,7 @@ static void use(u32 iova, u32 offset, u32 length)
             fail("read, iova, length", reg(RESULT), iova, length);
         return;
     case 1:
-        command(SHORT_PIN, iova, length, value);
+        command(pins_allowed ? SHORT_PIN : WRITE, iova, length, value);
         break;
     default:
         command(WRITE, iova, length, value);
@@ -225,7 +231,7 @@ static void drive(u32 turn)
     u32 offset = any() % (PAGES * PAGE - 8192) & ~3u;
     u32 length = 4 + any() % 8000 / (1 + any() % 64) / 4 * 4;
     u32 k = turn % 8;
-    if (any() % 8 == 0) {
+    if (any() % 8 == 0 && pins_allowed) {
         // A long pin. Its first one went 8 turns ago.
         if (pins[k].length)
             command(UNPIN, DMA + pins[k].offset, pins[k].length, 0);
@@ -320,7 +326,7 @@ static void drive_viommu(u32 turn)
     invalidate_page(iova);
     slots[slot] = page;
     u32 at = any() % PAGE & ~3u, length = 4 + any() % (PAGE - at) / 4 * 4;
-    if (any() % 4 == 0) {
+    if (any() % 4 == 0 && pins_allowed) {
         u32 value = any();
         command(PIN, iova + at, length, 0);
         command(WRITE_PINNED, iova + at, length, value);
@@ -379,6 +385,8 @@ static int has_word(const char *line, const char *name)
 static void work(const char *line)
 {
     int streams = has_word(line, "stream"), cpu = has_word(line, "cpu");
+    pins_allowed = !has_word(line, "nopin");
+    background = has_word(line, "background");
     if (!has_memory())
         fail("no memory", 0, 0, 0);
     out8(0x3f9, 0); // no interrupts of the serial port

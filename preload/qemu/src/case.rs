@@ -10,6 +10,17 @@ pub(crate) enum Tracking {
     Device,
 }
 
+/// Where the device is, and how QEMU reaches it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In QEMU's own process: the preloaded library has it.
+    Library,
+    /// In a server of vfio-user, whose client is the preloaded library.
+    Server,
+    /// In such a server. The client is QEMU's own, and nothing is preloaded.
+    Stock,
+}
+
 /// What happens in a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Story {
@@ -31,6 +42,11 @@ pub(crate) enum Story {
     Unplug,
     /// The engine writes a page and marks nothing.
     Unmarked,
+    /// The guest works, and nothing migrates.
+    Work,
+    /// The process with the device is killed while QEMU copies. The migration must fail, and
+    /// QEMU go on.
+    ServerDies,
 }
 
 /// What must come of a case.
@@ -41,6 +57,8 @@ pub(crate) enum Expected {
     Refused,
     /// The device has gone, and nothing of it is left.
     Gone,
+    /// The migration has failed.
+    Failed,
 }
 
 impl Expected {
@@ -50,6 +68,7 @@ impl Expected {
             Expected::Stale => "stale",
             Expected::Refused => "refused",
             Expected::Gone => "gone",
+            Expected::Failed => "failed",
         }
     }
 }
@@ -60,6 +79,7 @@ pub(crate) struct Case {
     pub(crate) quick: bool,
     pub(crate) from: Version,
     pub(crate) to: Version,
+    pub(crate) place: Place,
     pub(crate) tracking: Tracking,
     /// `VFIO_PRELOAD_MIGRATION`.
     pub(crate) migration: &'static str,
@@ -72,6 +92,8 @@ pub(crate) struct Case {
     pub(crate) lose: Option<&'static str>,
     /// Words for the guest. With "linux" first it runs in a Linux.
     pub(crate) guest: &'static str,
+    /// Whether guest memory is a file that is mapped shared.
+    pub(crate) shared: bool,
     /// More arguments of both QEMUs.
     pub(crate) arguments: &'static [&'static str],
     /// Capabilities of the migration, on both sides.
@@ -101,6 +123,7 @@ const fn case(name: &'static str) -> Case {
         quick: false,
         from: Version::V11,
         to: Version::V11,
+        place: Place::Library,
         tracking: Tracking::Container,
         migration: "v2",
         group: "emulated",
@@ -108,6 +131,7 @@ const fn case(name: &'static str) -> Case {
         memory: 32,
         lose: None,
         guest: "stream",
+        shared: false,
         arguments: &[],
         capabilities: &[],
         story: Story::Migrate,
@@ -115,6 +139,34 @@ const fn case(name: &'static str) -> Case {
     }
 }
 
+/// A device in another process, whose memory is a file that the server can map.
+const fn server(name: &'static str) -> Case {
+    Case {
+        place: Place::Server,
+        shared: true,
+        ..case(name)
+    }
+}
+
+/// QEMU's own client.
+const fn stock(name: &'static str) -> Case {
+    Case {
+        place: Place::Stock,
+        ..server(name)
+    }
+}
+
+/// The engine is plugged in here.
+const PORT: &[&str] = &[
+    "-global",
+    "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device",
+    "pcie-root-port,id=root0,slot=3,chassis=3",
+];
+const SANDBOX: &[&str] = &[
+    "-sandbox",
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+];
 const VTD: &[&str] = &["-device", "intel-iommu,caching-mode=on"];
 
 /// Every case.
@@ -168,6 +220,16 @@ pub(crate) const CASES: &[Case] = &[
         ..case("virtual IOMMU, bits of UNMAP lost")
     },
     Case {
+        quick: true,
+        ..server("vfio-user, container tracking")
+    },
+    Case {
+        quick: true,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, container tracking, unmarked")
+    },
+    Case {
         story: Story::Unmarked,
         expected: Expected::Stale,
         ..case("a write that marks nothing")
@@ -197,12 +259,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("multifd")
     },
     Case {
-        arguments: &[
-            "-object",
-            "memory-backend-memfd,id=m,size=32M,share=on",
-            "-machine",
-            "memory-backend=m",
-        ],
+        shared: true,
         ..case("memory of a memfd, shared")
     },
     Case {
@@ -219,10 +276,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("mem-lock=on")
     },
     Case {
-        arguments: &[
-            "-sandbox",
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        ],
+        arguments: SANDBOX,
         ..case("-sandbox on")
     },
     Case {
@@ -254,12 +308,7 @@ pub(crate) const CASES: &[Case] = &[
         ..case("memory plugged in before")
     },
     Case {
-        arguments: &[
-            "-global",
-            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-            "-device",
-            "pcie-root-port,id=root0,slot=3,chassis=3",
-        ],
+        arguments: PORT,
         story: Story::Unplug,
         expected: Expected::Gone,
         ..case("the device is unplugged")
@@ -316,5 +365,92 @@ pub(crate) const CASES: &[Case] = &[
         arguments: VTD,
         expected: Expected::Stale,
         ..case("virtual IOMMU, entries are zeroed (a bug of QEMU)")
+    },
+    Case {
+        tracking: Tracking::Device,
+        ..server("vfio-user, device log")
+    },
+    Case {
+        tracking: Tracking::Device,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, device log, unmarked")
+    },
+    Case {
+        story: Story::CancelAndAgain,
+        ..server("vfio-user, cancel, and again")
+    },
+    Case {
+        story: Story::CancelAndAgain,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, cancel, and again, unmarked")
+    },
+    Case {
+        guest: "viommu",
+        arguments: VTD,
+        ..server("vfio-user, virtual IOMMU")
+    },
+    Case {
+        guest: "viommu",
+        arguments: VTD,
+        lose: Some("device"),
+        expected: Expected::Stale,
+        ..server("vfio-user, virtual IOMMU, unmarked")
+    },
+    Case {
+        guest: "stream nopin",
+        shared: false,
+        ..server("vfio-user, DMA by messages")
+    },
+    Case {
+        guest: "stream nopin",
+        shared: false,
+        tracking: Tracking::Device,
+        ..server("vfio-user, DMA by messages, device log")
+    },
+    Case {
+        devices: 2,
+        ..server("vfio-user, two devices, P2P")
+    },
+    Case {
+        arguments: SANDBOX,
+        ..server("vfio-user, -sandbox on")
+    },
+    Case {
+        guest: "linux stream",
+        memory: 160,
+        ..server("vfio-user, a Linux guest")
+    },
+    Case {
+        arguments: PORT,
+        story: Story::Unplug,
+        expected: Expected::Gone,
+        ..server("vfio-user, the device is unplugged")
+    },
+    Case {
+        story: Story::ServerDies,
+        expected: Expected::Failed,
+        ..server("vfio-user, the server is killed")
+    },
+    Case {
+        story: Story::ServerDies,
+        tracking: Tracking::Device,
+        expected: Expected::Failed,
+        ..server("vfio-user, device log, the server is killed")
+    },
+    Case {
+        story: Story::Work,
+        ..stock("vfio-user-pci of QEMU, mapped DMA")
+    },
+    Case {
+        story: Story::Work,
+        guest: "nopin background",
+        shared: false,
+        ..stock("vfio-user-pci of QEMU, DMA by messages")
+    },
+    Case {
+        expected: Expected::Stale,
+        ..stock("vfio-user-pci of QEMU migrates (it loses writes)")
     },
 ];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Live migrations of stock QEMU with an emulated VFIO device.
+//! Live migrations of stock QEMU with an emulated VFIO device, in its process or in another.
 //!
 //! For each case a guest on one QEMU drives the device of `vfio-preload`, migrates to another
 //! QEMU while it works, and checks its own memory there. All guest memory of the two is
@@ -10,12 +10,15 @@ mod story; // runs a case
 
 mod check; // what the traces say
 mod drive; // drives the device
+mod launch; // what a QEMU is started with
 
 mod case; // the cases
 
 mod guest; // the guests
 
 mod qemu; // a QEMU that runs
+
+mod server; // a process that serves the device
 
 mod lines;
 mod qmp;
@@ -75,7 +78,8 @@ fn run(options: &Options) -> Result<bool> {
     let build = tempfile::tempdir()?;
     let places = Places {
         cache: here.join("cache"),
-        library: library()?,
+        library: beside("libvfio_preload.so", "vfio-preload")?,
+        server: beside("vfio-engine", "vfio-engine")?,
     };
     if options.print {
         return print(&places);
@@ -149,15 +153,15 @@ fn show(places: &Places, guests: &Guests, case: &Case, keep: bool) -> Result<boo
     Ok(wrong.is_empty())
 }
 
-/// The library beside this program.
-fn library() -> Result<PathBuf> {
+/// A file of a package, beside this program.
+fn beside(name: &str, package: &str) -> Result<PathBuf> {
     let program = std::env::current_exe()?;
-    let library = program.with_file_name("libvfio_preload.so");
-    match library.exists() {
-        true => Ok(library),
+    let file = program.with_file_name(name);
+    match file.exists() {
+        true => Ok(file),
         false => Err(format!(
-            "{} is not there: cargo build --release -p vfio-preload",
-            library.display()
+            "{} is not there: cargo build --release -p {package}",
+            file.display()
         )
         .into()),
     }

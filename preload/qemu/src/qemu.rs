@@ -11,6 +11,7 @@ use serde_json::{json, Value};
 
 use crate::lines::{Lines, PATIENCE};
 use crate::qmp::Qmp;
+use crate::server::Server;
 use crate::Result;
 
 /// A version of QEMU.
@@ -46,6 +47,8 @@ pub(crate) struct Places {
     pub(crate) cache: PathBuf,
     /// The preloaded library.
     pub(crate) library: PathBuf,
+    /// The program that serves the sample device.
+    pub(crate) server: PathBuf,
 }
 
 /// Fetches a QEMU unless the cache has it.
@@ -71,9 +74,9 @@ pub(crate) fn fetch_package(suite: &str, package: &str, folder: &Path) -> Result
     }
 }
 
-/// The command that runs a QEMU with the library, without its own arguments: by the dynamic
-/// linker and the libraries of its suite.
-pub(crate) fn command(places: &Places, version: Version) -> Result<Command> {
+/// The command that runs a QEMU, with the library if `preload`, without its own arguments: by
+/// the dynamic linker and the libraries of its suite.
+pub(crate) fn command(places: &Places, version: Version, preload: bool) -> Result<Command> {
     let root = places.cache.join(version.suite());
     let inside = |path: &str| root.join(path);
     let linkers = [
@@ -88,7 +91,9 @@ pub(crate) fn command(places: &Places, version: Version) -> Result<Command> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(linker);
     command.arg("--library-path").arg(libraries);
-    command.arg("--preload").arg(&places.library);
+    if preload {
+        command.arg("--preload").arg(&places.library);
+    }
     command.arg(inside("usr/bin/qemu-system-x86_64"));
     for data in ["usr/share/qemu", "usr/share/seabios"] {
         command.arg("-L").arg(inside(data));
@@ -118,6 +123,8 @@ pub(crate) struct Qemu {
     qmp: Qmp,
     control: Option<Lines>,
     ended: Option<ExitStatus>,
+    /// The process with its device.
+    pub(crate) server: Option<Server>,
 }
 
 impl Qemu {
@@ -160,6 +167,7 @@ impl Qemu {
             qmp,
             control: None,
             ended: None,
+            server: None,
         })
     }
 

@@ -2,15 +2,16 @@
 //! Runs a case.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{json, Value};
 
-use crate::case::{Case, Expected, Story, Tracking};
+use crate::case::{Case, Expected, Place, Story};
 use crate::check;
 use crate::drive::{engine, go_on, pause, ring};
 use crate::guest::Guests;
+use crate::launch::{arguments, devices, GROUP};
 use crate::qemu::{command, sysfs, Places, Qemu, Version};
+use crate::server::Server;
 use crate::Result;
 
 /// Bytes a second, at first: so slow that the guest works through several rounds of copies.
@@ -31,8 +32,6 @@ const DOWNTIME: u64 = 60_000;
 /// Where memory is plugged in, and its bytes.
 const PLUGGED: u64 = 4 << 30;
 const PLUGGED_SIZE: u64 = 128 << 20;
-/// The folder of sysfs that a device has.
-const GROUP: usize = 42;
 
 /// What came of a case.
 pub(crate) struct Seen {
@@ -56,8 +55,10 @@ pub(crate) fn run(places: &Places, guests: &Guests, case: &Case, folder: &Path) 
         case,
         folder,
     };
-    if case.story == Story::Unplug {
-        return run.unplug();
+    match case.story {
+        Story::Unplug => return run.unplug(),
+        Story::Work => return run.work(),
+        _ => {}
     }
     let destination = run.start(case.to, "destination", true);
     if let (Story::Refused(words), Err(error)) = (case.story, &destination) {
@@ -94,12 +95,16 @@ pub(crate) fn run(places: &Places, guests: &Guests, case: &Case, folder: &Path) 
             let pins = (size / 8192) as u32;
             engine(&mut source, 3, 32 << 20, pins, 0)?;
         }
-        Story::Migrate | Story::Unmarked | Story::PlugMemory | Story::Unplug => {}
+        Story::ServerDies => return run.server_dies(source, destination),
+        Story::Migrate | Story::Unmarked | Story::PlugMemory | Story::Unplug | Story::Work => {}
     }
     run.begin(&mut source)?;
     run.late(&mut source)?;
     let (memory, first, good) = run.arrive(&mut source, &mut destination)?;
-    let mut wrong = check::reports(case, &source);
+    let mut wrong = match case.place {
+        Place::Stock => Vec::new(), // there is no trace of answers
+        _ => check::reports(case, &source),
+    };
     let what = match (memory, good) {
         (0, true) => Expected::Same,
         (_, false) => Expected::Stale,
@@ -116,20 +121,42 @@ pub(crate) fn run(places: &Places, guests: &Guests, case: &Case, folder: &Path) 
         ));
     }
     for qemu in [&mut source, &mut destination] {
-        qemu.quit()?;
-        wrong.extend(check::left(qemu));
+        run.end(qemu, &mut wrong)?;
     }
     Ok(Seen { what, wrong })
 }
 
 impl Run<'_> {
     fn start(&self, version: Version, name: &str, incoming: bool) -> Result<Qemu> {
-        let mut command = command(self.places, version)?;
-        arguments(&mut command, self.case, self.folder, self.guests)?;
+        let preload = self.case.place != Place::Stock;
+        let mut command = command(self.places, version, preload)?;
+        let socket = self.folder.join(format!("{name}.device"));
+        let server = match self.case.place {
+            Place::Library => None,
+            Place::Server | Place::Stock => {
+                let said = self.folder.join(format!("{name}.server"));
+                Some(Server::start(&self.places.server, &socket, &said)?)
+            }
+        };
+        arguments(&mut command, self.case, self.guests)?;
+        devices(&mut command, self.case, self.folder, &socket)?;
         if incoming {
             command.args(["-S", "-incoming", "defer"]);
+        } else if self.case.story == Story::Unplug {
+            command.arg("-S");
         }
-        Qemu::start(command, self.folder, name)
+        let mut qemu = Qemu::start(command, self.folder, name)?;
+        qemu.server = server;
+        Ok(qemu)
+    }
+
+    /// Ends a QEMU, and looks for what it leaves.
+    fn end(&self, qemu: &mut Qemu, wrong: &mut Vec<String>) -> Result<()> {
+        qemu.quit()?;
+        if self.case.place != Place::Stock {
+            wrong.extend(check::left(qemu));
+        }
+        Ok(())
     }
 
     fn socket(&self) -> String {
@@ -348,10 +375,7 @@ impl Run<'_> {
 
     /// Plugs the device in and out while no guest runs, so that none has to let it go.
     fn unplug(&self) -> Result<Seen> {
-        let mut command = command(self.places, self.case.from)?;
-        arguments(&mut command, self.case, self.folder, self.guests)?;
-        command.arg("-S");
-        let mut qemu = Qemu::start(command, self.folder, "source")?;
+        let mut qemu = self.start(self.case.from, "source", false)?;
         let place = sysfs(self.folder, GROUP, "dev0")?;
         let device = json!({
             "driver": "vfio-pci", "id": "dev0", "bus": "root0", "sysfsdev": place, "enable-migration": "on",
@@ -359,6 +383,8 @@ impl Run<'_> {
         let mut wrong = Vec::new();
         for round in 1..=3 {
             qemu.run("device_add", device.clone())?;
+            // Memory and bus master, in the command register.
+            qemu.control("set dev0 0x70000000004 6")?;
             ring(&mut qemu, 3, 0x80_0000, 8, 0)?; // pins
             qemu.run("device_del", json!({"id": "dev0"}))?;
             qemu.wait("end of the device", |qemu| {
@@ -374,6 +400,42 @@ impl Run<'_> {
         wrong.extend(check::left(&qemu));
         Ok(Seen {
             what: Expected::Gone,
+            wrong,
+        })
+    }
+
+    /// Lets the guest work, which checks its memory.
+    fn work(&self) -> Result<Seen> {
+        let mut qemu = self.start(self.case.from, "source", false)?;
+        let good = qemu.wait_rounds(5)?;
+        let mut wrong = Vec::new();
+        if !good {
+            wrong.push(format!("the guest says: {}", qemu.text("serial")));
+        }
+        self.end(&mut qemu, &mut wrong)?;
+        Ok(Seen {
+            what: if good {
+                Expected::Same
+            } else {
+                Expected::Stale
+            },
+            wrong,
+        })
+    }
+
+    fn server_dies(&self, mut source: Qemu, mut destination: Qemu) -> Result<Seen> {
+        self.begin(&mut source)?;
+        let server = source.server.as_mut().ok_or("there is no server")?;
+        server.kill()?;
+        // The last report fails at the latest, or the change of the device's state.
+        self.limits(&mut source, FAST, DOWNTIME, FAST)?;
+        self.ended(&mut source, "failed")?;
+        destination.wait_end_or_quit()?;
+        source.wait_status("running")?;
+        let mut wrong = Vec::new();
+        self.end(&mut source, &mut wrong)?;
+        Ok(Seen {
+            what: Expected::Failed,
             wrong,
         })
     }
@@ -398,8 +460,7 @@ impl Run<'_> {
             wrong.push("the guest is wrong then".into());
         }
         for qemu in [&mut source, &mut destination] {
-            qemu.quit()?;
-            wrong.extend(check::left(qemu));
+            self.end(qemu, &mut wrong)?;
         }
         Ok(Seen {
             what: Expected::Refused,
@@ -413,57 +474,6 @@ fn unless_it_says(words: &str, error: &str) -> Vec<String> {
         true => Vec::new(),
         false => vec![format!("QEMU refuses, and says: {error}")],
     }
-}
-
-/// The arguments of a case, and its environment.
-fn arguments(command: &mut Command, case: &Case, folder: &Path, guests: &Guests) -> Result<()> {
-    command.args([
-        "-nodefaults",
-        "-display",
-        "none",
-        "-accel",
-        "tcg",
-        "-m",
-        &format!("{}M", case.memory),
-    ]);
-    command.args([
-        "-machine",
-        if case.from == case.to {
-            "q35"
-        } else {
-            "pc-q35-10.0"
-        },
-    ]);
-    command.args(case.arguments);
-    let mut devices = Vec::new();
-    for k in 0..case.devices {
-        let (group, name) = (GROUP + k, format!("dev{k}"));
-        let place = sysfs(folder, group, &name)?;
-        let migrates = if case.from == Version::V7 {
-            "x-enable-migration"
-        } else {
-            "enable-migration"
-        };
-        devices.push(format!("{group}:{name}"));
-        if case.story == Story::Unplug {
-            continue;
-        }
-        command.arg("-device");
-        command.arg(format!(
-            "vfio-pci,id={name},sysfsdev={},{migrates}=on",
-            place.display()
-        ));
-    }
-    guests.arguments(command, case.guest)?;
-    command.env("VFIO_PRELOAD_DEVICES", devices.join(","));
-    command.env("VFIO_PRELOAD_MIGRATION", case.migration);
-    command.env("VFIO_PRELOAD_GROUP", case.group);
-    let tracking = match case.tracking {
-        Tracking::Container => "container",
-        Tracking::Device => "device",
-    };
-    command.env("VFIO_PRELOAD_TRACKING", tracking);
-    Ok(())
 }
 
 fn syncs(now: &Value) -> u64 {

@@ -186,13 +186,11 @@ impl Sim {
 impl System for Sim {
     fn open(&mut self, new: &New) {
         self.close();
-        let options = Options {
-            dma_entry_limit: self.entry_limit,
-            bitmap_budget: new.budget,
-            skip_read_only: new.skip_read_only,
-            iommu_dirty_tracking: new.iommu_dirty_tracking,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.dma_entry_limit = self.entry_limit;
+        options.bitmap_budget = new.budget;
+        options.skip_read_only = new.skip_read_only;
+        options.iommu_dirty_tracking = new.iommu_dirty_tracking;
         self.container = Some(Container::new(self.mem.clone(), options));
     }
 

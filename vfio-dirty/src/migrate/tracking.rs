@@ -92,7 +92,7 @@ impl Tracking {
             counts.device.fetch_add(ones(&words), Ordering::Relaxed);
             match lost {
                 true => Ok(()),
-                false => Ok(report.or_slot(RAM, &words)?),
+                false => Ok(report.or_bitmap(&words, pages(0, size).ok_or("no page size")?)?),
             }
         });
     }

@@ -76,14 +76,11 @@ fn group(index: DeviceIndex, spec: &DeviceSpec) -> Group {
     let Some(pgsize_bitmap) = spec.pgsizes else {
         return Group::emulated(id);
     };
-    let spec = IommuSpec {
-        pgsize_bitmap,
-        aperture: spec.aperture,
-        reserved: spec.reserved.to_vec(),
-        coherent: false,
-        isolated_msi: true,
-    };
-    Group::iommu(id, spec)
+    let mut iommu = IommuSpec::default();
+    iommu.pgsize_bitmap = pgsize_bitmap;
+    iommu.aperture = spec.aperture;
+    iommu.reserved = spec.reserved.to_vec();
+    Group::iommu(id, iommu)
 }
 
 /// The dma_unmap callback of a device. It holds no lock while it calls the
@@ -113,13 +110,12 @@ fn unpin_range(driver: &Mutex<Driver>, device: &Device, iova: u64, size: u64) {
 impl System for Machine {
     fn open(&mut self, new: &New) {
         self.close();
-        self.container = Some(Container::new(Options {
-            dma_entry_limit: self.entry_limit,
-            bitmap_budget: new.budget,
-            skip_read_only: new.skip_read_only,
-            iommu_dirty_tracking: new.iommu_dirty_tracking,
-            ..Options::default()
-        }));
+        let mut options = Options::default();
+        options.dma_entry_limit = self.entry_limit;
+        options.bitmap_budget = new.budget;
+        options.skip_read_only = new.skip_read_only;
+        options.iommu_dirty_tracking = new.iommu_dirty_tracking;
+        self.container = Some(Container::new(options));
     }
 
     fn attach(&mut self, index: DeviceIndex) -> Result<(), AttachError> {

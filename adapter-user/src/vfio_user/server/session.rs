@@ -482,7 +482,7 @@ fn refuse(header: &Header, error: Refused, out: &mut Vec<u8>) -> Handled {
 /// What a server says of itself.
 pub(super) fn capabilities(migrates: bool) -> Capabilities {
     Capabilities {
-        max_msg_fds: 32,
+        max_msg_fds: 16, // QEMU refuses a server that takes more
         pgsizes: !0xfff,
         migration: migrates.then(Default::default),
         write_multiple: true,

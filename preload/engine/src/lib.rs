@@ -2,7 +2,9 @@
 //! The sample device: a DMA engine that a guest drives by doorbells.
 //!
 //! BAR 0 has 4 KiB of 32-bit registers. A write of COMMAND does the command and sets STATUS
-//! before it returns. STREAM writes by itself, until it is stopped.
+//! before it returns. With 0x100 added to the command it returns at once, STATUS is 0 until the
+//! command is done, and so COMMAND reads as what is to be done. STREAM writes by itself, until
+//! it is stopped.
 //!
 //! | offset | register | |
 //! |---|---|---|
@@ -21,18 +23,25 @@ mod command; // what the commands do
 mod state; // how the state is saved and loaded
 mod stream; // the thread that writes by itself
 
+mod signals; // threads that take no signals
+
 use std::collections::BTreeMap;
+use std::fmt::Arguments;
 use std::io::{self, Read, Write};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use adapter_user::emulated::{ConfigSpace, DeviceModel, Dma};
 use adapter_user::PinGuard;
 
+pub use self::signals::without_signals;
 use self::stream::Stream;
-use crate::mappings::Mappings;
 
 const BAR_SIZE: u64 = 0x1000;
+/// Added to a command that is to be done in the background.
+const BACKGROUND: u32 = 0x100;
 const REGISTERS: usize = 11;
 
 const IOVA_LOW: usize = 0;
@@ -46,12 +55,25 @@ const STATUS: usize = 7;
 const RESULT: usize = 8;
 const SEQUENCE: usize = 9;
 
-/// Finds the mappings of the device's container.
-pub(crate) type FindMappings = Box<dyn Fn() -> Option<Arc<Mappings>> + Send + Sync>;
+/// Writes bytes at an IOVA and marks nothing: what no device may do.
+pub type WriteUnmarked = Box<dyn Fn(u64, &[u8]) -> Result<(), String> + Send + Sync>;
 
-pub(crate) struct Engine {
+/// The device.
+pub struct Engine(Arc<Inner>);
+
+impl Deref for Engine {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// What the device and its threads share.
+pub struct Inner {
     dma: Dma,
-    mappings: FindMappings,
+    write_unmarked: WriteUnmarked,
+    say: fn(Arguments<'_>),
     config: Mutex<ConfigSpace>,
     registers: [AtomicU32; REGISTERS],
     /// Held during a command, so that there is one at a time and `quiesce` waits for it.
@@ -69,18 +91,47 @@ struct Work {
 }
 
 impl Engine {
-    pub(crate) fn new(dma: Dma, mappings: FindMappings) -> Self {
+    /// Creates the device. `write_unmarked` is what the command WRITE_UNMARKED does, and `say`
+    /// gets a line for each failure.
+    #[must_use]
+    pub fn new(dma: Dma, write_unmarked: WriteUnmarked, say: fn(Arguments<'_>)) -> Self {
         let config = ConfigSpace::new(0x1234, 0x0d3a, 0x08_8000);
-        Engine {
-            stream: Stream::start(dma.clone()),
+        Engine(Arc::new(Inner {
+            stream: Stream::start(dma.clone(), say),
             dma,
-            mappings,
+            write_unmarked,
+            say,
             config: Mutex::new(config.with_memory_bar(0, BAR_SIZE as u32)),
             registers: Default::default(),
             work: Mutex::default(),
+        }))
+    }
+
+    fn write_register(&self, index: usize, value: u32) {
+        match index {
+            COMMAND if value & BACKGROUND != 0 => {
+                self.set(STATUS, 0);
+                self.set(COMMAND, value);
+                self.start_background();
+            }
+            COMMAND => self.command(value),
+            STATUS | RESULT | SEQUENCE => {} // read-only
+            _ => self.set(index, value),
         }
     }
 
+    /// Starts a thread that does what is to be done in the background.
+    fn start_background(&self) {
+        let inner = Arc::clone(&self.0);
+        let thread = thread::Builder::new().name("vfio-engine".into());
+        let started = without_signals(|| thread.spawn(move || inner.background()));
+        if let Err(error) = started {
+            (self.say)(format_args!("no thread for a command: {error}"));
+        }
+    }
+}
+
+impl Inner {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,14 +149,6 @@ impl Engine {
 
     fn set(&self, index: usize, value: u32) {
         self.registers[index].store(value, Ordering::Relaxed);
-    }
-
-    fn write_register(&self, index: usize, value: u32) {
-        match index {
-            COMMAND => self.command(value),
-            STATUS | RESULT | SEQUENCE => {} // read-only
-            _ => self.set(index, value),
-        }
     }
 }
 
@@ -167,6 +210,9 @@ impl DeviceModel for Engine {
         work.stopped = false;
         self.pin_loaded(&mut work);
         drop(work);
+        if self.register(COMMAND) != 0 {
+            self.start_background();
+        }
         self.stream.go_on();
     }
 

@@ -14,14 +14,14 @@
 use std::io::{self, Read, Write};
 
 use super::stream::Window;
-use super::{Engine, REGISTERS};
+use super::{Inner, REGISTERS};
 
 /// More pins than this are no state of ours.
 const MAX_PINS: u64 = 1 << 20;
 /// Numbers of the early data.
 const EARLY: u64 = 8192;
 
-impl Engine {
+impl Inner {
     pub(super) fn saved_size(&self) -> u64 {
         let numbers = REGISTERS + 5 + 1 + 2 * self.work().pins.len();
         8 * numbers as u64 + 256

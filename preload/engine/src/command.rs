@@ -18,28 +18,45 @@ use std::collections::BTreeMap;
 use adapter_user::{PinGuard, Prot};
 
 use super::stream::Window;
-use super::{Engine, Work};
-use super::{COUNT, IOVA_HIGH, IOVA_LOW, LENGTH, RESULT, STATUS, STRIDE, VALUE};
-use crate::trace::trace;
+use super::{Inner, Work};
+use super::{
+    BACKGROUND, COMMAND, COUNT, IOVA_HIGH, IOVA_LOW, LENGTH, RESULT, STATUS, STRIDE, VALUE,
+};
 
 /// No access is longer.
 const MAX_LENGTH: u32 = 1 << 20;
 
-impl Engine {
+impl Inner {
     /// Does a command, and sets STATUS.
     pub(super) fn command(&self, command: u32) {
-        let done = self.run(command);
+        let mut work = self.work();
+        let done = match work.stopped {
+            true => Err("the device is stopped".into()),
+            false => self.run(&mut work, command),
+        };
+        self.done(command, done);
+    }
+
+    /// Does the command in COMMAND, unless the device is stopped: then it is part of its state.
+    pub(super) fn background(&self) {
+        let mut work = self.work();
+        let command = self.register(COMMAND);
+        if work.stopped || command == 0 {
+            return; // another thread has done it
+        }
+        let done = self.run(&mut work, command & !BACKGROUND);
+        self.set(COMMAND, 0);
+        self.done(command, done);
+    }
+
+    fn done(&self, command: u32, done: Result<(), String>) {
         if let Err(error) = &done {
-            trace!("command {command} failed: {error}");
+            (self.say)(format_args!("command {command} failed: {error}"));
         }
         self.set(STATUS, if done.is_ok() { 1 } else { 2 });
     }
 
-    fn run(&self, command: u32) -> Result<(), String> {
-        let mut work = self.work();
-        if work.stopped {
-            return Err("the device is stopped".into());
-        }
+    fn run(&self, work: &mut Work, command: u32) -> Result<(), String> {
         let iova = u64::from(self.register(IOVA_LOW)) | u64::from(self.register(IOVA_HIGH)) << 32;
         let length = self.register(LENGTH);
         if length == 0 || length > MAX_LENGTH || length % 4 != 0 {
@@ -70,7 +87,7 @@ impl Engine {
                 size: length.into(),
                 value: self.register(VALUE).wrapping_add(k),
             };
-            sum = sum.wrapping_add(self.access(&mut work, command, access)?);
+            sum = sum.wrapping_add(self.access(work, command, access)?);
         }
         self.set(RESULT, sum);
         Ok(())
@@ -107,8 +124,7 @@ impl Engine {
                 pin.write(0, &access.data()).map_err(text)?;
             }
             7 => {
-                let mappings = (self.mappings)().ok_or("the device is in no container")?;
-                mappings.write_unmarked(iova, &access.data())?;
+                (self.write_unmarked)(iova, &access.data())?;
             }
             _ => return Err("there is no such command".into()),
         }
@@ -120,7 +136,8 @@ impl Engine {
         for ((iova, size), pin) in &mut work.pins {
             if pin.is_none() {
                 let again = self.dma.pin(*iova, *size, Prot::READ_WRITE);
-                trace!("pin again {iova:#x}+{size:#x} {:?}", again.as_ref().err());
+                let error = again.as_ref().err();
+                (self.say)(format_args!("pin again {iova:#x}+{size:#x} {error:?}"));
                 *pin = again.ok();
             }
         }

@@ -4,14 +4,14 @@
 //! Word number n has the value n, and goes to place n % COUNT of COUNT places that are STRIDE
 //! bytes apart. So whoever knows how many words were written knows what each place has.
 
+use std::fmt::Arguments;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use adapter_user::emulated::Dma;
-use nix::sys::signal::{SigSet, SigmaskHow};
 
-use crate::trace::trace;
+use crate::signals::without_signals;
 
 /// The places that are written to.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -38,25 +38,16 @@ struct Inner {
 
 impl Stream {
     /// Starts the thread. It ends when nobody else has the stream.
-    pub(super) fn start(dma: Dma) -> Arc<Stream> {
+    pub(super) fn start(dma: Dma, say: fn(Arguments<'_>)) -> Arc<Stream> {
         let stream = Arc::new(Stream {
             inner: Mutex::default(),
             wake: Condvar::new(),
         });
         let weak = Arc::downgrade(&stream);
-        // The program's signals are not for this thread.
-        let mut before = SigSet::empty();
-        let _ = nix::sys::signal::sigprocmask(
-            SigmaskHow::SIG_SETMASK,
-            Some(&SigSet::all()),
-            Some(&mut before),
-        );
-        let started = thread::Builder::new()
-            .name("vfio-stream".into())
-            .spawn(move || run(&weak, &dma));
-        let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        let thread = thread::Builder::new().name("vfio-stream".into());
+        let started = without_signals(|| thread.spawn(move || run(&weak, &dma, say)));
         if let Err(error) = started {
-            trace!("no thread for the stream: {error}");
+            say(format_args!("no thread for the stream: {error}"));
         }
         stream
     }
@@ -126,7 +117,7 @@ impl Stream {
     }
 }
 
-fn run(stream: &Weak<Stream>, dma: &Dma) {
+fn run(stream: &Weak<Stream>, dma: &Dma, say: fn(Arguments<'_>)) {
     while let Some(stream) = stream.upgrade() {
         let mut inner = stream.inner();
         let places = inner.places;
@@ -142,7 +133,7 @@ fn run(stream: &Weak<Stream>, dma: &Dma) {
         match dma.write(iova, &inner.sequence.to_le_bytes()) {
             Ok(()) => inner.sequence = inner.sequence.wrapping_add(1),
             Err(error) => {
-                trace!("stream ends at {iova:#x}: {error}");
+                say(format_args!("stream ends at {iova:#x}: {error}"));
                 inner.on = false;
             }
         }
