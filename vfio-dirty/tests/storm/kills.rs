@@ -105,8 +105,8 @@ pub(crate) fn run(kills: u32, memory: u64, time: Duration) -> Result<(), Failure
         }
     }
     println!(
-        "{kills} processes killed: the others knew it after at most {} ms; {complete} migrations \
-         were complete, the others failed and said so",
+        "{kills} processes killed: the others knew it after at most {} ms; {complete} of the \
+         migrations were complete before, and the others failed and said so",
         longest.as_millis()
     );
     Ok(())
