@@ -35,6 +35,7 @@ mod slots;
 mod start;
 mod table;
 mod units;
+mod vfio_user;
 mod vmm;
 mod writes;
 
@@ -57,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         shared::run(&mut bench);
         start::run(&mut bench);
         vmm::run(&mut bench);
+        vfio_user::run(&mut bench);
     }
 
     let rows = bench.finish();

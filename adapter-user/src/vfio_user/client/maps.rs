@@ -93,8 +93,12 @@ impl Client {
     pub fn unmap(&self, iova: u64, size: u64) -> Result<(), ClientError> {
         let last = last(iova, size)?;
         self.send_unmap(0, iova, size)?;
-        let within = |first: &u64, end: &u64| *first >= iova && *end <= last;
-        self.inner.maps.lock().retain(|k, v| !within(k, v));
+        let mut maps = self.inner.maps.lock();
+        let within = maps.range(iova..=last).filter(|(_, end)| **end <= last);
+        let gone: Vec<u64> = within.map(|(first, _)| *first).collect();
+        for first in gone {
+            maps.remove(&first);
+        }
         Ok(())
     }
 
