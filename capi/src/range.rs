@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Arguments that several calls have: ranges and page sizes.
+
+use adapter_user::{Extent, PageSize, TrackError};
+
+use crate::failure::Failure;
+use crate::pointer::Pointers;
+
+/// A range of addresses: IOVAs or guest-physical addresses, as the call says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first address.
+    pub addr: u64,
+    /// The length in bytes.
+    pub size: u64,
+}
+
+/// A bitmap of C: bit k % 64 of word k / 64 is the page at `addr + k * pgsize`.
+pub(crate) fn bitmap(
+    c: &Pointers,
+    words: *const u64,
+    addr: u64,
+    npages: u64,
+    pgsize: u64,
+) -> Result<(&[u64], Extent), Failure> {
+    let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
+    let nwords = usize::try_from(npages.div_ceil(64)).unwrap_or(usize::MAX);
+    let words = c.slice(words, nwords, "words")?;
+    let extent = Extent {
+        bit: 0,
+        iova: addr,
+        npages,
+        pgsize,
+    };
+    Ok((words, extent))
+}
