@@ -51,9 +51,34 @@ int main(void) {
     OK(vfio_dirty_view_add_device_log(iommu, "nic0", log, NULL));
     OK(vfio_dirty_report_new(&report));
 
-    /* The guest maps a ring: the log first, then the view, then the device may write. */
+    /* The migration starts: logs, tracker, and then a copy of all memory. */
+    OK(vfio_dirty_device_log_start(log, NULL, 0, 4096));
+    OK(vfio_dirty_tracker_start(tracker));
+    memcpy(copy, ram, RAM);
+
+    /* The guest maps a ring: in the log, in the view, and then the device may write. */
     OK(vfio_dirty_device_log_add_range(log, IOVA, WINDOW));
     OK(vfio_dirty_view_map(iommu, IOVA, GPA, WINDOW));
-    dma_write(log_off_is_no_error(log), IOVA, 1, 100);
-    return 0;
+    dma_write(log, IOVA + 0xff0, 0x11, 0x20);
+    OK(vfio_dirty_tracker_take(tracker, report));
+    OK(vfio_dirty_report_ranges(report, 4096, send_range, NULL));
+    OK(vfio_dirty_report_clear(report));
+
+    /* It unmaps after the last write: what was written is told all the same. */
+    dma_write(log, IOVA + 0x8000, 0x22, 0x3000);
+    OK(vfio_dirty_view_unmap(iommu, IOVA, WINDOW, NULL));
+    OK(vfio_dirty_device_log_remove_range(log, IOVA, WINDOW));
+    OK(vfio_dirty_tracker_take(tracker, report));
+    OK(vfio_dirty_report_ranges(report, 4096, send_range, NULL));
+
+    OK(vfio_dirty_tracker_stop(tracker));
+    OK(vfio_dirty_device_log_stop(log));
+    int differ = memcmp(ram, copy, RAM);
+    puts(differ ? "the memories differ" : "the memories are equal");
+    vfio_dirty_report_free(report);
+    vfio_dirty_device_log_free(log);
+    vfio_dirty_view_free(iommu);
+    vfio_dirty_tracker_free(tracker);
+    free(ram), free(copy);
+    return differ != 0;
 }

@@ -104,7 +104,9 @@ mod tests {
         // SAFETY: no pointer is used.
         let rc = unsafe { border(|_| Err(Failure::new(5, "a\0b"))) };
         assert_eq!((rc, text().as_str()), (-5, "a b"));
-        std::thread::spawn(|| assert_eq!(text(), "")).join().unwrap();
+        std::thread::spawn(|| assert_eq!(text(), ""))
+            .join()
+            .unwrap();
         // SAFETY: no pointer is used.
         assert_eq!(unsafe { border(|_| Ok(3)) }, 3);
         assert_eq!(text(), "a b");

@@ -80,7 +80,9 @@ pub unsafe extern "C" fn vfio_dirty_container_add_emulated_group(
     unsafe {
         border(|c| {
             let container = c.handle(container, "container")?;
-            container.inner.add_group(Group::emulated(GroupId(id.into())))?;
+            container
+                .inner
+                .add_group(Group::emulated(GroupId(id.into())))?;
             Ok(0)
         })
     }
@@ -111,7 +113,10 @@ pub unsafe extern "C" fn vfio_dirty_container_ioctl(
     // SAFETY: the caller keeps the contract, which is that of `Container::ioctl`.
     unsafe {
         border(|c| {
-            let answer = c.handle(container, "container")?.inner.ioctl(nr, arg as u64)?;
+            let answer = c
+                .handle(container, "container")?
+                .inner
+                .ioctl(nr, arg as u64)?;
             c_int::try_from(answer)
                 .map_err(|_| Failure::new(libc::EOVERFLOW, "the ioctl's answer is no int"))
         })

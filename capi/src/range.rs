@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arguments that several calls have: ranges and page sizes.
 
-use adapter_user::{Extent, PageSize, TrackError};
+use adapter_user::{Error, Extent, PageSize, TrackError};
 
 use crate::failure::Failure;
 use crate::pointer::Pointers;
@@ -25,6 +25,15 @@ pub(crate) fn bitmap(
     pgsize: u64,
 ) -> Result<(&[u64], Extent), Failure> {
     let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
+    // Before `words` is looked at, so that only a range that can be decides how long it is.
+    if !pgsize.aligns(addr) {
+        return Err(Error::Misaligned.into());
+    }
+    if let Some(more) = npages.checked_sub(1) {
+        let last = more.checked_mul(pgsize.bytes());
+        let last = last.and_then(|offset| addr.checked_add(offset));
+        last.ok_or(Error::Wraps)?;
+    }
     let nwords = usize::try_from(npages.div_ceil(64)).unwrap_or(usize::MAX);
     let words = c.slice(words, nwords, "words")?;
     let extent = Extent {

@@ -215,10 +215,7 @@ pub unsafe extern "C" fn vfio_dirty_tracker_add_slot(
 ///
 /// `tracker` is a tracker.
 #[no_mangle]
-pub unsafe extern "C" fn vfio_dirty_tracker_remove_slot(
-    tracker: *const Tracker,
-    id: u32,
-) -> c_int {
+pub unsafe extern "C" fn vfio_dirty_tracker_remove_slot(tracker: *const Tracker, id: u32) -> c_int {
     // SAFETY: the caller keeps the contract.
     unsafe {
         border(|c| {
