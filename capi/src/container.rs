@@ -8,6 +8,8 @@ use libc::{c_int, c_ulong, c_void};
 
 use crate::border::border;
 use crate::failure::Failure;
+use crate::pointer::Pointers;
+use crate::range::argument;
 
 /// A VFIO container with type1 semantics, in this process: it maps memory for devices,
 /// and knows which pages they may have written. Any thread may call it.
@@ -110,17 +112,15 @@ pub unsafe extern "C" fn vfio_dirty_container_ioctl(
     nr: u32,
     arg: c_ulong,
 ) -> c_int {
-    // SAFETY: the caller keeps the contract, which is that of `Container::ioctl`.
-    unsafe {
-        border(|c| {
-            let answer = c
-                .handle(container, "container")?
-                .inner
-                .ioctl(nr, arg as u64)?;
-            c_int::try_from(answer)
-                .map_err(|_| Failure::new(libc::EOVERFLOW, "the ioctl's answer is no int"))
-        })
-    }
+    let answer = |c: &Pointers| {
+        let container = c.handle(container, "container")?;
+        // SAFETY: the caller keeps the contract, which is that of this call.
+        let answer = unsafe { container.inner.ioctl(nr, argument(arg)) }?;
+        c_int::try_from(answer)
+            .map_err(|_| Failure::new(libc::EOVERFLOW, "the ioctl's answer is no int"))
+    };
+    // SAFETY: the caller keeps the contract.
+    unsafe { border(answer) }
 }
 
 /// Opens a device of group `group`. The group may have any number of them.

@@ -6,7 +6,8 @@ use libc::{c_int, c_ulong};
 
 use crate::border::border;
 use crate::failure::Failure;
-use crate::range::Range;
+use crate::pointer::Pointers;
+use crate::range::{argument, Range};
 
 /// The log of what a device wrote, by IOVA: VFIO's DMA logging and iommufd's dirty
 /// tracking, for a device that is emulated, vfio-user or vDPA. Any thread may call it.
@@ -302,11 +303,12 @@ pub unsafe extern "C" fn vfio_dirty_device_log_ioctl(
     nr: u32,
     arg: c_ulong,
 ) -> c_int {
-    // SAFETY: the caller keeps the contract, which is that of `DeviceLog::ioctl`.
-    unsafe {
-        border(|c| {
-            c.handle(log, "log")?.inner.ioctl(nr, arg as u64)?;
-            Ok(0)
-        })
-    }
+    let answer = |c: &Pointers| {
+        let log = c.handle(log, "log")?;
+        // SAFETY: the caller keeps the contract, which is that of this call.
+        unsafe { log.inner.ioctl(nr, argument(arg)) }?;
+        Ok(0)
+    };
+    // SAFETY: the caller keeps the contract.
+    unsafe { border(answer) }
 }

@@ -2,6 +2,7 @@
 //! Arguments that several calls have: ranges and page sizes.
 
 use adapter_user::{Error, Extent, PageSize, TrackError};
+use libc::c_ulong;
 
 use crate::failure::Failure;
 use crate::pointer::Pointers;
@@ -14,6 +15,12 @@ pub struct Range {
     pub addr: u64,
     /// The length in bytes.
     pub size: u64,
+}
+
+/// The argument of an ioctl. It has 32 bits where addresses have.
+#[allow(clippy::unnecessary_cast)] // not where it has 64
+pub(crate) fn argument(arg: c_ulong) -> u64 {
+    arg as u64
 }
 
 /// A bitmap of C: bit k % 64 of word k / 64 is the page at `addr + k * pgsize`.

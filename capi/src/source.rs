@@ -53,19 +53,19 @@ pub unsafe extern "C" fn vfio_dirty_tracker_add_source(
     context: *mut c_void,
     source: *mut *mut Source,
 ) -> c_int {
+    let add = |c: &Pointers| {
+        let tracker = c.handle(tracker, "tracker")?;
+        let name = c.text(name, "name")?;
+        let out = c.maybe(source, "source")?;
+        // SAFETY: the caller keeps the contract, which is that of this call.
+        let mut callback = unsafe { Callback::new(read, context) }?;
+        let _inside = tracker.turn.begin()?;
+        let ask = move |report: &mut guest::Report| callback.ask(report);
+        let source = tracker.inner.add_source(&name, ask);
+        Ok(give(c, out, source, tracker.turn))
+    };
     // SAFETY: the caller keeps the contract.
-    unsafe {
-        border(|c| {
-            let tracker = c.handle(tracker, "tracker")?;
-            let name = c.text(name, "name")?;
-            let out = c.maybe(source, "source")?;
-            let mut callback = Callback::new(read, context)?;
-            let _inside = tracker.turn.begin()?;
-            let ask = move |report: &mut guest::Report| callback.ask(report);
-            let source = tracker.inner.add_source(&name, ask);
-            Ok(give(c, out, source, tracker.turn))
-        })
-    }
+    unsafe { border(add) }
 }
 
 /// Removes a source, as when its device is unplugged, and frees its handle. If the

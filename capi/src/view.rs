@@ -9,6 +9,7 @@ use crate::callback::{Callback, LogRead};
 use crate::container::Container;
 use crate::device_log::DeviceLog;
 use crate::failure::Failure;
+use crate::pointer::Pointers;
 use crate::range::bitmap;
 use crate::source::{give, Source};
 use crate::tracker::{Tracker, Turn};
@@ -235,17 +236,17 @@ pub unsafe extern "C" fn vfio_dirty_view_add_log(
     context: *mut c_void,
     source: *mut *mut Source,
 ) -> c_int {
+    let add = |c: &Pointers| {
+        let view = c.handle(view, "view")?;
+        let name = c.text(name, "name")?;
+        let out = c.maybe(source, "source")?;
+        // SAFETY: the caller keeps the contract, which is that of this call.
+        let callback = unsafe { Callback::new(read, context) }?;
+        let source = view.add_log(&name, gap, callback)?;
+        Ok(give(c, out, source, view.turn))
+    };
     // SAFETY: the caller keeps the contract.
-    unsafe {
-        border(|c| {
-            let view = c.handle(view, "view")?;
-            let name = c.text(name, "name")?;
-            let out = c.maybe(source, "source")?;
-            let callback = Callback::new(read, context)?;
-            let source = view.add_log(&name, gap, callback)?;
-            Ok(give(c, out, source, view.turn))
-        })
-    }
+    unsafe { border(add) }
 }
 
 /// Adds a device's log of this library as a source, for a device that marks in its log
