@@ -144,13 +144,17 @@ static void slots_change(struct vfio_dirty_tracker *tracker, struct vfio_dirty_r
     OK(vfio_dirty_tracker_move_slot(tracker, 0, 200 * PAGE));
     IS(vfio_dirty_tracker_mark(tracker, 0, 1), -EINVAL);
     OK(vfio_dirty_tracker_mark(tracker, 206 * PAGE, 1));
+    IS(vfio_dirty_tracker_mark(tracker, 103 * PAGE, 98 * PAGE), -EINVAL); /* with a hole */
+    says("address 0x68000 is in no slot");
     OK(vfio_dirty_tracker_grow_slot(tracker, 0, 101 * PAGE));
     OK(vfio_dirty_tracker_take(tracker, report));
     struct seen seen = {.most = 8};
     OK(vfio_dirty_report_ranges(report, 4096, see, &seen));
-    CHECK(seen.count == 2);
-    CHECK(seen.ranges[0].addr == 205 * PAGE && seen.ranges[0].size == 2 * PAGE);
-    CHECK(seen.ranges[1].addr == 300 * PAGE && seen.ranges[1].size == PAGE);
+    CHECK(seen.count == 4);
+    CHECK(seen.ranges[0].addr == 103 * PAGE && seen.ranges[0].size == PAGE);
+    CHECK(seen.ranges[1].addr == 200 * PAGE && seen.ranges[1].size == PAGE);
+    CHECK(seen.ranges[2].addr == 205 * PAGE && seen.ranges[2].size == 2 * PAGE);
+    CHECK(seen.ranges[3].addr == 300 * PAGE && seen.ranges[3].size == PAGE);
     OK(vfio_dirty_report_clear(report));
 
     /* A slot that joins is dirty as a whole, and one that goes is in no report. */
