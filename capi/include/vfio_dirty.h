@@ -355,13 +355,14 @@ int vfio_dirty_tracker_stop(const struct vfio_dirty_tracker *tracker);
  *   vfio_dirty_error() names it. The other sources were asked all the same. The report
  *   has all memory behind the view of a log that failed, and every page if another
  *   source failed.
- * - -EINVAL if the tracker is off, -ENOTRECOVERABLE: the report has every page.
+ * - -EINVAL if the tracker is off, and -ENOTRECOVERABLE: the report has every page.
  *
- * Nothing is taken on -EDEADLK, in a callback of a source, and if a pointer is refused.
+ * Nothing is taken, and the report is unchanged, if a pointer is refused (-EINVAL) and in
+ * a callback of a source (-EDEADLK).
  *
  * # Safety
  *
- * No other thread uses the report.
+ * Neither another thread nor a callback of a source uses the report.
  */
 int vfio_dirty_tracker_take(const struct vfio_dirty_tracker *tracker,
                             struct vfio_dirty_report *report);
@@ -439,7 +440,7 @@ int vfio_dirty_report_new(struct vfio_dirty_report **report);
  *
  * # Safety
  *
- * Nobody uses the report any more, and neither its words.
+ * Nobody uses the report or its words any more.
  */
 void vfio_dirty_report_free(struct vfio_dirty_report *report);
 

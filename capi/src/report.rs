@@ -45,7 +45,7 @@ pub unsafe extern "C" fn vfio_dirty_report_new(report: *mut *mut Report) -> c_in
 ///
 /// # Safety
 ///
-/// Nobody uses the report any more, and neither its words.
+/// Nobody uses the report or its words any more.
 #[no_mangle]
 pub unsafe extern "C" fn vfio_dirty_report_free(report: *mut Report) {
     // SAFETY: the caller keeps the contract.

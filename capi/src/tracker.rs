@@ -342,13 +342,14 @@ pub unsafe extern "C" fn vfio_dirty_tracker_stop(tracker: *const Tracker) -> c_i
 ///   vfio_dirty_error() names it. The other sources were asked all the same. The report
 ///   has all memory behind the view of a log that failed, and every page if another
 ///   source failed.
-/// - -EINVAL if the tracker is off, -ENOTRECOVERABLE: the report has every page.
+/// - -EINVAL if the tracker is off, and -ENOTRECOVERABLE: the report has every page.
 ///
-/// Nothing is taken on -EDEADLK, in a callback of a source, and if a pointer is refused.
+/// Nothing is taken, and the report is unchanged, if a pointer is refused (-EINVAL) and in
+/// a callback of a source (-EDEADLK).
 ///
 /// # Safety
 ///
-/// No other thread uses the report.
+/// Neither another thread nor a callback of a source uses the report.
 #[no_mangle]
 pub unsafe extern "C" fn vfio_dirty_tracker_take(
     tracker: *const Tracker,
@@ -358,8 +359,9 @@ pub unsafe extern "C" fn vfio_dirty_tracker_take(
     let taken = unsafe {
         border(|c| {
             let tracker = c.handle(tracker, "tracker")?;
-            let report = c.handle_mut(report, "report")?;
+            // First, because in a callback the report of the take is in use.
             let _inside = tracker.turn.begin()?;
+            let report = c.handle_mut(report, "report")?;
             tracker.inner.take(&mut report.inner)?;
             Ok(0)
         })

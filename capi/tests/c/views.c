@@ -4,6 +4,7 @@
 
 /* A log of somebody else: dirty pages by IOVA. */
 struct log {
+    struct vfio_dirty_view *view; /* to map and unmap in, if it is not NULL */
     struct vfio_dirty_range asked[4];
     size_t nasked;
     uint64_t bitmap, iova, range;
@@ -14,6 +15,11 @@ static int read_log(void *context, const struct vfio_dirty_range *ask, size_t nr
                     struct vfio_dirty_iova_sink *sink) {
     struct log *log = context;
     CHECK(nranges <= 4);
+    /* The guest may map and unmap meanwhile. */
+    if (log->view) {
+        OK(vfio_dirty_view_map(log->view, 0xf00000, 50 * PAGE, PAGE));
+        OK(vfio_dirty_view_unmap(log->view, 0xf00000, PAGE, NULL));
+    }
     memcpy(log->asked, ask, nranges * sizeof(*ask));
     log->nasked = nranges;
     if (log->bitmap)
@@ -133,7 +139,7 @@ void test_views(void) {
     }
 
     /* The last log of a device that is unplugged. */
-    log.range = 0x102000;
+    log.range = 0x102000, log.view = view;
     OK(vfio_dirty_source_remove(source));
     vfio_dirty_view_free(view);
     CHECK(take(tracker, report, 0) == 1ul << 30);
