@@ -9,6 +9,11 @@
 //! `unsafe` is in `pointer`, which reads what C points to, in `callback`, which calls
 //! C, and in one block of each function, which says that its caller keeps its contract.
 
+#[cfg(not(panic = "unwind"))]
+compile_error!(
+    "build vfio-dirty-capi with panic = \"unwind\": a panic must not end its user's process"
+);
+
 // In the order that the header has.
 pub mod tracker;
 
