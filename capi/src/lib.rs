@@ -32,6 +32,7 @@ pub mod container;
 // What these need.
 mod callback;
 mod range;
+mod turn;
 
 mod border;
 mod failure;

@@ -7,7 +7,8 @@ use libc::{c_char, c_int, c_void};
 use crate::border::border;
 use crate::callback::{Callback, SourceRead};
 use crate::pointer::{Out, Pointers};
-use crate::tracker::{Tracker, Turn};
+use crate::tracker::Tracker;
+use crate::turn::Turn;
 
 /// A source of a tracker. The handle is for `vfio_dirty_source_remove` alone, so whoever
 /// never removes the source need not ask for it.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The tracker and its slots.
 
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use adapter_user::{guest, DirtyBits, Error, TrackError};
@@ -11,6 +9,7 @@ use libc::{c_int, c_void};
 use crate::border::border;
 use crate::failure::Failure;
 use crate::report::Report;
+use crate::turn::Turn;
 
 /// Tracks everything that writes a guest's memory: slots that are marked, and sources
 /// that are asked.
@@ -29,53 +28,6 @@ pub struct Tracker {
 /// `vfio_dirty_slot_free`, whatever happens to the slot and the tracker.
 pub struct Slot {
     bits: DirtyBits,
-}
-
-/// The number of a tracker, whose calls that wait for its sources refuse to wait for
-/// themselves.
-#[derive(Clone, Copy)]
-pub(crate) struct Turn(u64);
-
-thread_local! {
-    /// The trackers that this thread is in a call of, which waits for their sources.
-    static INSIDE: RefCell<Vec<u64>> = RefCell::default();
-}
-
-/// A call that is under way.
-pub(crate) struct Inside(u64);
-
-impl Turn {
-    fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Turn(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Begins a call that waits for the tracker's sources. EDEADLK in a callback of one.
-    pub(crate) fn begin(self) -> Result<Inside, Failure> {
-        let begun = INSIDE.try_with(|inside| {
-            let mut inside = inside.borrow_mut();
-            let free = !inside.contains(&self.0);
-            if free {
-                inside.push(self.0);
-            }
-            free
-        });
-        match begun {
-            Ok(true) => Ok(Inside(self.0)),
-            Ok(false) => Err(Failure::new(
-                libc::EDEADLK,
-                "a callback of a source calls what waits for the source",
-            )),
-            Err(_) => Err(Failure::new(libc::EDEADLK, "the thread is about to end")),
-        }
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        // It fails only on a thread that has ended.
-        let _ = INSIDE.try_with(|inside| inside.borrow_mut().retain(|at| *at != self.0));
-    }
 }
 
 impl Tracker {

@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::pointer::Pointers;
 use crate::range::bitmap;
 use crate::source::{give, Source};
-use crate::tracker::{Tracker, Turn};
+use crate::tracker::Tracker;
+use crate::turn::Turn;
 
 /// What the devices behind one IOMMU domain see of a guest's memory: which IOVA leads to
 /// which guest-physical address. Any thread may call it.
