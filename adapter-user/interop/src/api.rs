@@ -9,6 +9,7 @@ use std::ffi::{c_char, c_int, c_ulong, c_void, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::ptr;
+use std::slice;
 
 use crate::context::Context;
 use crate::model::{Data, MigrationCallbacks, Transition};
@@ -209,9 +210,9 @@ unsafe extern "C" fn vfu_sgl_put(
 ) {
     // SAFETY: the caller's context.
     let dma = unsafe { context(ctx) }.setup.lock().dma.clone();
-    for k in 0..count {
-        // SAFETY: the caller gives so many.
-        let segment = unsafe { &*segments.add(k) };
+    // SAFETY: the caller gives so many.
+    let segments = unsafe { slice::from_raw_parts(segments, count) };
+    for segment in segments {
         if let (Some(dma), true) = (&dma, segment.writable) {
             let _ = dma.mark(segment.iova, segment.length); // the report shows whether it worked
         }

@@ -63,10 +63,9 @@ fn put(reply: &Reply<'_>, id: u16, data: usize, out: &mut Vec<u8>) {
 
 impl Session {
     pub(super) fn open(server: &Server, remote: Arc<dyn Remote>) -> Result<Session, Errno> {
-        let container = Container::new(Options {
-            dma_entry_limit: u32::MAX, // the table of maps has the client's limit
-            ..Options::default()
-        });
+        let mut options = Options::default();
+        options.dma_entry_limit = u32::MAX; // the table of maps has the client's limit
+        let container = Container::new(options);
         let group = GroupId(1);
         let joined = container.add_group(Group::emulated(group));
         joined
