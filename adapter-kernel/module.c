@@ -13,7 +13,7 @@
 #include <linux/mutex.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
-#include "vfio.h"
+#include "vfio_iommu.h"
 #include "glue.h"
 
 static unsigned int dma_entry_limit = U16_MAX;
