@@ -213,6 +213,25 @@ void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vde
 	mutex_unlock(&devices->lock);
 }
 
+/*
+ * Whether pages may be pinned. Linux 6.4 moved the refusal of pins that nobody could be
+ * told to give up from the backend to VFIO, and made it one of the device: before, one
+ * device of the container that can be told is enough.
+ */
+bool dirty_devices_may_pin(struct dirty_devices *devices)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	bool may;
+
+	mutex_lock(&devices->lock);
+	may = !list_empty(&devices->list);
+	mutex_unlock(&devices->lock);
+	return may;
+#else
+	return true;
+#endif
+}
+
 /* Tells every device to unpin a range. The caller does not hold the container's lock. */
 void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size)
 {
