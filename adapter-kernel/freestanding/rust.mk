@@ -3,7 +3,8 @@
 # arch/x86/Makefile has for Rust where there is such a configuration.
 vfio_iommu_dirty-y += freestanding/support.o freestanding/rust.o
 
-dirty-on = $(or $(CONFIG_MITIGATION_$(1)),$(CONFIG_$(1))) # the prefix came with Linux 6.9
+# Linux 6.9 gave these options a prefix.
+dirty-on = $(or $(CONFIG_MITIGATION_$(1)),$(CONFIG_$(1)))
 dirty-features := \
 	$(if $(call dirty-on,RETPOLINE),+retpoline-external-thunk +retpoline-indirect-branches +retpoline-indirect-calls) \
 	$(if $(call dirty-on,SLS),+harden-sls-ijmp +harden-sls-ret)
@@ -19,7 +20,7 @@ dirty-flags := \
 dirty-forbidden := $(if $(call dirty-on,RETPOLINE),indirect) $(if $(call dirty-on,RETHUNK),ret)
 
 quiet_cmd_dirty_rust = RUSTC   $@
-      cmd_dirty_rust = RUSTC='$(RUSTC)' LD='$(LD)' sh $(src)/freestanding/build $(src) $(obj) $@ $(dirty-flags) && \
+      cmd_dirty_rust = RUSTC='$(RUSTC)' sh $(src)/freestanding/build $(src) $(obj) $@ $(dirty-flags) && \
 	sh $(src)/freestanding/check $@ $(dirty-forbidden) $(cmd_objtool)
 dirty-crates := $(addprefix $(src)/,dirty-core intrusive-collections static_assertions freestanding/kernel)
 $(obj)/freestanding/rust.o: $(wildcard $(src)/*.rs $(src)/freestanding/*.rs) $(shell find $(dirty-crates) -name '*.rs') \

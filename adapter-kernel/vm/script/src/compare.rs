@@ -128,11 +128,17 @@ pub(crate) fn run(
             let replay = line_at(&replay, at);
             at += 1;
             count.operations += 1;
-            let agreed = both.iter().position(|l| *l == ours && *l == real);
-            if let Some(agreed) = agreed {
-                both.remove(agreed);
-                count.listed += 1;
-                continue;
+            if real == ours {
+                let agreed = both.iter().position(|l| *l == ours);
+                if let Some(agreed) = agreed {
+                    both.remove(agreed);
+                    count.listed += 1;
+                    continue;
+                }
+                if listed.rules.iter().any(|r| r.explains_both(&ours, &ideal)) {
+                    count.listed += 1;
+                    continue;
+                }
             }
             if ours != replay || ours != ideal {
                 count.ours += 1;
@@ -148,7 +154,7 @@ pub(crate) fn run(
                 count.listed += 1;
             } else if real == defective {
                 count.defects += 1;
-            } else if listed.rules.iter().any(|r| real == r.apply(&ours)) {
+            } else if listed.rules.iter().any(|r| r.explains(&real, &ours)) {
                 count.listed += 1;
             } else {
                 count.unexplained += 1;
