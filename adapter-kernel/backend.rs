@@ -129,6 +129,11 @@ impl Backend {
         prot: u32,
         pages: &mut [*mut sys::Page],
     ) -> Result<(), Error> {
+        // SAFETY: valid, see `devices`; no lock is held.
+        let may_pin = unsafe { sys::dirty_devices_may_pin(self.devices) };
+        if !may_pin && self.iommu == IommuType::Type1v2 {
+            return Err(Error::UnknownDevice);
+        }
         let mut few = [0; FEW];
         let mut many = KVec::new();
         let pfns = match few.get_mut(..pages.len()) {

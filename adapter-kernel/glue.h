@@ -89,6 +89,7 @@ struct dirty_devices *dirty_devices_new(void);
 void dirty_devices_free(struct dirty_devices *devices);
 void dirty_devices_add(struct dirty_devices *devices, struct vfio_device *vdev);
 void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vdev);
+bool dirty_devices_may_pin(struct dirty_devices *devices);
 void dirty_devices_unmap(struct dirty_devices *devices, u64 iova, u64 size);
 
 /* C: pages. */

@@ -13,7 +13,7 @@
 #include <linux/mutex.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
-#include "vfio.h"
+#include "vfio_iommu.h"
 #include "glue.h"
 
 static unsigned int dma_entry_limit = U16_MAX;
@@ -211,6 +211,25 @@ void dirty_devices_remove(struct dirty_devices *devices, struct vfio_device *vde
 	mutex_lock(&devices->lock);
 	list_del(&vdev->iommu_entry);
 	mutex_unlock(&devices->lock);
+}
+
+/*
+ * Whether pages may be pinned. Linux 6.4 moved the refusal of pins that nobody could be
+ * told to give up from the backend to VFIO, and made it one of the device: before, one
+ * device of the container that can be told is enough.
+ */
+bool dirty_devices_may_pin(struct dirty_devices *devices)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	bool may;
+
+	mutex_lock(&devices->lock);
+	may = !list_empty(&devices->list);
+	mutex_unlock(&devices->lock);
+	return may;
+#else
+	return true;
+#endif
 }
 
 /* Tells every device to unpin a range. The caller does not hold the container's lock. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Pins pages of an address space, and unpins them. */
 #include <linux/mm.h>
-#include <linux/mm_inline.h>
 #include <linux/sched/mm.h>
+#include "compat.h"
 #include "glue.h"
 
 /* So few pages need no memory for pointers to them. */
@@ -91,7 +91,7 @@ static long follow_pfnmap(struct vm_area_struct *vma, struct mm_struct *mm,
 	if ((write && !args.writable) || !is_special(args.pfn))
 		ret = -EFAULT;
 	else
-		ret = (args.pfn | (~args.addr_mask >> PAGE_SHIFT)) + 1 - args.pfn;
+		ret = dirty_followed(&args);
 	follow_pfnmap_end(&args);
 	return ret;
 }
@@ -148,7 +148,7 @@ static long pin_memory(struct mm_struct *mm, unsigned long vaddr, u64 npages, bo
 			break;
 		/* Up to a multiple of `room`, so that no huge page is looked up twice. */
 		want = min3(left, want, room - (at >> PAGE_SHIFT) % room);
-		got = pin_user_pages_remote(mm, at, want, flags, pages, NULL);
+		got = dirty_gup(mm, at, want, flags, pages);
 		if (got <= 0)
 			return to->npages ? 0 : got ?: -EFAULT;
 		for (k = 0; k < got; k += len) {
@@ -158,7 +158,7 @@ static long pin_memory(struct mm_struct *mm, unsigned long vaddr, u64 npages, bo
 			len = num_pages_contiguous(pages + k, most);
 			if (!append(to, page_to_pfn(pages[k]), len,
 				    reserved ? DIRTY_PAGE_RESERVED : DIRTY_PAGE_NORMAL)) {
-				unpin_user_pages(pages + k, got - k);
+				dirty_ungup(pages + k, got - k);
 				return 0;
 			}
 		}

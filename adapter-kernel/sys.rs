@@ -74,6 +74,8 @@ unsafe extern "C" {
     /// `vdev` is in `devices`.
     pub(crate) unsafe fn dirty_devices_remove(devices: *mut Devices, vdev: *mut VfioDevice);
     /// The caller does not hold the container's lock.
+    pub(crate) unsafe fn dirty_devices_may_pin(devices: *mut Devices) -> bool;
+    /// The caller does not hold the container's lock.
     pub(crate) unsafe fn dirty_devices_unmap(devices: *mut Devices, iova: u64, size: u64);
 
     pub(crate) unsafe fn dirty_pin(

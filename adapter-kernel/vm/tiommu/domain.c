@@ -3,6 +3,7 @@
 #include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 #include <uapi/linux/iommufd.h>
 #include "domain.h"
 #include "table.h"
@@ -183,9 +184,14 @@ static phys_addr_t iova_to_phys(struct iommu_domain *domain, dma_addr_t iova)
 	return phys;
 }
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
+#define ATTACH_ARGS struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
+#else
+#define ATTACH_ARGS struct iommu_domain *domain, struct device *dev
+#endif
+
 /* Only a domain that was made for a device like this one fits it. */
-static int attach_paging(struct iommu_domain *domain, struct device *dev,
-			 struct iommu_domain *old)
+static int attach_paging(ATTACH_ARGS)
 {
 	struct tiommu_device *device = tiommu_device_of(dev);
 	struct tiommu_config *config = &device->config;
@@ -206,8 +212,7 @@ static int attach_paging(struct iommu_domain *domain, struct device *dev,
 	return fits ? 0 : -EINVAL;
 }
 
-static int attach_static(struct iommu_domain *domain, struct device *dev,
-			 struct iommu_domain *old)
+static int attach_static(ATTACH_ARGS)
 {
 	struct tiommu_device *device = tiommu_device_of(dev);
 

@@ -16,6 +16,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 #include "domain.h"
 
 #define PGSIZES		GENMASK_ULL(30, 12)
@@ -79,9 +80,20 @@ static void get_resv_regions(struct device *dev, struct list_head *list)
 	}
 }
 
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
+static struct iommu_domain *domain_alloc_paging(struct device *dev)
+{
+	return tiommu_domain_alloc(dev, 0, NULL);
+}
+#endif
+
 static const struct iommu_ops ops = {
 	.capable		= device_capable,
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
 	.domain_alloc_paging_flags = tiommu_domain_alloc,
+#else
+	.domain_alloc_paging	= domain_alloc_paging,
+#endif
 	.probe_device		= probe_device,
 	.device_group		= generic_device_group,
 	.def_domain_type	= def_domain_type,

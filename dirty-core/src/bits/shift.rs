@@ -48,8 +48,9 @@ pub(crate) fn stream_shifted(words: &[u64], shift: u32, mut carry: u64, out: &mu
     shift_words(first, shift, carry, first_out);
     carry = first.last().map_or(carry, |last| spill(*last, shift));
     let steps = words.chunks(STEP_WORDS).zip(out.chunks_mut(STEP_WORDS));
-    let ahead = words.chunks(STEP_WORDS).skip(AHEAD_STEPS);
-    let mut ahead = ahead.chain(core::iter::repeat(&[][..]));
+    // Not `chunks(..).skip(..)`: a compiler may link the panic that `Chunks::nth` names.
+    let ahead = words.get(AHEAD_STEPS * STEP_WORDS..).unwrap_or_default();
+    let mut ahead = ahead.chunks(STEP_WORDS).chain(core::iter::repeat(&[][..]));
     for (words, out) in steps {
         stream::prefetch(ahead.next().unwrap_or_default());
         let mut shifted = [0; STEP_WORDS];

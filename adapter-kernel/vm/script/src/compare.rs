@@ -8,28 +8,49 @@ use std::fs;
 use dirty_script::Line;
 
 use crate::linux::Linux;
+use crate::older::Rule;
 
 /// The most differences that are shown; the others are counted.
 const SHOWN: usize = 10;
 
-/// Lines that may differ, the real driver's and ours, by case.
-type Listed = BTreeMap<String, Vec<(String, String)>>;
+/// What may differ.
+#[derive(Default)]
+struct Listed {
+    /// By case: the real driver's line and the module's.
+    pairs: BTreeMap<String, Vec<(String, String)>>,
+    /// By case: lines in which this kernel's real driver and the module agree, and the
+    /// model, which follows Linux 7.3, does not.
+    both: BTreeMap<String, Vec<String>>,
+    /// What may differ in any case.
+    rules: Vec<Rule>,
+}
 
-/// The list of `adapter-user/tests/data/differences.txt`.
-fn listed(text: &str) -> Listed {
-    let mut listed = Listed::new();
-    let (mut case, mut real) = (String::new(), "");
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("case ") {
-            case = rest.split(" : ").next().unwrap_or(rest).to_string();
-        } else if let Some(rest) = line.strip_prefix("- ") {
-            real = rest;
-        } else if let Some(rest) = line.strip_prefix("+ ") {
-            let pair = (real.to_string(), rest.to_string());
-            listed.entry(case.clone()).or_default().push(pair);
+impl Listed {
+    /// Reads `adapter-user/tests/data/differences.txt`, or a file of `vm/differences`.
+    fn read(&mut self, path: &str) -> Result<(), String> {
+        let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+        let (mut case, mut real) = (String::new(), "");
+        for line in text.lines() {
+            let before_colon = |rest: &str| rest.split(" : ").next().unwrap_or(rest).to_string();
+            if let Some(rest) = line.strip_prefix("case ") {
+                case = before_colon(rest);
+            } else if let Some(rest) = line.strip_prefix("rule ") {
+                let name = before_colon(rest);
+                let rule = Rule::parse(&name);
+                self.rules
+                    .push(rule.ok_or_else(|| format!("{path}: there is no rule {name}"))?);
+            } else if let Some(rest) = line.strip_prefix("- ") {
+                real = rest;
+            } else if let Some(rest) = line.strip_prefix("+ ") {
+                let pair = (real.to_string(), rest.to_string());
+                self.pairs.entry(case.clone()).or_default().push(pair);
+            } else if let Some(rest) = line.strip_prefix("= ") {
+                let both = self.both.entry(case.clone()).or_default();
+                both.push(rest.to_string());
+            }
         }
+        Ok(())
     }
-    listed
 }
 
 /// The result of a comparison.
@@ -64,21 +85,21 @@ fn lines(path: &str) -> Result<Vec<String>, String> {
     Ok(text.lines().map(|l| l.trim().to_string()).collect())
 }
 
-/// Compares the transcripts of `script`; `real` or `replay` is `-` if there is none.
+/// Compares the transcripts of `script`; `real` or `replay` is `-` if there is none. The
+/// lists say what may differ.
 pub(crate) fn run(
     script: &str,
     real: &str,
     ours: &str,
     replay: &str,
-    list: Option<&str>,
+    lists: &[&str],
 ) -> Result<(), String> {
     let text = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
     let cases = dirty_script::parse(&text, &mut 65535).map_err(|e| format!("{script}, {e}"))?;
-    let list = match list {
-        Some(path) => fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?,
-        None => String::new(),
-    };
-    let mut list = listed(&list);
+    let mut listed = Listed::default();
+    for list in lists {
+        listed.read(list)?;
+    }
     let ours = lines(ours)?;
     let or_ours = |path| match path {
         "-" => Ok(ours.clone()),
@@ -96,7 +117,8 @@ pub(crate) fn run(
             at += 1;
         }
         let name = title.strip_prefix("case ").unwrap_or_default();
-        let mut pairs = list.remove(name).unwrap_or_default();
+        let mut pairs = listed.pairs.remove(name).unwrap_or_default();
+        let mut both = listed.both.remove(name).unwrap_or_default();
         let mut linux = Linux::new(case.entry_limit);
         for Line { echo, op } in &case.lines {
             let (ideal, defective) = linux.step(op);
@@ -106,6 +128,18 @@ pub(crate) fn run(
             let replay = line_at(&replay, at);
             at += 1;
             count.operations += 1;
+            if real == ours {
+                let agreed = both.iter().position(|l| *l == ours);
+                if let Some(agreed) = agreed {
+                    both.remove(agreed);
+                    count.listed += 1;
+                    continue;
+                }
+                if listed.rules.iter().any(|r| r.explains_both(&ours, &ideal)) {
+                    count.listed += 1;
+                    continue;
+                }
+            }
             if ours != replay || ours != ideal {
                 count.ours += 1;
                 count.show(&format!(
@@ -120,6 +154,8 @@ pub(crate) fn run(
                 count.listed += 1;
             } else if real == defective {
                 count.defects += 1;
+            } else if listed.rules.iter().any(|r| r.explains(&real, &ours)) {
+                count.listed += 1;
             } else {
                 count.unexplained += 1;
                 count.show(&format!(

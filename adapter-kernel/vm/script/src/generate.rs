@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
 use crate::expected::Expected;
+use crate::older::Kernel;
 
 /// Bytes that one script is made of.
 const BYTES: usize = 1200;
@@ -207,8 +208,9 @@ fn unpins_all_it_names(model: &Naive, op: &mut Op) {
     }
 }
 
-/// Prints cases of one kind of container, with `ops` operations in all.
-pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
+/// Prints cases of one kind of container for a kernel, with `ops` operations in all.
+pub(crate) fn print(kind: &str, seed: &str, ops: &str, kernel: &str) -> Result<(), String> {
+    let kernel = Kernel::parse(kernel)?;
     let number = |text: &str| text.parse::<u64>().map_err(|e| format!("{text}: {e}"));
     let (mut random, ops) = (StdRng::seed_from_u64(number(seed)?), number(ops)?);
     let name = kind;
@@ -253,7 +255,7 @@ pub(crate) fn print(kind: &str, seed: &str, ops: &str) -> Result<(), String> {
                     fault = Some(n);
                     continue;
                 }
-                if !expected.is_sound(&op) {
+                if !expected.is_sound(&op) || !kernel.allows(&op) {
                     continue;
                 }
                 keeps_to_one_mapping(&expected.model, &mut op);

@@ -19,6 +19,7 @@ mod generate;
 mod iommu;
 mod linux;
 mod memory;
+mod older;
 #[path = "../../../../vfio-dirty/src/replay/process.rs"]
 mod process;
 mod real;
@@ -54,12 +55,14 @@ const USAGE: &str = "usage:
   dirty-vm speed PART OUT          append times to a file; PART is emulated, iommu
                                    or mappings
   dirty-vm ratio REAL OURS         print the ratios of two drivers' times
-  dirty-vm generate KIND SEED OPS  print a script of random operations; KIND is
+  dirty-vm generate KIND SEED OPS KERNEL
+                                   print a script of random operations for Linux 6.1,
+                                   6.12 or 7.3; KIND is
                                    emulated, iommu or mixed; test: behind test
                                    IOMMUs; big: and some have no page below 64K;
                                    halfway: mixed, and user memory ends in the
                                    middle of operations
-  dirty-vm compare SCRIPT REAL OURS REPLAY [LISTED]
+  dirty-vm compare SCRIPT REAL OURS REPLAY [LIST...]
                                    compare three transcripts of a script";
 
 fn run_case(case: &Case, huge: bool, out: File) -> io::Result<()> {
@@ -158,10 +161,9 @@ fn main() -> ExitCode {
         ["failnth"] => arena::map_all().and_then(|()| failnth::run()),
         ["speed", part, out] => arena::map_all().and_then(|()| speed::run(part, out)),
         ["ratio", real, ours] => speed::ratio(real, ours),
-        ["generate", kind, seed, ops] => generate::print(kind, seed, ops),
-        ["compare", script, real, ours, replay] => compare::run(script, real, ours, replay, None),
-        ["compare", script, real, ours, replay, listed] => {
-            compare::run(script, real, ours, replay, Some(listed))
+        ["generate", kind, seed, ops, kernel] => generate::print(kind, seed, ops, kernel),
+        ["compare", script, real, ours, replay, ref lists @ ..] => {
+            compare::run(script, real, ours, replay, lists)
         }
         _ => Err(USAGE.into()),
     };

@@ -119,6 +119,12 @@ pub(crate) fn config(index: DeviceIndex) -> Config {
 /// The open control file.
 pub(crate) struct Tiommu(File);
 
+/// Whether this VM has the test IOMMU. On Linux 6.1 a bus has one IOMMU driver, and it is
+/// Intel's.
+pub(crate) fn exists() -> bool {
+    std::path::Path::new("/dev/tiommu").exists()
+}
+
 impl Tiommu {
     pub(crate) fn open() -> Result<Self, Errno> {
         open("/dev/tiommu").map(Tiommu)
