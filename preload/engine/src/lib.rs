@@ -13,7 +13,7 @@
 //! | 0x0c | COUNT | how many accesses |
 //! | 0x10 | STRIDE | bytes from one to the next |
 //! | 0x14 | VALUE | what is written: VALUE + k in each word of access k |
-//! | 0x18 | COMMAND | see [`command`] |
+//! | 0x18 | COMMAND | see `command.rs` |
 //! | 0x1c | STATUS | 1 done, 2 failed |
 //! | 0x20 | RESULT | of READ: the sum of all words |
 //! | 0x24 | SEQUENCE | how many words STREAM has written |
