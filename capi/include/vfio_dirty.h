@@ -407,7 +407,7 @@ int vfio_dirty_slot_mark(const struct vfio_dirty_slot *slot, uint64_t offset, ui
  *
  * It takes a log that ends between two takes, as KVM's of a slot that is about to move.
  *
- * -EINVAL if the slot was removed.
+ * -EINVAL unless `nwords` is what the slot's pages need, and if the slot was removed.
  *
  * # Safety
  *
@@ -560,9 +560,10 @@ int vfio_dirty_source_remove(struct vfio_dirty_source *source);
 
 /**
  * ORs a slot's bitmap as KVM_GET_DIRTY_LOG returns it: bit k % 64 of word k / 64 is the
- * k-th page of 4 KiB of the slot. Bits beyond the slot's last page are ignored.
+ * k-th page of the slot, in pages of the host's size. Bits beyond the slot's last page are
+ * ignored.
  *
- * -EINVAL if there is no slot `id`, or if `nwords` is too few for the slot.
+ * -EINVAL if there is no slot `id`, or unless `nwords` is what the slot's pages need.
  *
  * # Safety
  *
@@ -574,8 +575,8 @@ int vfio_dirty_gpa_sink_or_slot(struct vfio_dirty_gpa_sink *sink,
                                 size_t nwords);
 
 /**
- * ORs an entry of KVM's dirty ring: page `page` of 4 KiB of slot `id`, which are the
- * entry's `offset` and `slot`. Reset the ring after the entries are taken.
+ * ORs an entry of KVM's dirty ring: page `page` of slot `id`, in pages of the host's size,
+ * which are the entry's `offset` and `slot`. Reset the ring after the entries are taken.
  *
  * -EINVAL if there is no slot `id`, or if the page is beyond its end.
  *

@@ -385,7 +385,7 @@ pub unsafe extern "C" fn vfio_dirty_slot_mark(slot: *const Slot, offset: u64, le
 ///
 /// It takes a log that ends between two takes, as KVM's of a slot that is about to move.
 ///
-/// -EINVAL if the slot was removed.
+/// -EINVAL unless `nwords` is what the slot's pages need, and if the slot was removed.
 ///
 /// # Safety
 ///

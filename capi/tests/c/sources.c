@@ -14,9 +14,9 @@ struct source {
 
 static int tell(void *context, struct vfio_dirty_gpa_sink *sink) {
     struct source *source = context;
-    uint64_t kvm[] = {1, 0xff00}, coarse = 2;
+    uint64_t kvm[] = {1}, coarse = 2;
     source->calls++;
-    OK(vfio_dirty_gpa_sink_or_slot(sink, 0, kvm, 2)); /* the second word is beyond the slot */
+    OK(vfio_dirty_gpa_sink_or_slot(sink, 0, kvm, 1));
     OK(vfio_dirty_gpa_sink_or_page(sink, 0, 2));
     OK(vfio_dirty_gpa_sink_or_bitmap(sink, &coarse, 0x8000, 2, 0x4000)); /* 12 to 15 */
     OK(vfio_dirty_gpa_sink_or_range(sink, 20 * PAGE - 1, 2));
@@ -28,10 +28,13 @@ static int tell(void *context, struct vfio_dirty_gpa_sink *sink) {
 
 /* Ignores that its calls fail. */
 static int careless(void *context, struct vfio_dirty_gpa_sink *sink) {
-    uint64_t words[1] = {1};
+    uint64_t words[2] = {1};
     switch (*(int *)context) {
     case 0: IS(vfio_dirty_gpa_sink_or_slot(sink, 9, words, 1), -EINVAL); break;
-    case 1: IS(vfio_dirty_gpa_sink_or_slot(sink, 0, words, 0), -EINVAL); break;
+    case 1:
+        IS(vfio_dirty_gpa_sink_or_slot(sink, 0, words, 0), -EINVAL);
+        IS(vfio_dirty_gpa_sink_or_slot(sink, 0, words, 2), -EINVAL);
+        break;
     case 2: IS(vfio_dirty_gpa_sink_or_slot(sink, 0, NULL, 1), -EINVAL); break;
     case 3: IS(vfio_dirty_gpa_sink_or_slot(sink, 0, ODD(words), 1), -EINVAL); break;
     case 4: IS(vfio_dirty_gpa_sink_or_page(sink, 0, 64), -EINVAL); break;

@@ -89,8 +89,11 @@ static void marks_are_reported(struct vfio_dirty_tracker *tracker,
     OK(vfio_dirty_slot_mark(low, 0, 0));
     OK(vfio_dirty_tracker_mark(tracker, 100 * PAGE - 1, 2)); /* spans both slots */
     OK(vfio_dirty_tracker_mark(tracker, 0, 0));
-    uint64_t log[] = {1ul << 9, 0, ~0ul}; /* bits beyond the slot are ignored */
-    OK(vfio_dirty_slot_mark_bitmap(low, log, 3));
+    /* The slot has 100 pages: bits beyond are ignored, and other lengths are refused. */
+    uint64_t log[] = {1ul << 9, ~0ul << 36, 0};
+    IS(vfio_dirty_slot_mark_bitmap(low, log, 1), -EINVAL);
+    IS(vfio_dirty_slot_mark_bitmap(low, log, 3), -EINVAL);
+    OK(vfio_dirty_slot_mark_bitmap(low, log, 2));
 
     /* What is in no slot is an error, and the rest is marked. */
     IS(vfio_dirty_tracker_mark(tracker, 103 * PAGE, 2 * PAGE), -EINVAL);
