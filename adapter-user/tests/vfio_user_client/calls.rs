@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread;
 
 use adapter_user::emulated::uapi::{
@@ -419,6 +419,7 @@ fn the_server_reaches_memory_while_a_call_waits() {
 fn the_second_socket_is_for_the_servers_commands() {
     let memory = Memory::new();
     let (ours, theirs) = UnixStream::pair().unwrap();
+    let (answered, is_answered) = mpsc::channel();
     let server = thread::spawn(move || {
         let mut peer = Peer::new(theirs);
         let (twin, clients) = UnixStream::pair().unwrap();
@@ -432,6 +433,8 @@ fn the_second_socket_is_for_the_servers_commands() {
         drop(clients);
         let mut twin = Peer::new(twin);
         dma_while_a_call_waits(&mut peer, &mut twin);
+        // A reply may be lost when the other socket ends.
+        is_answered.recv().unwrap();
         // If one of the sockets ends, so does the other.
         drop(twin);
         assert_eq!(peer.stream.read(&mut [0]).unwrap(), 0);
@@ -439,6 +442,7 @@ fn the_second_socket_is_for_the_servers_commands() {
     let options = ClientOptions::default();
     let client = Client::connect(ours, Arc::clone(&memory), options).unwrap();
     client.reset().unwrap();
+    answered.send(()).unwrap();
     assert_eq!(memory.0.lock().unwrap()[100..5100], [7; 5000]);
     server.join().unwrap();
     assert!(matches!(client.reset(), Err(ClientError::Lost(_))));

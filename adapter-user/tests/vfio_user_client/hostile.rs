@@ -263,7 +263,10 @@ fn a_version_that_is_wrong_is_refused() {
     assert_eq!(dead, ClientError::Lost(ErrorKind::UnexpectedEof));
     let silent = cause(|peer| drop(peer.stream.read_to_end(&mut Vec::new())));
     assert_eq!(silent, ClientError::Silent);
-    let early = cause(|peer| peer.send(&Request::DmaRead(DmaAccess::default()), 0, false));
+    let early = cause(|peer| {
+        peer.send(&Request::DmaRead(DmaAccess::default()), 0, false);
+        peer.receive(); // not gone before the client has sent its message
+    });
     assert_eq!(early, protocol(Error::UnexpectedMessage));
     let other = cause(|peer| {
         let (mut header, _) = peer.receive();
