@@ -401,11 +401,7 @@ impl DeviceFile {
             VFIO_DEVICE_GET_IRQ_INFO => {
                 let [_argsz, _flags, index, _count] = get_words(arg)?;
                 let count = self.irq_count(index)?;
-                let flags = match count {
-                    0 => VFIO_IRQ_INFO_EVENTFD,
-                    _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-                };
-                put_words(offset(arg, 4)?, &[flags, index, count])?;
+                put_words(offset(arg, 4)?, &[irq_flags(count), index, count])?;
             }
             VFIO_DEVICE_SET_IRQS => self
                 .irqs
@@ -419,8 +415,7 @@ impl DeviceFile {
 
     fn get_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, _regions, _irqs] = get_words(arg)?;
-        let flags = VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI;
-        let answer = [flags, self.regions(), VFIO_PCI_NUM_IRQS, 0, 0];
+        let answer = [DEVICE_FLAGS, self.regions(), VFIO_PCI_NUM_IRQS, 0, 0];
         let room = match argsz as usize >= size_of::<vfio_device_info>() {
             true => &answer[..],
             false => &answer[..3], // a program that knows no capabilities
@@ -431,10 +426,7 @@ impl DeviceFile {
     fn get_region_info(&self, arg: u64) -> Result<(), Errno> {
         let [argsz, _flags, index, _cap_offset, _, _, _, _] = get_words(arg)?;
         let size = self.region_size(index)?;
-        let mut flags = match size {
-            0 => 0,
-            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
-        };
+        let mut flags = region_flags(size);
         const HEAD: u32 = size_of::<vfio_region_info>() as u32;
         const ALL: u32 = HEAD + size_of::<vfio_region_info_cap_type>() as u32;
         let (mut argsz, mut cap_offset) = (argsz, 0);
@@ -504,6 +496,25 @@ impl DeviceFile {
                 Err(error.errno())
             }
         }
+    }
+}
+
+/// The flags of every device.
+pub(crate) const DEVICE_FLAGS: u32 = VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI;
+
+/// The flags of a region of `size` bytes.
+pub(crate) fn region_flags(size: u64) -> u32 {
+    match size {
+        0 => 0,
+        _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
+    }
+}
+
+/// The flags of a kind of interrupts, of which there are `count`.
+pub(crate) fn irq_flags(count: u32) -> u32 {
+    match count {
+        0 => VFIO_IRQ_INFO_EVENTFD,
+        _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
     }
 }
 

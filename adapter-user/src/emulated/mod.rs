@@ -143,9 +143,9 @@ mod user; // the structures of ioctls
 
 pub use self::config::ConfigSpace;
 pub use self::data::DataFile;
-pub use self::device::{DataDescriptors, DeviceFile, MigrationVersion, Settings};
 #[cfg(feature = "vfio-user")]
-pub(crate) use self::device::{Opening, REGION_SHIFT};
+pub(crate) use self::device::{irq_flags, region_flags, Opening, DEVICE_FLAGS, REGION_SHIFT};
+pub use self::device::{DataDescriptors, DeviceFile, MigrationVersion, Settings};
 pub use self::dma::Dma;
 pub use self::group::{Descriptors, DeviceGroup, GroupFile};
 pub use self::irqs::{IrqData, Irqs};

@@ -22,7 +22,8 @@ use super::Server;
 use crate::container::group::Group;
 use crate::container::Container;
 use crate::emulated::uapi::*;
-use crate::emulated::{DataFile, DeviceFile, IrqData, Opening, REGION_SHIFT};
+use crate::emulated::{irq_flags, region_flags, DEVICE_FLAGS, REGION_SHIFT};
+use crate::emulated::{DataFile, DeviceFile, IrqData, Opening};
 
 /// One client's connection without its socket: messages go in, and replies come out.
 ///
@@ -179,7 +180,7 @@ impl Session {
             Request::GetInfo(_) => {
                 let info = DeviceInfo {
                     argsz: DeviceInfo::SIZE as u32,
-                    flags: VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI,
+                    flags: DEVICE_FLAGS,
                     num_regions: self.device.regions(),
                     num_irqs: VFIO_PCI_NUM_IRQS,
                 };
@@ -188,10 +189,7 @@ impl Session {
             Request::GetRegionInfo(asked) => {
                 let size = self.device.region_size(asked.index)?;
                 let info = RegionInfo {
-                    flags: match size {
-                        0 => 0,
-                        _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
-                    },
+                    flags: region_flags(size),
                     index: asked.index,
                     size,
                     ..RegionInfo::default()
@@ -211,10 +209,7 @@ impl Session {
                 let count = self.device.irq_count(asked.index)?;
                 let info = IrqInfo {
                     argsz: IrqInfo::SIZE as u32,
-                    flags: match count {
-                        0 => VFIO_IRQ_INFO_EVENTFD,
-                        _ => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-                    },
+                    flags: irq_flags(count),
                     index: asked.index,
                     count,
                 };
