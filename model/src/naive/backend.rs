@@ -270,30 +270,35 @@ impl Backend {
     }
 
     /// Marks the pages of a domain that bytes `first..=last` touch, if the domain
-    /// tells and lets devices write them.
-    fn dma_dirty(&mut self, domain: Domain, first: u64, last: u64) {
+    /// tells and lets devices write them. Returns whether there are any.
+    fn dma_dirty(&mut self, domain: Domain, first: u64, last: u64) -> bool {
         let Some(granule) = self.granule.filter(|_| domain.tells) else {
-            return;
+            return false;
         };
+        let mut any = false;
         let page = smallest(domain.pgsizes);
         let (first, last) = (first / page * page, last / page * page + (page - 1));
         for iova in self.mappings.overlapping(first, last) {
             if let Some(m) = self.mappings.0.get_mut(&iova) {
                 if m.iommu_mapped && m.writable() {
                     m.mark(granule, first.max(m.iova), last.min(m.last()));
+                    any = true;
                 }
             }
         }
+        any
     }
 
     /// Those pages of `first..=last` that a device writes late leave their domain.
-    pub(super) fn write_late(&mut self, leaving: Option<Domain>, first: u64, last: u64) {
+    /// Returns whether the domain tells any.
+    pub(super) fn write_late(&mut self, leaving: Option<Domain>, first: u64, last: u64) -> bool {
         let Some((domain, from, to)) = self.late else {
-            return;
+            return false;
         };
-        if leaving.is_none_or(|leaving| leaving == domain) && from <= last && first <= to {
-            self.dma_dirty(domain, from.max(first), to.min(last));
-        }
+        leaving.is_none_or(|leaving| leaving == domain)
+            && from <= last
+            && first <= to
+            && self.dma_dirty(domain, from.max(first), to.min(last))
     }
 
     /// Whether the all-dirty rule (A8) holds for a mapping.

@@ -6,8 +6,9 @@ use dirty_core::Errno;
 use dirty_script::Answer;
 
 use super::abi::*;
+use super::backend::Backend;
 use super::check::{check, test_bitmap};
-use super::process::{is_user_range, Result};
+use super::process::{is_user_range, Process, Result};
 use super::unmap::{Harvest, Unmap};
 use super::Naive;
 
@@ -136,16 +137,20 @@ impl Naive {
         };
         let iovas = self.unpin_for_unmap(&request)?;
         let (backend, process) = self.parts()?;
-        if let Some(b) = bitmap {
-            let last = iova + (size - 1);
-            backend.write_late(None, iova, last);
-            backend.words(iova, last, b.pgsize, &mut |k, words| {
+        let report = |backend: &Backend, process: &mut Process| match bitmap {
+            Some(b) => backend.words(iova, iova + (size - 1), b.pgsize, &mut |k, words| {
                 process.copy_words(b.data.wrapping_add(8 * k), words)
-            })?;
-        }
+            }),
+            None => Ok(()),
+        };
+        report(backend, process)?;
         let mut back = unmap.0;
         back[16..].copy_from_slice(&backend.bytes(&iovas).to_ne_bytes());
         process.copy_out(arg, &back)?;
+        // Only now the mappings leave their domains: a copy that fails keeps them.
+        if bitmap.is_some() && backend.write_late(None, iova, iova + (size - 1)) {
+            report(backend, process)?;
+        }
         if vaddr {
             backend.invalidate(&iovas);
         } else {
