@@ -86,6 +86,7 @@
 //!
 //! - `container`, which is on by default: `Container` and its devices. A VMM that only
 //!   needs the tracker and device logs switches it off, and links neither nix nor caps.
+//! - `bitvec`: `Report::slot_bits` gives a slot's pages as a `BitSlice`.
 //! - `vfio-user`: devices in another process, and their clients, by the vfio-user protocol.
 //! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.17 and
 //!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,

@@ -12,6 +12,8 @@
 //! - Then it takes the marks. All of it ends in a [`Report`], which gives ranges,
 //!   and a bitmap per slot, at any page size.
 
+#[cfg(feature = "bitvec")]
+mod bits;
 mod handles;
 mod harvest;
 mod index;

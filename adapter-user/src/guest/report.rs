@@ -365,8 +365,12 @@ impl Report {
     /// [`DirtyBits::pgsize`](crate::DirtyBits::pgsize).
     #[must_use]
     pub fn slot(&self, id: u32) -> Option<&[u64]> {
-        let at = self.at(id).ok()?;
-        self.slots.get(at).map(|pages| &pages.words[..])
+        self.pages_of(id).map(|pages| &pages.words[..])
+    }
+
+    /// What the report has of slot `id`.
+    pub(super) fn pages_of(&self, id: u32) -> Option<&SlotPages> {
+        self.slots.get(self.at(id).ok()?)
     }
 
     /// ORs the dirty pages of slot `id` into `out`, in pages of `pgsize` bytes,
