@@ -12,152 +12,98 @@ use std::sync::Arc;
 
 use adapter_user::guest::SourceError;
 use adapter_user::GuestMemory;
-
-/// `struct uffdio_api`
-#[repr(C)]
-struct UffdioApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-const _: () = assert!(size_of::<UffdioApi>() == 24);
-
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
-const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
-const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-
-/// `struct uffdio_register`
-#[repr(C)]
-struct UffdioRegister {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-const _: () = assert!(size_of::<UffdioRegister>() == 32);
-
-const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
-
-/// `struct uffdio_writeprotect`
-#[repr(C)]
-struct UffdioWriteprotect {
-    start: u64,
-    len: u64,
-    mode: u64,
-}
-const _: () = assert!(size_of::<UffdioWriteprotect>() == 24);
-
-const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
-
-/// `struct pm_scan_arg`
-#[repr(C)]
-struct PmScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-const _: () = assert!(size_of::<PmScanArg>() == 96);
-
-/// `struct page_region`
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-const _: () = assert!(size_of::<PageRegion>() == 24);
-
-const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
-const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
-const PAGE_IS_WRITTEN: u64 = 1 << 1;
+use linux_raw_sys::general as linux;
+use linux_raw_sys::general::{page_region, pm_scan_arg};
+use linux_raw_sys::general::{uffdio_api, uffdio_range, uffdio_register, uffdio_writeprotect};
 
 mod ioctls {
-    use super::{PmScanArg, UffdioApi, UffdioRegister, UffdioWriteprotect};
+    use linux_raw_sys::general as linux;
 
     nix::ioctl_readwrite!(
         #[allow(unreachable_pub)]
-        uffdio_api,
-        0xaa,
-        0x3f,
-        UffdioApi
+        api,
+        linux::UFFDIO,
+        linux::_UFFDIO_API,
+        linux::uffdio_api
     );
     nix::ioctl_readwrite!(
         #[allow(unreachable_pub)]
-        uffdio_register,
-        0xaa,
-        0x00,
-        UffdioRegister
+        register,
+        linux::UFFDIO,
+        linux::_UFFDIO_REGISTER,
+        linux::uffdio_register
     );
     nix::ioctl_readwrite!(
         #[allow(unreachable_pub)]
-        uffdio_writeprotect,
-        0xaa,
-        0x06,
-        UffdioWriteprotect
+        writeprotect,
+        linux::UFFDIO,
+        linux::_UFFDIO_WRITEPROTECT,
+        linux::uffdio_writeprotect
     );
     nix::ioctl_readwrite!(
         #[allow(unreachable_pub)]
         pagemap_scan,
         b'f',
         16,
-        PmScanArg
+        linux::pm_scan_arg
     );
 }
+
+/// linux-raw-sys does not have it.
+const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
 pub(super) struct CpuTracker {
     memory: Arc<GuestMemory>,
     pagemap: File,
     /// The protection ends when this is closed.
     _userfaultfd: OwnedFd,
-    regions: Vec<PageRegion>,
+    regions: Vec<page_region>,
 }
+
+const NONE: page_region = page_region {
+    start: 0,
+    end: 0,
+    categories: 0,
+};
 
 impl CpuTracker {
     /// Protects all of `memory`. From now on, [`scan`](Self::scan) finds writes through this mapping.
     pub(super) fn protect(memory: &Arc<GuestMemory>) -> io::Result<Self> {
         let userfaultfd = open_userfaultfd()?;
         let fd = userfaultfd.as_raw_fd();
-        let mut api = UffdioApi {
-            api: UFFD_API,
-            features: UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-                | UFFD_FEATURE_WP_UNPOPULATED
-                | UFFD_FEATURE_WP_ASYNC,
+        let mut api = uffdio_api {
+            api: linux::UFFD_API.into(),
+            features: u64::from(
+                linux::UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+                    | linux::UFFD_FEATURE_WP_UNPOPULATED
+                    | linux::UFFD_FEATURE_WP_ASYNC,
+            ),
             ioctls: 0,
         };
         // SAFETY: the kernel reads and writes only the argument.
-        unsafe { ioctls::uffdio_api(fd, &mut api) }?;
-        let mut register = UffdioRegister {
+        unsafe { ioctls::api(fd, &mut api) }?;
+        let range = uffdio_range {
             start: memory.addr(),
             len: memory.len(),
-            mode: UFFDIO_REGISTER_MODE_WP,
+        };
+        let mut register = uffdio_register {
+            range,
+            mode: linux::UFFDIO_REGISTER_MODE_WP.into(),
             ioctls: 0,
         };
         // SAFETY: as above. Asynchronous protection changes neither contents nor access rights.
-        unsafe { ioctls::uffdio_register(fd, &mut register) }?;
-        let mut protect = UffdioWriteprotect {
-            start: memory.addr(),
-            len: memory.len(),
+        unsafe { ioctls::register(fd, &mut register) }?;
+        let mut protect = uffdio_writeprotect {
+            range,
             mode: UFFDIO_WRITEPROTECT_MODE_WP,
         };
         // SAFETY: as above.
-        unsafe { ioctls::uffdio_writeprotect(fd, &mut protect) }?;
+        unsafe { ioctls::writeprotect(fd, &mut protect) }?;
         let mut tracker = Self {
             memory: Arc::clone(memory),
             pagemap: File::open("/proc/self/pagemap")?,
             _userfaultfd: userfaultfd,
-            regions: vec![PageRegion::default(); 4096],
+            regions: vec![NONE; 4096],
         };
         tracker.next(memory.addr())?; // fails here if the kernel has no PAGEMAP_SCAN
         Ok(tracker)
@@ -185,9 +131,9 @@ impl CpuTracker {
 
     /// Fills `regions` from `start` on. Returns how many there are, and where to go on.
     fn next(&mut self, start: u64) -> io::Result<(usize, u64)> {
-        let mut scan = PmScanArg {
-            size: size_of::<PmScanArg>() as u64,
-            flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        let mut scan = pm_scan_arg {
+            size: size_of::<pm_scan_arg>() as u64,
+            flags: u64::from(linux::PM_SCAN_WP_MATCHING | linux::PM_SCAN_CHECK_WPASYNC),
             start,
             end: self.end(),
             walk_end: 0,
@@ -195,9 +141,9 @@ impl CpuTracker {
             vec_len: self.regions.len() as u64,
             max_pages: 0,
             category_inverted: 0,
-            category_mask: PAGE_IS_WRITTEN,
+            category_mask: linux::PAGE_IS_WRITTEN.into(),
             category_anyof_mask: 0,
-            return_mask: PAGE_IS_WRITTEN,
+            return_mask: linux::PAGE_IS_WRITTEN.into(),
         };
         // SAFETY: the kernel writes the argument and at most `vec_len` regions to `vec`.
         let found = unsafe { ioctls::pagemap_scan(self.pagemap.as_raw_fd(), &mut scan) }?;
@@ -206,7 +152,7 @@ impl CpuTracker {
 }
 
 fn open_userfaultfd() -> io::Result<OwnedFd> {
-    let flags = libc::O_CLOEXEC | UFFD_USER_MODE_ONLY;
+    let flags = libc::O_CLOEXEC | linux::UFFD_USER_MODE_ONLY as libc::c_int;
     // SAFETY: the system call takes no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     let fd = RawFd::try_from(fd)
