@@ -12,14 +12,14 @@ use dirty_core::migration::v1::{
 use dirty_core::migration::{DeviceFeature, Features, Migration, MigrationCall, Offers, State};
 use dirty_core::{Errno, Error};
 
-use super::bus::Bus;
-use super::data::DataFile;
-use super::dma::{Dma, Told};
-use super::irqs::{IrqData, Irqs, Span};
-use super::model::DeviceModel;
-use super::transfer::Migrating;
-use super::uapi::*;
-use super::user::{get_words, offset, put};
+use crate::emulated::bus::Bus;
+use crate::emulated::data::DataFile;
+use crate::emulated::dma::{Dma, Told};
+use crate::emulated::irqs::{IrqData, Irqs, Span};
+use crate::emulated::model::DeviceModel;
+use crate::emulated::transfer::Migrating;
+use crate::emulated::uapi::*;
+use crate::emulated::user::{get_words, offset, put};
 use crate::container::Container;
 use crate::device_log::uapi::VFIO_DEVICE_FEATURE;
 use crate::device_log::{DeviceLog, Holes, LogOptions};
