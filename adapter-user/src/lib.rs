@@ -109,6 +109,9 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("adapter-user makes system calls of Linux and keeps addresses of 64 bits: build it for 64-bit Linux");
+
 /// The atomics of `dirty_bits`, which the loom tests replace.
 mod atomic {
     pub(crate) use crate::barrier::{available, heavy, light};
