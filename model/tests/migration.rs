@@ -5,7 +5,7 @@
 
 use std::fs;
 
-#[path = "support/cases.rs"]
+#[path = "../../adapter-user/tests/support/cases.rs"]
 mod cases;
 
 use arbitrary::{Arbitrary, Unstructured};

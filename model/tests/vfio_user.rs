@@ -4,7 +4,7 @@
 
 use std::fs;
 
-#[path = "support/cases.rs"]
+#[path = "../../adapter-user/tests/support/cases.rs"]
 mod cases;
 
 use cases::cases;
