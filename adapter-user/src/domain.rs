@@ -302,8 +302,8 @@ impl Domain {
 /// Memory that is no guest memory is not for devices, so this needs `unsafe`.
 ///
 /// ```compile_fail,E0133
-/// # use adapter_user::{guest::Tracker, Container, Domain, Options};
-/// # let container = Container::new(Options::default());
+/// # use adapter_user::{guest::Tracker, Container, Domain};
+/// # let container = Container::new(adapter_user::host_options());
 /// Domain::new(Tracker::new(None).iova_view()).with_container(container);
 /// ```
 #[cfg(doctest)]

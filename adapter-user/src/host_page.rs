@@ -3,6 +3,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(feature = "container")]
+use dirty_core::Options;
 use dirty_core::PageSize;
 
 use crate::dirty_bits::BASE_PAGE;
@@ -16,4 +18,23 @@ pub(crate) fn host_page() -> PageSize {
         let size = u64::try_from(size).ok().and_then(PageSize::new);
         size.unwrap_or(BASE_PAGE) // unreachable: every system has one, a power of two
     })
+}
+
+/// Returns the default options of a [`Container`](crate::Container) on this host: those of
+/// [`Options::default`], but with this host's page size, which need not be 4 KiB. A
+/// container with smaller pages than the host has is refused.
+///
+/// ```
+/// use adapter_user::{host_options, Container};
+///
+/// let mut options = host_options();
+/// options.bitmap_budget = Some(64 << 20);
+/// let container = Container::new(options);
+/// ```
+#[cfg(feature = "container")]
+#[must_use]
+pub fn host_options() -> Options {
+    let mut options = Options::default();
+    options.page_size = host_page();
+    options
 }

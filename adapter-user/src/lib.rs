@@ -28,7 +28,7 @@
 //!
 //! ```
 //! use adapter_user::guest::{Report, Tracker};
-//! use adapter_user::{Container, DirtyBits, Domain, Group, GroupId, IommuType, Options, Prot};
+//! use adapter_user::{host_options, Container, DirtyBits, Domain, Group, GroupId, IommuType, Prot};
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 //!
 //! let ram = [(GuestAddress(0), 64 << 20)];
@@ -38,7 +38,7 @@
 //!
 //! // A container for emulated devices maps the same memory. There is no virtual
 //! // IOMMU here, so an IOVA is a guest-physical address.
-//! let container = Container::new(Options::default());
+//! let container = Container::new(host_options());
 //! container.add_group(Group::emulated(GroupId(1)))?;
 //! container.set_iommu(IommuType::Type1v2)?;
 //! let domain = Domain::new(tracker.iova_view());
@@ -62,6 +62,13 @@
 //! assert_eq!(report.slot(0).unwrap()[0], 1 << 1 | 1 << 5 | 1 << 6);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Page sizes
+//!
+//! The tracker and device logs have one bit for each 4 KiB on every host, and report pages
+//! of any size. What the kernel counts in pages of the host, as KVM's logs, is taken by
+//! the host's page size. A `Container` has pages of the host's size, or larger ones if its
+//! [`Options`] say so: [`host_options`] has the host's.
 //!
 //! # Threads
 //!
@@ -102,6 +109,9 @@
 //! [`LogRange`]: device_log::LogRange
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("adapter-user makes system calls of Linux and keeps addresses of 64 bits: build it for 64-bit Linux");
 
 /// The atomics of `dirty_bits`, which the loom tests replace.
 mod atomic {
@@ -162,3 +172,6 @@ pub use error::TrackError;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub use guest::vm_memory::BitsSlice;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
+pub use host_page::host_options;

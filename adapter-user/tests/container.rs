@@ -7,14 +7,18 @@ use std::thread;
 
 use adapter_user::uapi::*;
 use adapter_user::{
-    Container, Device, Error, Group, GroupId, GuestMemory, IommuSpec, IommuType, Options, Prot,
+    Container, Device, Error, Group, GroupId, GuestMemory, IommuSpec, IommuType, Prot,
 };
 
+#[path = "support/page.rs"]
+mod page;
+
+use page::PAGE;
+
 const GROUP: GroupId = GroupId(1);
-const PAGE: u64 = 4096;
 
 fn container(group: Group) -> Container {
-    let container = Container::new(Options::default());
+    let container = Container::new(page::options());
     container.add_group(group).expect("group");
     container.set_iommu(IommuType::Type1v2).expect("type1v2");
     container
@@ -51,13 +55,13 @@ fn a_mapping_keeps_its_memory_alive() {
     let weak = Arc::downgrade(&memory);
     drop(memory);
     let device = device(&container);
-    device.write(0xff8, &[7; 16]).expect("write");
+    device.write(PAGE - 8, &[7; 16]).expect("write");
     let mut back = [0; 16];
-    device.read(0xff8, &mut back).expect("read");
+    device.read(PAGE - 8, &mut back).expect("read");
     assert_eq!(back, [7; 16]);
     let kept = weak.upgrade().expect("the mapping holds the memory");
     let mut same = [0; 16];
-    kept.read(PAGE + 0xff8, &mut same).expect("in bounds");
+    kept.read(2 * PAGE - 8, &mut same).expect("in bounds");
     assert_eq!(same, back);
     drop(kept);
     container.unmap(0, 2 * PAGE).expect("unmap");
@@ -126,7 +130,9 @@ fn the_raw_interface_takes_c_structures() {
     };
     let start_arg = &raw mut start as u64;
     assert_eq!(ioctl(VFIO_IOMMU_DIRTY_PAGES, start_arg), Ok(0));
-    device(&container).write(0x11000, b"x").expect("write");
+    device(&container)
+        .write(0x10000 + PAGE, b"x")
+        .expect("write");
     let mut bitmap = [!0u64; 2];
     let mut get = (
         vfio_iommu_type1_dirty_bitmap {

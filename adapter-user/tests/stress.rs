@@ -14,18 +14,21 @@ use std::thread;
 
 use adapter_user::uapi::*;
 use adapter_user::{
-    Container, Device, Error, Extent, Group, GroupId, GuestMemory, IommuType, Options, PageSize,
-    Prot,
+    Container, Device, Error, Extent, Group, GroupId, GuestMemory, IommuType, PageSize, Prot,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+#[path = "support/page.rs"]
+mod page;
+
+use page::PAGE;
 
 const ROUNDS: u64 = 150;
 /// How often each writer writes in a round.
 const WRITES: u64 = 250;
 
 const GROUP: GroupId = GroupId(1);
-const PAGE: u64 = 4096;
 const PAGES: u64 = 1024;
 /// How many mappings there are. Each pair has 128 pages, 40 in the first mapping and 88
 /// in the second, so that the two share a word of a report.
@@ -66,7 +69,7 @@ fn lock(pinned: &Mutex<Vec<u64>>) -> MutexGuard<'_, Vec<u64>> {
 
 impl Stress {
     fn new() -> Self {
-        let container = Container::new(Options::default());
+        let container = Container::new(page::options());
         container.add_group(Group::emulated(GROUP)).expect("group");
         container.set_iommu(IommuType::Type1v2).expect("type1v2");
         let pinned = Arc::new(Mutex::new(Vec::<u64>::new()));

@@ -1036,8 +1036,8 @@ int vfio_dirty_container_add_emulated_group(const struct vfio_dirty_container *c
  *
  * Returns what the ioctl returns: VFIO_API_VERSION, whether there is the extension, or 0.
  * A bad address is -EFAULT and no signal. The other errors are those of the ioctl in
- * Linux; nothing is cleared or unmapped then. VFIO_SET_IOMMU is -EINVAL on a host whose
- * pages are not of 4 KiB.
+ * Linux; nothing is cleared or unmapped then. Pages have the host's size, which
+ * VFIO_IOMMU_GET_INFO tells.
  *
  * # Safety
  *

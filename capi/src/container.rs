@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use adapter_user::{Group, GroupId, Options};
+use adapter_user::{host_options, Group, GroupId};
 use libc::{c_int, c_ulong, c_void};
 
 use crate::border::border;
@@ -38,7 +38,7 @@ pub unsafe extern "C" fn vfio_dirty_container_new(
     unsafe {
         border(|c| {
             let out = c.out(container, "container")?;
-            let mut options = Options::default();
+            let mut options = host_options();
             options.bitmap_budget = (budget != 0).then_some(budget);
             let inner = adapter_user::Container::new(options);
             c.give(out, Container { inner });
@@ -96,8 +96,8 @@ pub unsafe extern "C" fn vfio_dirty_container_add_emulated_group(
 ///
 /// Returns what the ioctl returns: VFIO_API_VERSION, whether there is the extension, or 0.
 /// A bad address is -EFAULT and no signal. The other errors are those of the ioctl in
-/// Linux; nothing is cleared or unmapped then. VFIO_SET_IOMMU is -EINVAL on a host whose
-/// pages are not of 4 KiB.
+/// Linux; nothing is cleared or unmapped then. Pages have the host's size, which
+/// VFIO_IOMMU_GET_INFO tells.
 ///
 /// # Safety
 ///

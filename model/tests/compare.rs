@@ -4,9 +4,12 @@
 
 use std::{fmt, fs};
 
+#[path = "../../adapter-user/tests/support/cases.rs"]
+mod cases;
 mod support;
 
 use arbitrary::{Arbitrary, Unstructured};
+use cases::cases;
 use dirty_model::{compare, RawScript, Script};
 use dirty_script::op::Op;
 use proptest::collection::vec;
@@ -28,7 +31,7 @@ fn scripts<T: for<'a> Arbitrary<'a> + fmt::Debug>(max: usize) -> impl Strategy<V
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: CASES,
+        cases: cases(CASES),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

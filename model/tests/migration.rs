@@ -5,14 +5,18 @@
 
 use std::fs;
 
+#[path = "../../adapter-user/tests/support/cases.rs"]
+mod cases;
+
 use arbitrary::{Arbitrary, Unstructured};
+use cases::cases;
 use dirty_core::migration::{Features, State};
 use dirty_model::migration::{compare, compare_region, next, run, Op, RegionSequence, Sequence};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases(20_000)) })]
     #[test]
     fn the_core_agrees_with_the_model(bytes in vec(any::<u8>(), 8..1500)) {
         let sequence = Sequence::arbitrary(&mut Unstructured::new(&bytes)).expect("a sequence");

@@ -5,12 +5,16 @@
 
 use std::fs;
 
+#[path = "../../adapter-user/tests/support/cases.rs"]
+mod cases;
+
+use cases::cases;
 use dirty_model::tracked::{decode, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(50_000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases(50_000)) })]
     #[test]
     fn the_tracker_agrees_with_the_model(bytes in vec(any::<[u8; 4]>(), 4..150)) {
         let ops = decode(&bytes.concat());

@@ -4,6 +4,10 @@
 
 use std::fs;
 
+#[path = "../../adapter-user/tests/support/cases.rs"]
+mod cases;
+
+use cases::cases;
 use dirty_model::vfio_user::{decode, run, Op};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,7 +18,7 @@ fn script(ops: &[Op]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases(20_000)) })]
     #[test]
     fn the_server_agrees_with_the_model(carries: bool, bytes in vec(any::<[u8; 4]>(), 4..120)) {
         // A device without bus mastering does nothing.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use adapter_user::uapi::*;
-use adapter_user::{Container, Errno, Error, Options, Prot};
+use adapter_user::{host_options, Container, Errno, Error, Prot};
 
 use crate::mappings::{Mapping, Mappings};
 use crate::remote::Remote;
@@ -30,7 +30,7 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn new() -> Self {
         Held {
-            container: Container::new(Options::default()),
+            container: Container::new(host_options()),
             mappings: Arc::default(),
             remotes: RwLock::default(),
             turn: Mutex::default(),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use adapter_user::uapi::*;
-use adapter_user::{Container, Error, Group, GroupId, IommuSpec, IommuType, Options};
+use adapter_user::{host_options, Container, Error, Group, GroupId, IommuSpec, IommuType};
 use nix::sys::resource::{getrlimit, Resource, RLIM_INFINITY};
 
 use crate::failure::{cannot, is_file_limit, Failure};
@@ -57,7 +57,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// Asks a new container, which has one group, by its ioctls.
 fn ask(group: Group) -> Result<Offer, Error> {
-    let container = Container::new(Options::default());
+    let container = Container::new(host_options());
     container.add_group(group)?;
     container.set_iommu(IommuType::Type1v2)?;
     let mut arg = vec![0; 4096];

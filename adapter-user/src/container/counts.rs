@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::resident::{PAGE, PAGE_SHIFT};
+use dirty_core::PageSize;
 
 /// Pages that follow each other and are pinned equally often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub(super) struct Pins {
 
 impl Pins {
     /// Where the page after the last one starts, if there is one.
-    pub(super) fn end(&self) -> Option<u64> {
-        self.iova.checked_add(self.npages << PAGE_SHIFT)
+    pub(super) fn end(&self, page: PageSize) -> Option<u64> {
+        self.iova.checked_add(self.npages << page.shift())
     }
 }
 
@@ -34,15 +34,13 @@ impl Pins {
 /// INVARIANT: each map has the pins that start at one offset in a page. Its keys are
 /// page numbers, no two runs in it overlap, no count and no length is 0, and no map is
 /// empty.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counts {
+    page: PageSize,
     by_offset: BTreeMap<u64, Runs>,
 }
 
 type Runs = BTreeMap<u64, Run>;
-
-/// The page number after the last one.
-const PAGES: u64 = 1 << (u64::BITS - PAGE_SHIFT);
 
 /// Cuts a run in two, so that one starts at page `at`.
 fn split(runs: &mut Runs, at: u64) {
@@ -77,10 +75,25 @@ fn join(runs: &mut Runs, first: u64, end: u64) {
 }
 
 impl Counts {
+    pub(super) fn new(page: PageSize) -> Self {
+        let by_offset = BTreeMap::new();
+        Counts { page, by_offset }
+    }
+
+    /// The numbers of the `npages` pages from the one at `iova` on, as far as there are
+    /// so many, and where in a page it starts.
+    fn pages(&self, iova: u64, npages: u64) -> (u64, u64, u64) {
+        let (first, past) = (
+            self.page.pages(iova),
+            self.page.pages(u64::MAX).saturating_add(1),
+        );
+        let end = first.saturating_add(npages).min(past);
+        (first, end, iova % self.page.bytes())
+    }
+
     /// Adds a pin of the page at `iova` and of each page after it, `npages` in all.
     pub(super) fn add(&mut self, iova: u64, npages: u64) {
-        let (first, offset) = (iova >> PAGE_SHIFT, iova % PAGE);
-        let end = first.saturating_add(npages).min(PAGES);
+        let (first, end, offset) = self.pages(iova, npages);
         if first == end {
             return;
         }
@@ -106,8 +119,7 @@ impl Counts {
     /// Removes a pin of the page at `iova` and of each page after it, `npages` in all.
     /// It passes over pages that have none.
     pub(super) fn remove(&mut self, iova: u64, npages: u64) {
-        let (first, offset) = (iova >> PAGE_SHIFT, iova % PAGE);
-        let end = first.saturating_add(npages).min(PAGES);
+        let (first, end, offset) = self.pages(iova, npages);
         let Some(runs) = self.by_offset.get_mut(&offset) else {
             return;
         };
@@ -130,10 +142,12 @@ impl Counts {
     /// Removes and returns the pins that start at an IOVA from `first` to `last`.
     pub(super) fn take(&mut self, first: u64, last: u64) -> Vec<Pins> {
         let mut taken = Vec::new();
+        let page_size = self.page;
         self.by_offset.retain(|offset, runs| {
-            // The pages p with first <= p * PAGE + offset <= last.
-            let start = first.saturating_sub(*offset).div_ceil(PAGE);
-            let end = last.checked_sub(*offset).map_or(0, |last| last / PAGE + 1);
+            // The pages p with first <= p * page_size + offset <= last.
+            let start = first.saturating_sub(*offset).div_ceil(page_size.bytes());
+            let last = last.checked_sub(*offset);
+            let end = last.map_or(0, |last| page_size.pages(last) + 1);
             if start >= end {
                 return true;
             }
@@ -141,12 +155,12 @@ impl Counts {
             split(runs, end);
             let first = taken.len();
             taken.extend(runs.range(start..end).map(|(page, run)| Pins {
-                iova: (page << PAGE_SHIFT) + offset,
+                iova: (page << page_size.shift()) + offset,
                 npages: run.npages,
                 count: run.count,
             }));
             for pins in &taken[first..] {
-                runs.remove(&(pins.iova >> PAGE_SHIFT));
+                runs.remove(&page_size.pages(pins.iova));
             }
             !runs.is_empty()
         });
@@ -189,17 +203,19 @@ mod tests {
         const N: u64 = 40;
         for seed in 0..300 {
             let mut rng = StdRng::seed_from_u64(seed);
-            let base = [0, 1 << 20, 0u64.wrapping_sub(N * PAGE)][seed as usize % 3];
-            let mut counts = Counts::default();
+            let size = PageSize::new(4096 << (seed / 3 % 3 * 2)).expect("a power of two");
+            let bytes = size.bytes();
+            let base = [0, 1 << 20, 0u64.wrapping_sub(N * bytes)][seed as usize % 3];
+            let mut counts = Counts::new(size);
             let mut naive: BTreeMap<u64, u64> = BTreeMap::new();
             for _ in 0..100 {
                 let offset = [0, 0, 0x10][rng.random_range(0..3)];
                 let first = rng.random_range(0..N);
                 let n = rng.random_range(0..=N - first);
                 let pages: Vec<u64> = (first..first + n)
-                    .map(|p| base + p * PAGE + offset)
+                    .map(|p| base + p * bytes + offset)
                     .collect();
-                let iova = base + first * PAGE + offset;
+                let iova = base + first * bytes + offset;
                 match rng.random_range(0..5) {
                     0 | 1 => {
                         counts.add(iova, n);
@@ -214,10 +230,10 @@ mod tests {
                         }
                     }
                     _ => {
-                        let last = iova.saturating_add((n * PAGE).saturating_sub(1));
+                        let last = iova.saturating_add((n * bytes).saturating_sub(1));
                         for pins in counts.take(iova, last) {
                             for page in 0..pins.npages {
-                                let was = naive.remove(&(pins.iova + page * PAGE));
+                                let was = naive.remove(&(pins.iova + page * bytes));
                                 assert_eq!(was, Some(pins.count));
                             }
                         }
@@ -231,7 +247,7 @@ mod tests {
             }
             let mut all = BTreeMap::new();
             for pins in counts.take(0, u64::MAX) {
-                all.extend((0..pins.npages).map(|p| (pins.iova + p * PAGE, pins.count)));
+                all.extend((0..pins.npages).map(|p| (pins.iova + p * bytes, pins.count)));
             }
             assert_eq!(all, naive);
         }

@@ -113,9 +113,10 @@ impl Device {
         Ok(PinGuard::new(&self.pins, key, pages, self.on_mark.clone()))
     }
 
-    /// Pins as the kernel's `vfio_pin_pages` does: the page of 4 KiB at `iova` and the
-    /// pages after it, as many as `pfns` has entries. Stores their pfns, which are the
-    /// numbers of the pages in this process: `pfn << 12` is an address.
+    /// Pins as the kernel's `vfio_pin_pages` does: the page at `iova` and the pages after
+    /// it, as many as `pfns` has entries. Pages have the size that the container was
+    /// created with, [`Options::page_size`]. Stores their pfns, which are the numbers of
+    /// the pages in this process: `pfn * page_size` is an address.
     ///
     /// A pinned page is dirty in every report, up to and including the first one after
     /// it is unpinned. A device with an [`OnMark`] tells it of its writes to these pages
@@ -129,9 +130,11 @@ impl Device {
     /// - [`Error::UnknownDevice`] if the device has closed.
     /// - [`Error::NoPages`] if `pfns` is empty.
     /// - [`Error::NoDmaUnmap`] if the device has no callback.
-    /// - [`Error::TooManyPins`] for more than 512 pages.
+    /// - [`Error::TooManyPins`] for more than `page_size / 8` pages: 512 of 4 KiB.
     /// - [`Error::NotV2`], [`Error::Wraps`], [`Error::VaddrInvalid`], and those of the
     ///   first page that fails, as [`pin`](Device::pin).
+    ///
+    /// [`Options::page_size`]: dirty_core::Options::page_size
     pub fn pin_pages(&self, iova: u64, prot: Prot, pfns: &mut [u64]) -> Result<(), Error> {
         self.pins.pin_pages(iova, prot, pfns)
     }

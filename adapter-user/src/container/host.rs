@@ -9,27 +9,27 @@ use dirty_core::host::{
     Accounting, DomainId, DomainInfo, Fault, GroupId, Iommu, Mm, PageKind, Pinning, Prot, Reach,
     Run, UserMemory,
 };
-use dirty_core::Errno;
+use dirty_core::{Errno, PageSize};
 
 use super::charge;
 use super::iommu::Iommus;
 use super::locked::LockedView;
 use super::memory::GuestMemory;
 use super::place::{own_mm, Place};
-use super::resident::{self, PAGE, PAGE_SHIFT};
+use super::resident;
 use crate::process_memory::{read_process, write_process};
 
-/// The first address that is not a user address with five-level page tables, which
-/// the machine had where Linux was recorded. With four levels the limit is lower,
-/// and an access to an address in between is EFAULT.
-const USER_END: u64 = (1 << 56) - PAGE;
+/// The first address that is not a user address on x86-64 with five-level page tables,
+/// which the machine had where Linux was recorded. With four levels, and on other
+/// architectures, the limit is lower, and an access to an address in between is EFAULT.
+const USER_END: u64 = (1 << 56) - 4096;
 
 /// The bit that tells the `Mm` of a [`GuestMemory`] from a process id.
 const OWNED: u64 = 1 << 63;
 
-/// The most pages that are made resident, or locked, at a time: how far a caller may
+/// The most bytes that are made resident, or locked, at a time: how far a caller may
 /// exceed its limit of locked memory until it is charged.
-const MOST_PINNED: u64 = 4096;
+const MOST_PINNED: u64 = 16 << 20;
 
 /// Memory that mappings keep alive.
 struct Owned {
@@ -40,8 +40,9 @@ struct Owned {
 }
 
 /// What the host of a container remembers between calls.
-#[derive(Default)]
 pub(super) struct State {
+    /// The size of a page, which is what a pin covers and what a pfn counts.
+    pub(super) page: PageSize,
     iommus: Mutex<Iommus>,
     /// By `Mm`, which is the address of the memory and `OWNED`.
     owned: RwLock<HashMap<u64, Owned>>,
@@ -50,10 +51,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(lock_pins: bool) -> Self {
+    pub(super) fn new(page: PageSize, lock_pins: bool) -> Self {
         State {
+            page,
+            iommus: Mutex::new(Iommus::new(page)),
+            owned: RwLock::default(),
             lock_pins,
-            ..State::default()
         }
     }
 
@@ -81,7 +84,7 @@ impl State {
 
     /// Where the memory of a pinned page is.
     pub(super) fn place(&self, pfn: u64) -> Place {
-        let vaddr = pfn << PAGE_SHIFT;
+        let vaddr = pfn << self.page.shift();
         let holds = |memory: &Arc<GuestMemory>| {
             let offset = vaddr.checked_sub(memory.addr())?;
             (offset < memory.len()).then(|| Place::Memory(Arc::clone(memory), offset))
@@ -147,7 +150,7 @@ impl<'a> Call<'a> {
                 }
             }
         }
-        charge::uncharge(mem::take(&mut self.uncharged));
+        charge::uncharge(mem::take(&mut self.uncharged) << self.state.page.shift());
     }
 }
 
@@ -172,10 +175,11 @@ impl Pinning for Call<'_> {
             return Err(Errno::ENODEV); // this is a fork of the process that mapped it
         }
         let locked = self.state.lock_pins.then(|| self.state.locked(mm));
-        let npages = npages.min(MOST_PINNED);
+        let page = self.state.page;
+        let npages = npages.min(page.pages(MOST_PINNED));
         let run = match locked.flatten() {
             Some(view) => view.pin(vaddr - (mm.0 & !OWNED), npages, prot)?,
-            None => resident::pin(vaddr, npages, prot)?,
+            None => resident::pin(page, vaddr, npages, prot)?,
         };
         runs[0] = run;
         Ok(1)
@@ -210,7 +214,8 @@ impl Accounting for Call<'_> {
         if let Some(owned) = owned.get_mut(&mm.0) {
             owned.mappings += 1;
         } else {
-            let locked = self.state.lock_pins.then(|| LockedView::new(memory));
+            let new = || LockedView::new(memory, self.state.page);
+            let locked = self.state.lock_pins.then(new);
             let locked = locked.transpose().map_err(|_| Errno::ENOMEM)?;
             let new = Owned {
                 memory: Arc::clone(memory),
@@ -248,7 +253,8 @@ impl Accounting for Call<'_> {
 
     fn charge(&mut self, _mm: Mm, npages: u64, lock_cap: bool) -> Result<(), Errno> {
         self.give_back();
-        charge::charge(npages, lock_cap)
+        let bytes = npages.checked_mul(self.state.page.bytes());
+        charge::charge(bytes.ok_or(Errno::ENOMEM)?, lock_cap)
     }
 
     fn uncharge(&mut self, _mm: Mm, npages: u64) {

@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use dirty_core::host::{DomainId, DomainInfo, GroupId};
-use dirty_core::Errno;
-
-use super::resident::PAGE_SHIFT;
+use dirty_core::{Errno, PageSize};
 
 /// What the simulated IOMMU behind a group can do. Start with the default and set fields:
 /// there may be more of them in a later version.
@@ -26,8 +24,8 @@ pub struct IommuSpec {
 }
 
 impl Default for IommuSpec {
-    /// An Intel IOMMU: pages of 4 KiB, 2 MiB and 1 GiB, IOVAs of 48 bits, and the MSI
-    /// window of x86 as a reserved region.
+    /// An Intel IOMMU on every host: pages of 4 KiB, 2 MiB and 1 GiB, IOVAs of 48 bits,
+    /// and the MSI window of x86 as a reserved region.
     fn default() -> Self {
         IommuSpec {
             pgsize_bitmap: 1 << 12 | 1 << 21 | 1 << 30,
@@ -48,6 +46,8 @@ struct Entry {
 
 #[derive(Debug)]
 struct Domain {
+    /// The size of the pages that pfns count.
+    page: PageSize,
     pgsize_bitmap: u64,
     aperture: (u64, u64),
     /// The runs by their first IOVA; no two overlap.
@@ -58,13 +58,13 @@ impl Domain {
     /// Returns the run that maps `iova`, and its first IOVA.
     fn entry(&self, iova: u64) -> Option<(u64, Entry)> {
         let (&start, &entry) = self.table.range(..=iova).next_back()?;
-        ((iova - start) >> PAGE_SHIFT < entry.npages).then_some((start, entry))
+        (self.page.pages(iova - start) < entry.npages).then_some((start, entry))
     }
 
     /// Cuts the run that maps `iova` in two, so that one starts there.
     fn split(&mut self, iova: u64) {
         if let Some((start, entry)) = self.entry(iova).filter(|(start, _)| *start != iova) {
-            let head = (iova - start) >> PAGE_SHIFT;
+            let head = self.page.pages(iova - start);
             let tail = Entry {
                 pfn: entry.pfn + head,
                 npages: entry.npages - head,
@@ -82,14 +82,24 @@ impl Domain {
 }
 
 /// The IOMMUs of one container.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Iommus {
+    page: PageSize,
     specs: HashMap<u64, IommuSpec>,
     domains: HashMap<u64, Domain>,
     next: u64,
 }
 
 impl Iommus {
+    pub(super) fn new(page: PageSize) -> Self {
+        Iommus {
+            page,
+            specs: HashMap::new(),
+            domains: HashMap::new(),
+            next: 0,
+        }
+    }
+
     /// Adds the IOMMU behind `group`, before the group is attached.
     pub(super) fn insert(&mut self, group: GroupId, spec: IommuSpec) {
         self.specs.insert(group.0, spec);
@@ -104,6 +114,7 @@ impl Iommus {
         let id = self.next;
         self.next += 1;
         let domain = Domain {
+            page: self.page,
             pgsize_bitmap: spec.pgsize_bitmap,
             aperture: spec.aperture,
             table: BTreeMap::new(),
@@ -151,7 +162,8 @@ impl Iommus {
         npages: u64,
     ) -> Result<(), Errno> {
         let domain = self.domains.get_mut(&domain.0).ok_or(Errno::ENODEV)?;
-        let (addr, size) = (pfn << PAGE_SHIFT, npages << PAGE_SHIFT);
+        let shift = self.page.shift();
+        let (addr, size) = (pfn << shift, npages << shift);
         let smallest = domain.pgsize_bitmap & domain.pgsize_bitmap.wrapping_neg();
         if (iova | addr | size) & smallest.wrapping_sub(1) != 0 {
             return Err(Errno::EINVAL);
@@ -172,7 +184,7 @@ impl Iommus {
         let Some(domain) = self.domains.get_mut(&domain.0) else {
             return;
         };
-        let Some(more) = (npages << PAGE_SHIFT).checked_sub(1) else {
+        let Some(more) = (npages << self.page.shift()).checked_sub(1) else {
             return;
         };
         let last = iova.saturating_add(more);
@@ -187,7 +199,7 @@ impl Iommus {
 
     pub(super) fn translate(&self, domain: DomainId, iova: u64) -> Option<u64> {
         let (start, entry) = self.domains.get(&domain.0)?.entry(iova)?;
-        Some(entry.pfn + ((iova - start) >> PAGE_SHIFT))
+        Some(entry.pfn + self.page.pages(iova - start))
     }
 }
 
@@ -196,7 +208,7 @@ mod tests {
     use super::*;
 
     fn attached(spec: IommuSpec) -> (Iommus, DomainId) {
-        let mut iommus = Iommus::default();
+        let mut iommus = Iommus::new(PageSize::new(4096).expect("a power of two"));
         iommus.insert(GroupId(1), spec);
         let (domain, _) = iommus.attach(GroupId(1)).expect("attach");
         (iommus, domain)

@@ -13,13 +13,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::{Prot, Run};
-use dirty_core::Errno;
+use dirty_core::{Errno, PageSize};
 use nix::libc;
 use nix::sys::mman::munlock;
 use std::ptr::NonNull;
 
 use super::memory::GuestMemory;
-use super::resident::{self, PAGE, PAGE_SHIFT};
+use super::resident;
 
 /// The most blocks of a view. Blocks that are locked and blocks that are not lie in
 /// different VMAs, so a view has at most so many of them.
@@ -30,6 +30,8 @@ const LEAST: u64 = 2 << 20;
 /// A mapping of a guest's memory in which the blocks that have pins are locked.
 pub(super) struct LockedView {
     view: Arc<GuestMemory>,
+    /// The size of the pages that are pinned.
+    page: PageSize,
     /// The bytes of a block.
     block: u64,
     /// How many pins each block has. INVARIANT: the blocks that have pins are locked.
@@ -37,12 +39,13 @@ pub(super) struct LockedView {
 }
 
 impl LockedView {
-    pub(super) fn new(memory: &GuestMemory) -> io::Result<Self> {
+    pub(super) fn new(memory: &GuestMemory, page: PageSize) -> io::Result<Self> {
         let view = Arc::new(memory.second_view()?);
         let block = view.len().div_ceil(BLOCKS).next_multiple_of(LEAST);
         let blocks = view.len().div_ceil(block);
         Ok(LockedView {
             view,
+            page,
             block,
             pins: Mutex::new(vec![0; blocks as usize]),
         })
@@ -59,7 +62,7 @@ impl LockedView {
 
     /// The addresses of block `k`.
     fn addresses(&self, k: u64) -> Range<u64> {
-        let (start, len) = (self.view.addr(), self.view.len().next_multiple_of(PAGE));
+        let (start, len) = (self.view.addr(), self.view.len());
         start + k * self.block..start + len.min((k + 1) * self.block)
     }
 
@@ -75,13 +78,13 @@ impl LockedView {
         let k = self.block_of(offset);
         let block = self.addresses(k);
         let vaddr = self.view.addr() + offset;
-        let here = (block.end - vaddr) >> PAGE_SHIFT;
+        let here = self.page.pages(block.end - vaddr);
         let mut pins = self.pins();
         let count = pins.get_mut(k as usize).ok_or(Errno::EFAULT)?;
         if *count == 0 {
             lock(&block)?;
         }
-        let pinned = resident::pin(vaddr, here.min(npages), prot);
+        let pinned = resident::pin(self.page, vaddr, here.min(npages), prot);
         *count += pinned.as_ref().map_or(0, |run| run.npages);
         if *count == 0 {
             unlock(&block);
@@ -93,9 +96,9 @@ impl LockedView {
     /// they are pages of this view.
     pub(super) fn unpin(&self, pfn: u64, npages: u64) {
         let start = self.view.addr();
-        let end = start + self.view.len().next_multiple_of(PAGE);
-        let mut at = (pfn << PAGE_SHIFT).max(start);
-        let last = ((pfn + npages) << PAGE_SHIFT).min(end);
+        let end = start + self.view.len();
+        let mut at = (pfn << self.page.shift()).max(start);
+        let last = ((pfn + npages) << self.page.shift()).min(end);
         let mut pins = self.pins();
         while at < last {
             let k = self.block_of(at - start);
@@ -103,7 +106,7 @@ impl LockedView {
             let upto = last.min(block.end);
             if let Some(count) = pins.get_mut(k as usize) {
                 let before = *count;
-                *count = before.saturating_sub((upto - at) >> PAGE_SHIFT);
+                *count = before.saturating_sub(self.page.pages(upto - at));
                 if *count == 0 && before != 0 {
                     unlock(&block);
                 }

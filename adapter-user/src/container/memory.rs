@@ -11,11 +11,20 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dirty_core::PageSize;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
-use nix::sys::mman::{madvise, mmap, munmap, MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::mman::{madvise, mmap, mmap_anonymous, munmap, MapFlags, MmapAdvise, ProtFlags};
+
+use crate::host_page::host_page;
 
 const WORD: usize = size_of::<AtomicU64>();
+
+/// The largest page that a container may have on a host with smaller ones.
+pub(super) const LARGEST_PAGE: PageSize = match PageSize::new(64 << 10) {
+    Some(size) => size,
+    None => panic!(), // it is a power of two
+};
 
 /// A shared mapping of a memory file: one view of a guest's memory.
 ///
@@ -24,8 +33,9 @@ const WORD: usize = size_of::<AtomicU64>();
 ///
 /// # Invariants
 ///
-/// `start` is the page-aligned start of a shared, readable and writable mapping of `len` bytes,
-/// rounded up to whole pages. The mapping belongs to this value until it is dropped.
+/// `start` is the start of a shared, readable and writable mapping of `len` bytes, rounded up to
+/// whole pages. It is aligned to a page of the host and to [`LARGEST_PAGE`], so that a page of a
+/// container starts there. The mapping belongs to this value until it is dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
     file: File,
@@ -85,9 +95,7 @@ impl GuestMemory {
             .ok()
             .and_then(NonZeroUsize::new)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses an address that is free, so no other object is replaced.
-        let start = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, &file, 0) }?;
+        let start = map(&file, len)?;
         // INVARIANT: just mapped with exactly these properties, and given to nobody else.
         Ok(Self {
             file,
@@ -199,6 +207,47 @@ impl Drop for GuestMemory {
         let unmapped = unsafe { munmap(start, self.len.get()) };
         debug_assert_eq!(unmapped, Ok(()));
     }
+}
+
+/// Maps `len` bytes of a file, at an address that is free and aligned to a page of the host and
+/// to [`LARGEST_PAGE`].
+fn map(file: &File, len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses an address that is free, so no other object is replaced.
+    let start = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, file, 0) }?;
+    if LARGEST_PAGE.aligns(start.as_ptr() as u64) {
+        return Ok(start);
+    }
+    // SAFETY: this is the mapping above, and nobody has its address.
+    unsafe { munmap(start, len.get()) }?;
+    map_in_room(file, len, prot)
+}
+
+/// As [`map`], in a range with so much room that an aligned address is in it.
+fn map_in_room(file: &File, len: NonZeroUsize, prot: ProtFlags) -> io::Result<NonNull<c_void>> {
+    let (page, align) = (host_page().bytes() as usize, LARGEST_PAGE.bytes() as usize);
+    let room = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    // SAFETY: the kernel chooses an address that is free, so no other object is replaced.
+    let room_start = unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, flags) }?;
+    let before = (room_start.as_ptr() as usize).wrapping_neg() % align;
+    // SAFETY: it is inside the room.
+    let start = unsafe { room_start.byte_add(before) };
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+    // SAFETY: these bytes are inside the room, and nobody has its address.
+    let mapped = unsafe { mmap(Some(start.addr()), len, prot, flags, file, 0) };
+    let used = mapped.map_or(0, |_| len.get().next_multiple_of(page));
+    // What is not used goes again.
+    let behind = before + used;
+    for (at, bytes) in [(0, before), (behind, room.get() - behind)] {
+        // SAFETY: it is inside the room.
+        let unused = unsafe { room_start.byte_add(at) };
+        if bytes != 0 {
+            // SAFETY: nobody has the address of this part of the room.
+            unsafe { munmap(unused, bytes) }?;
+        }
+    }
+    Ok(mapped?)
 }
 
 /// Returns how many of `len` bytes come before the first whole word.

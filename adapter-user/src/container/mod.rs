@@ -71,7 +71,8 @@ impl fmt::Debug for Container {
 }
 
 impl Container {
-    /// Creates a container without groups and without an IOMMU type.
+    /// Creates a container without groups and without an IOMMU type. Its pages have the
+    /// size that `options` say: see [`host_options`](crate::host_options).
     ///
     /// A pin makes its page resident: the page is in memory when the pin succeeds. It
     /// is not locked, so the system may swap it out or move it, and a later access may
@@ -194,8 +195,9 @@ impl Container {
     ///
     /// In this order; nothing changes then:
     ///
-    /// - [`Error::WrongPageSize`] unless [`Options::page_size`] is 4 KiB and the page
-    ///   size of this host.
+    /// - [`Error::WrongPageSize`] unless [`Options::page_size`] is the page size of this
+    ///   host, which [`host_options`](crate::host_options) has, or a larger one of at most
+    ///   64 KiB.
     /// - [`Error::IommuAlreadySet`].
     /// - [`Error::NoGroup`].
     /// - The error of the first group that cannot join, as
@@ -268,7 +270,8 @@ impl Container {
     /// - [`Error::FlagCombination`] if `prot` is empty, and [`Error::UnknownFlags`]
     ///   if it has other bits than READ and WRITE.
     /// - [`Error::Misaligned`] unless all three are multiples of the container's
-    ///   smallest page: 4 KiB, or the smallest one that its IOMMUs have in common.
+    ///   smallest page: [`Options::page_size`], or the smallest one that its IOMMUs have
+    ///   in common if that is larger.
     /// - [`Error::Overlap`] with another mapping.
     /// - [`Error::MappingLimit`] beyond [`Options::dma_entry_limit`].
     /// - [`Error::ForbiddenIova`] if an IOMMU's aperture or reserved regions exclude
@@ -380,9 +383,9 @@ impl Container {
     /// ```
     /// use std::sync::Arc;
     /// use adapter_user::device_log::DeviceLog;
-    /// use adapter_user::{Container, Error, Group, GroupId, IommuType, Options, TrackError};
+    /// use adapter_user::{host_options, Container, Error, Group, GroupId, IommuType, TrackError};
     ///
-    /// # let container = Container::new(Options::default());
+    /// # let container = Container::new(host_options());
     /// # container.add_group(Group::emulated(GroupId(1)))?;
     /// # container.set_iommu(IommuType::Type1v2)?;
     /// let log = Arc::new(DeviceLog::new(None));
@@ -433,12 +436,12 @@ impl fmt::Debug for WeakContainer {
 /// No safe call can write memory that it does not own.
 ///
 /// ```compile_fail,E0133
-/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// # let container = adapter_user::Container::new(adapter_user::host_options());
 /// container.map_process(0, 0x1000, 0x1000, adapter_user::Prot::READ_WRITE);
 /// ```
 ///
 /// ```compile_fail,E0133
-/// # let container = adapter_user::Container::new(adapter_user::Options::default());
+/// # let container = adapter_user::Container::new(adapter_user::host_options());
 /// container.ioctl(adapter_user::uapi::VFIO_IOMMU_GET_INFO, 0x1000);
 /// ```
 #[cfg(doctest)]

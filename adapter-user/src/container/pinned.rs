@@ -6,11 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use dirty_core::host::{Mm, Prot};
-use dirty_core::Error;
+use dirty_core::{Error, PageSize};
 
 use super::access::Access;
 use super::place::{own_mm, Place};
-use super::resident::{PAGE, PAGE_SHIFT};
 use crate::process_memory::{read_process, write_process};
 
 /// Gets the first IOVA and the length in bytes of what a device wrote or marked.
@@ -34,6 +33,7 @@ pub(super) struct Pages {
     pub(super) iova: u64,
     pub(super) size: u64,
     pub(super) prot: Prot,
+    page: PageSize,
     /// In order, without a gap: all pages that the bytes touch.
     parts: Vec<Part>,
     /// The process that pinned them.
@@ -42,11 +42,12 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(iova: u64, size: u64, prot: Prot) -> Self {
+    pub(super) fn new(page: PageSize, iova: u64, size: u64, prot: Prot) -> Self {
         Pages {
             iova,
             size,
             prot,
+            page,
             parts: Vec::new(),
             process: own_mm(),
             access: Access::new(),
@@ -55,22 +56,27 @@ impl Pages {
 
     /// Where the first page starts.
     pub(super) fn first(&self) -> u64 {
-        self.iova & !(PAGE - 1)
+        self.iova - self.iova % self.page.bytes()
+    }
+
+    /// Where the last page ends: its last byte.
+    pub(super) fn last(&self) -> u64 {
+        self.last_asked() | (self.page.bytes() - 1)
     }
 
     /// The last byte that was asked for.
-    pub(super) fn last(&self) -> u64 {
+    fn last_asked(&self) -> u64 {
         self.iova + (self.size - 1)
     }
 
     pub(super) fn npages(&self) -> u64 {
-        (self.last() >> PAGE_SHIFT) - (self.iova >> PAGE_SHIFT) + 1
+        self.page.pages(self.last_asked()) - self.page.pages(self.iova) + 1
     }
 
     /// Appends pages, whose memory is at `place`.
     pub(super) fn push(&mut self, npages: u64, place: Place) {
         let first = self.parts.last().map_or(0, |part| part.last + 1);
-        let last = first + (npages << PAGE_SHIFT) - 1;
+        let last = first + (npages << self.page.shift()) - 1;
         self.parts.push(Part { first, last, place });
     }
 
@@ -150,7 +156,7 @@ impl Pages {
         len: usize,
         mut copy: impl FnMut(&Place, u64, Range<usize>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut at = offset + self.iova % PAGE;
+        let mut at = offset + self.iova % self.page.bytes();
         let end = at + len as u64;
         let mut k = self.parts.partition_point(|part| part.last < at);
         let mut done = 0;

@@ -5,39 +5,46 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::{DeviceId, Prot};
-use dirty_core::Error;
+use dirty_core::{Error, PageSize};
 
 use super::counts::{Counts, Pins};
 use super::host::{Call, Caller};
 use super::pinned::Pages;
-use super::resident::{PAGE, PAGE_SHIFT};
 use super::shared::{Core, Shared};
 
-/// The most pages that the core pins in one call.
-const AT_ONCE: usize = (PAGE / 8) as usize;
+/// How many pages of a guard are pinned in one call of the core. It takes one for each 8
+/// bytes of a page, and no page has less than 4 KiB.
+const AT_ONCE: usize = 512;
 
 /// The pins of guards, by the first IOVA and a number that makes the key unique.
 type Guards = BTreeMap<(u64, u64), Arc<Pages>>;
 
-#[derive(Default)]
 struct Book {
     closed: bool,
     /// Pins by `pin_pages`.
     counts: Counts,
     guards: Guards,
     next_guard: u64,
-    /// No guard has more pages than this.
+    /// No guard's last page ends further from where its first page starts.
     longest: u64,
 }
 
 impl Book {
+    fn new(page: PageSize) -> Self {
+        Book {
+            closed: false,
+            counts: Counts::new(page),
+            guards: Guards::new(),
+            next_guard: 0,
+            longest: 0,
+        }
+    }
+
     /// Removes and returns the guards that have a page in a range.
     fn take_guards(&mut self, first: u64, last: u64) -> Vec<Arc<Pages>> {
-        let before = self.longest.saturating_mul(PAGE);
-        let from = (first.saturating_sub(before), 0);
+        let from = (first.saturating_sub(self.longest), 0);
         let candidates = self.guards.range(from..=(last, u64::MAX));
-        let hit =
-            candidates.filter(|(key, pages)| key.0 >= first || pages.last() | (PAGE - 1) >= first);
+        let hit = candidates.filter(|(key, pages)| key.0 >= first || pages.last() >= first);
         let keys: Vec<_> = hit.map(|(key, _)| *key).collect();
         keys.iter().filter_map(|k| self.remove_guard(*k)).collect()
     }
@@ -68,13 +75,17 @@ impl DevicePins {
         DevicePins {
             shared: Arc::clone(shared),
             id,
-            book: Mutex::default(),
+            book: Mutex::new(Book::new(shared.state.page)),
             closed: Condvar::new(),
         }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page(&self) -> PageSize {
+        self.shared.state.page
     }
 
     fn call(&self) -> Call<'_> {
@@ -102,7 +113,7 @@ impl DevicePins {
     fn unpin_run(&self, core: &mut Core, iova: u64, npages: u64) {
         let mut done = 0;
         while done < npages {
-            let at = iova + (done << PAGE_SHIFT);
+            let at = iova + (done << self.page().shift());
             done += self.unpin_in_core(core, at, npages - done) + 1;
         }
     }
@@ -132,7 +143,7 @@ impl DevicePins {
     ) -> Result<((u64, u64), Arc<Pages>), Error> {
         let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
         iova.checked_add(more).ok_or(Error::Wraps)?;
-        let mut pages = Pages::new(iova, size, prot);
+        let mut pages = Pages::new(self.page(), iova, size, prot);
         let (first, npages) = (pages.first(), pages.npages());
         let mut book = self.book();
         let mut pfns = [0; AT_ONCE];
@@ -143,7 +154,8 @@ impl DevicePins {
             // Reports and marks go on in between. An unmap of pages that are pinned
             // already waits for the book.
             let mut core = self.shared.write();
-            let pinned = self.pin_in_core(&mut core, first + (done << PAGE_SHIFT), prot, pfns);
+            let at = first + (done << self.page().shift());
+            let pinned = self.pin_in_core(&mut core, at, prot, pfns);
             if let Err(e) = pinned {
                 self.unpin_in_core(&mut core, first, done);
                 return Err(e);
@@ -155,7 +167,7 @@ impl DevicePins {
         let pages = Arc::new(pages);
         let key = (first, book.next_guard);
         book.next_guard += 1;
-        book.longest = book.longest.max(npages);
+        book.longest = book.longest.max(pages.last() - first);
         book.guards.insert(key, Arc::clone(&pages));
         Ok((key, pages))
     }
@@ -192,7 +204,7 @@ impl DevicePins {
             pages.revoke();
             // Guards whose pages follow each other are unpinned in one go.
             match runs.last_mut() {
-                Some(run) if run.end() == Some(pages.first()) => {
+                Some(run) if run.end(self.page()) == Some(pages.first()) => {
                     run.npages += pages.npages();
                 }
                 _ => runs.push(Pins {

@@ -14,7 +14,9 @@ use dirty_core::{Command, Error, Options, Outcome, Progress, Type1};
 
 use super::heap::Heap;
 use super::host::{Call, Caller, State};
-use super::resident::{self, PAGE};
+use super::memory::LARGEST_PAGE;
+use super::resident;
+use crate::host_page::host_page;
 use crate::process_memory::read_process;
 
 pub(super) type Core = dirty_core::Container<Heap>;
@@ -29,18 +31,15 @@ pub(super) struct Shared {
     /// The open devices that have a callback, by their number.
     notify: Mutex<BTreeMap<u64, Notify>>,
     pub(super) next_device: AtomicU64,
-    /// Whether the host has pages of the size that the container was created with.
-    page_fits: bool,
 }
 
 impl Shared {
     pub(super) fn new(options: Options, lock_pins: bool) -> Self {
         Shared {
             core: RwLock::new(Core::new(Heap, options)),
-            state: State::new(lock_pins),
+            state: State::new(options.page_size, lock_pins),
             notify: Mutex::default(),
             next_device: AtomicU64::new(0),
-            page_fits: resident::is_host_page(options.page_size.bytes()),
         }
     }
 
@@ -57,9 +56,10 @@ impl Shared {
         self.notify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses an IOMMU type for pages that the host does not have.
+    /// Refuses an IOMMU type if pages of the container cannot be made of the host's.
     pub(super) fn check_page(&self) -> Result<(), Error> {
-        if self.page_fits {
+        let (page, host) = (self.state.page, host_page());
+        if page == host || (host..=LARGEST_PAGE).contains(&page) {
             Ok(())
         } else {
             Err(Error::WrongPageSize)
@@ -128,8 +128,8 @@ impl Shared {
 fn make_resident(addr: u64, bytes: u64) {
     let bytes = bytes.min(DIRTY_BITMAP_SIZE_MAX); // a longer one is refused
     if let Some(end) = addr.checked_add(bytes) {
-        let (first, end) = (addr / PAGE, end.div_ceil(PAGE));
-        let _ = resident::populate(first * PAGE, end - first, Prot::WRITE);
+        let first = addr - addr % host_page().bytes();
+        let _ = resident::populate(first, end - first, Prot::WRITE); // the kernel rounds up
     }
 }
 

@@ -494,7 +494,7 @@ impl Default for DirtyBits {
     }
 }
 
-/// The page size that guest memory is tracked in: 4 KiB, as in KVM's log.
+/// The page size that guest memory is tracked in, on every host: 4 KiB.
 pub(crate) const BASE_PAGE: PageSize = match PageSize::new(4096) {
     Some(pgsize) => pgsize,
     None => unreachable!(),

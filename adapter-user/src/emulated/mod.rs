@@ -20,7 +20,7 @@
 //! use std::sync::{Arc, Mutex};
 //! use adapter_user::emulated::{ConfigSpace, DeviceGroup, DeviceModel, Dma};
 //! use adapter_user::emulated::{MigrationVersion, Settings};
-//! use adapter_user::{Container, Group, GroupId, GuestMemory, IommuType, Options, Prot};
+//! use adapter_user::{host_options, Container, Group, GroupId, GuestMemory, IommuType, Prot};
 //!
 //! /// BAR 0 has 16 bytes: from, to (IOVAs). A write of `to` is the doorbell.
 //! struct Copier {
@@ -91,7 +91,7 @@
 //!     };
 //!     let group = Group::emulated(GroupId(1));
 //!     let group = Arc::new(DeviceGroup::new(group).with_device("copier", settings, |dma, _| Copier::new(dma)));
-//!     let container = Container::new(Options::default());
+//!     let container = Container::new(host_options());
 //!     let file = group.open().map_err(|errno| errno.to_string())?;
 //!     file.set_container(&container).map_err(|errno| errno.to_string())?;
 //!     container.set_iommu(IommuType::Type1v2)?;

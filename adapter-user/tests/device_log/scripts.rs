@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Scripts of calls, random ones and all short ones, on a log and on its model.
 
+#[path = "../support/cases.rs"]
+mod cases;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use adapter_user::device_log::uapi::{iommu_hwpt_get_dirty_bitmap, IOMMU_HWPT_GET_DIRTY_BITMAP};
 use adapter_user::device_log::{Holes, LogOptions, LogRange};
+use cases::cases;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -376,7 +380,7 @@ fn run(world: World, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(ProptestConfig::with_cases(cases(20_000)))]
     #[test]
     fn any_run_agrees_with_the_model(world in worlds(), ops in vec(ops(), 1..60)) {
         run(world, ops)?;

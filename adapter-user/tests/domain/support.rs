@@ -8,18 +8,22 @@ pub(crate) use adapter_user::device_log::DeviceLog;
 pub(crate) use adapter_user::guest::{Report, Tracker};
 pub(crate) use adapter_user::{Container, Domain, Group, GroupId, IommuType, Options, Prot};
 
-pub(crate) const PAGE: u64 = 4096;
+#[path = "../support/page.rs"]
+mod page;
+
+pub(crate) use page::PAGE;
+
 pub(crate) const RW: Prot = Prot::READ_WRITE;
 pub(crate) const GROUP: GroupId = GroupId(1);
 
 /// Memory of this process, which lives as long as the test runs.
 pub(crate) fn leaked(npages: u64) -> u64 {
-    let words = Box::leak(vec![0u64; ((npages + 1) * 512) as usize].into_boxed_slice());
+    let words = Box::leak(vec![0u64; ((npages + 1) * PAGE / 8) as usize].into_boxed_slice());
     (words.as_mut_ptr() as u64).next_multiple_of(PAGE)
 }
 
 pub(crate) fn container() -> Container {
-    container_with(Options::default())
+    container_with(page::options())
 }
 
 pub(crate) fn container_with(options: Options) -> Container {

@@ -172,14 +172,17 @@ fn unmap_beside_a_device_that_is_being_closed() {
 
 fn beside(close: fn(Arc<Device>)) {
     let mut busy = 0;
-    let pages = 60_000;
+    // As many bytes whatever a page has.
+    let per_4k = |pages: u64| pages * 4096 / PAGE;
+    let pages = per_4k(60_000);
+    let mut pfns = vec![0; per_4k(500) as usize];
     let memory = memory(pages);
     for round in 0..40 {
         let container = emulated();
         container.map(0, &memory, 0, pages * PAGE, RW).expect("map");
         let device = device(&container);
         for k in 0..20 {
-            let pinned = device.pin_pages(k * 1000 * PAGE, RW, &mut [0; 500]);
+            let pinned = device.pin_pages(k * per_4k(1000) * PAGE, RW, &mut pfns);
             pinned.expect("pin");
         }
         let go = Arc::new(AtomicBool::new(false));

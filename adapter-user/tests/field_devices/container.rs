@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 
 use adapter_user::uapi::*;
-use adapter_user::{Container, Error, Group, GroupId, IommuSpec, IommuType, Options, PageSize};
+use adapter_user::{
+    host_options, Container, Error, Group, GroupId, IommuSpec, IommuType, Options, PageSize,
+};
 
 use super::{device, emulated, memory, GROUP, PAGE, RW};
 
@@ -82,7 +84,7 @@ fn arguments_anywhere() {
 fn a_fork_of_the_process() {
     let (container, memory) = (emulated(), memory(16));
     container.map(0, &memory, 0, 16 * PAGE, RW).expect("map");
-    let own = vec![0u8; 8 * 4096];
+    let own = vec![0u8; 8 * PAGE as usize];
     let at = (own.as_ptr() as u64).next_multiple_of(PAGE);
     // SAFETY: only the devices use it from now on.
     unsafe { container.map_process(1 << 20, at, 4 * PAGE, RW) }.expect("map");
@@ -150,8 +152,8 @@ fn the_end_of_the_address_space() {
 
 /// It was accepted, and then pins could not be dropped.
 #[test]
-fn a_page_size_other_than_the_hosts_is_refused() {
-    for size in [1, 512, 2048, 8192, 64 << 10, 2 << 20, 1 << 63] {
+fn a_page_size_that_is_not_made_of_the_hosts_is_refused() {
+    for size in [1, 512, 2048, 128 << 10, 2 << 20, 1 << 63] {
         for group in [
             Group::emulated(GROUP),
             Group::iommu(GroupId(2), IommuSpec::default()),
@@ -167,5 +169,28 @@ fn a_page_size_other_than_the_hosts_is_refused() {
             assert_eq!(set, Err(Error::WrongPageSize), "{size}");
             assert_eq!(container.start(), Err(Error::NoIommu));
         }
+    }
+}
+
+/// Pages of the host's own size and larger ones, which are made of the host's.
+#[test]
+fn the_hosts_page_size_and_larger_ones_are_taken() {
+    let host = host_options().page_size;
+    for shift in host.shift()..=16 {
+        let mut options = host_options();
+        options.page_size = PageSize::new(1 << shift).expect("a power of two");
+        let container = Container::new(options);
+        container.add_group(Group::emulated(GROUP)).expect("group");
+        let set = container.set_iommu(IommuType::Type1v2);
+        assert_eq!(set, Ok(()), "{shift}");
+        // A page is the least that can be mapped, and a pin covers all of it.
+        let (size, memory) = (1 << shift, memory(64));
+        assert_eq!(container.map(0, &memory, 0, size, RW), Ok(()));
+        let less = container.map(size, &memory, 0, size / 2, RW);
+        assert_eq!(less, Err(Error::Misaligned));
+        let device = device(&container);
+        let mut pfn = [0];
+        device.pin_pages(0, RW, &mut pfn).expect("pin");
+        assert_eq!(pfn[0] << shift, memory.addr());
     }
 }

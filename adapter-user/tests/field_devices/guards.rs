@@ -44,7 +44,12 @@ fn a_guard_knows_its_bytes_and_reaches_them() {
         guard.read(offset, &mut some).expect("read");
         assert!(some == bytes[offset as usize..][..len]);
     }
-    for (offset, len) in [(size, 1), (size + 1, 0), (0, 3 * 4096 + 1), (u64::MAX, 2)] {
+    for (offset, len) in [
+        (size, 1),
+        (size + 1, 0),
+        (0, 3 * PAGE as usize + 1),
+        (u64::MAX, 2),
+    ] {
         let outside = guard.read(offset, &mut vec![0; len]);
         assert_eq!(outside, Err(Error::Unmapped), "{offset} {len}");
         assert_eq!(guard.write(offset, &vec![0; len]), Err(Error::Unmapped));
@@ -86,7 +91,9 @@ fn a_guard_of_many_pages() {
     container.map(0, &memory, 0, 2000 * PAGE, RW).expect("map");
     let device = device(&container);
     let guard = device.pin(0, 1999 * PAGE + 1, RW).expect("pin");
-    guard.write(1998 * PAGE, &[5; 4097]).expect("write");
+    guard
+        .write(1998 * PAGE, &[5; PAGE as usize + 1])
+        .expect("write");
     assert_eq!(device.pinned(), 2000);
     assert_eq!(
         device.pin(PAGE, 2000 * PAGE, RW).err(),

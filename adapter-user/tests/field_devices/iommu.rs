@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The simulated IOMMU: the end of the address space, and odd specs.
 
-use adapter_user::{Container, Group, GroupId, IommuSpec, IommuType, Options};
+use adapter_user::{Container, Group, GroupId, IommuSpec, IommuType};
 
-use super::{memory, GROUP, PAGE, RW};
+use super::{memory, page::options, GROUP, PAGE, RW};
 
 /// A second MAP after the last page of the address space was refused.
 #[test]
 fn the_last_page_can_be_mapped_again() {
-    let container = Container::new(Options::default());
+    let container = Container::new(options());
     let mut spec = IommuSpec::default();
     spec.aperture = (0, u64::MAX);
     spec.reserved = vec![];
@@ -56,7 +56,7 @@ fn odd_specs_do_not_panic() {
         for aperture in apertures {
             for reserved in &reserved {
                 for emulated_too in [false, true] {
-                    let container = Container::new(Options::default());
+                    let container = Container::new(options());
                     let mut spec = IommuSpec::default();
                     spec.pgsize_bitmap = pgsize_bitmap;
                     spec.aperture = aperture;

@@ -10,14 +10,18 @@ mod pins;
 
 use std::sync::Arc;
 
-use adapter_user::{Container, Device, Group, GroupId, GuestMemory, IommuType, Options, Prot};
+use adapter_user::{Container, Device, Group, GroupId, GuestMemory, IommuType, Prot};
 
-const PAGE: u64 = 4096;
+#[path = "../support/page.rs"]
+mod page;
+
+use page::PAGE;
+
 const GROUP: GroupId = GroupId(1);
 const RW: Prot = Prot::READ_WRITE;
 
 fn emulated() -> Container {
-    let container = Container::new(Options::default());
+    let container = Container::new(page::options());
     container.add_group(Group::emulated(GROUP)).expect("group");
     container.set_iommu(IommuType::Type1v2).expect("type1v2");
     container

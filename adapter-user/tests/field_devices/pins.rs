@@ -74,19 +74,21 @@ fn status(key: &str) -> u64 {
         .expect("a number")
 }
 
-/// Fresh memory of the process, which a container maps.
+/// Fresh memory of the process, which a container maps. It starts with a page.
 fn anonymous(size: usize) -> (Container, u64) {
     let (prot, flags) = (
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     );
+    let room = size + PAGE as usize;
     // SAFETY: fresh memory.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) };
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), room, prot, flags, -1, 0) };
     assert_ne!(at, libc::MAP_FAILED);
+    let at = (at as u64).next_multiple_of(PAGE);
     let container = emulated();
     // SAFETY: nobody else uses it.
-    unsafe { container.map_process(0, at as u64, size as u64, RW) }.expect("map");
-    (container, at as u64)
+    unsafe { container.map_process(0, at, size as u64, RW) }.expect("map");
+    (container, at)
 }
 
 /// One at a time: they count what the whole process has.
@@ -101,8 +103,9 @@ fn unpin_leaves_the_owners_lock() {
     assert_eq!(unsafe { libc::mlock(at as *const _, SIZE) }, 0);
     let device = device(&container);
     let before = status("VmLck:");
-    device.pin_pages(0, RW, &mut [0; 512]).expect("pin");
-    device.unpin_pages(0, 512);
+    const PAGES: usize = 512 * 4096 / PAGE as usize;
+    device.pin_pages(0, RW, &mut [0; PAGES]).expect("pin");
+    device.unpin_pages(0, PAGES as u64);
     println!("VmLck {before} KiB before, {} after", status("VmLck:"));
     assert_eq!(status("VmLck:"), before);
     // SAFETY: as above.
@@ -121,7 +124,8 @@ fn scattered_pins_leave_room_for_mappings() {
     let (container, _) = anonymous(400 << 20);
     let device = device(&container);
     let before = vmas();
-    for k in 0..50_000 {
+    const PINS: u64 = 50_000 * 4096 / PAGE;
+    for k in 0..PINS {
         let pinned = device.pin_pages(k * 2 * PAGE, RW, &mut [0]);
         assert_eq!(pinned, Ok(()), "pin {k}");
         if k + 1 == 32_603 {
@@ -131,7 +135,7 @@ fn scattered_pins_leave_room_for_mappings() {
     // The other tests of this process have some.
     assert!(vmas() < before + 500, "{before} before, {} now", vmas());
     thread::spawn(|| ()).join().expect("a thread can start");
-    assert_eq!(device.pinned(), 50_000);
+    assert_eq!(device.pinned(), PINS);
     assert!(charged_pages() >= 50_000);
     assert_eq!(container.unmap(0, 400 << 20), Ok(400 << 20));
     assert_eq!(device.pinned(), 0);

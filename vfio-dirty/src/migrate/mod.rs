@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use adapter_user::{Container, Error, Group, GuestMemory, IommuType, Options, Prot};
+use adapter_user::{host_options, Container, Error, Group, GuestMemory, IommuType, Options, Prot};
 
 pub(crate) use self::args::Args;
 
@@ -63,6 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         return kvm_guest::run(args);
     }
     args.check()?;
+    check_page()?;
     let reporter = Reporter::new(args.json);
     reporter.preparing(args)?;
     // Both processes allocate their memory at the same time.
@@ -132,6 +133,18 @@ pub(crate) fn receive(args: &[OsString]) -> Option<Result<ExitCode, Failure>> {
     match args {
         [first] if first == DESTINATION => Some(destination::receive().map(|()| ExitCode::SUCCESS)),
         _ => kvm_guest::receive(args),
+    }
+}
+
+/// Its guest's pages are of 4 KiB, and the kernel must be able to track each.
+fn check_page() -> Result<(), Failure> {
+    match host_options().page_size.bytes() {
+        PAGE => Ok(()),
+        other => Err(Failure::Runtime(format!(
+            "`migrate` needs a kernel with pages of 4 KiB, and this one's have {} KiB: boot one \
+             with pages of 4 KiB",
+            other >> 10
+        ))),
     }
 }
 

@@ -15,9 +15,14 @@
 //! The guest's program counts its steps and verifies its memory when it arrives, so
 //! that a stale page is found.
 //!
+//! That program and the virtual machine are x86-64's. On other architectures this crate is
+//! empty, and `vfio-dirty migrate --guest kvm` says that it takes x86-64.
+//!
 //! [`Tracker`]: adapter_user::guest::Tracker
 //! [`Tracker::take`]: adapter_user::guest::Tracker::take
 //! [`DirtyBits`]: adapter_user::DirtyBits
+
+#![cfg(target_arch = "x86_64")]
 
 mod asm;
 mod destination;

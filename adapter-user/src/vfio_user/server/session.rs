@@ -8,7 +8,7 @@ use dirty_core::host::GroupId;
 use dirty_core::migration::uapi::{
     VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
 };
-use dirty_core::{Errno, Error, IommuType, Options};
+use dirty_core::{Errno, Error, IommuType};
 use vfio_user_wire::wire::*;
 use vfio_user_wire::{
     Agreed, Capabilities, Error as Refused, Feature, FeatureAnswer, FeatureCall, Header, Reply,
@@ -24,6 +24,7 @@ use crate::container::Container;
 use crate::emulated::uapi::*;
 use crate::emulated::{irq_flags, region_flags, DEVICE_FLAGS, REGION_SHIFT};
 use crate::emulated::{DataFile, DeviceFile, IrqData, Opening};
+use crate::host_page::{host_options, host_page};
 
 /// One client's connection without its socket: messages go in, and replies come out.
 ///
@@ -64,7 +65,7 @@ fn put(reply: &Reply<'_>, id: u16, data: usize, out: &mut Vec<u8>) {
 
 impl Session {
     pub(super) fn open(server: &Server, remote: Arc<dyn Remote>) -> Result<Session, Errno> {
-        let mut options = Options::default();
+        let mut options = host_options();
         options.dma_entry_limit = u32::MAX; // the table of maps has the client's limit
         let container = Container::new(options);
         let group = GroupId(1);
@@ -477,7 +478,7 @@ fn refuse(header: &Header, error: Refused, out: &mut Vec<u8>) -> Handled {
 pub(super) fn capabilities(migrates: bool) -> Capabilities {
     Capabilities {
         max_msg_fds: 16, // QEMU refuses a server that takes more
-        pgsizes: !0xfff,
+        pgsizes: !(host_page().bytes() - 1),
         migration: migrates.then(Default::default),
         write_multiple: true,
         twin_socket: true,
