@@ -2,7 +2,7 @@
 //! A VFIO container with type1 semantics, in this process.
 //!
 //! [`Container`], [`Device`] and [`PinGuard`](guard::PinGuard) are what a VMM holds.
-//! They share the core behind a lock (`shared`) and call it with this process as its
+//! They share the core behind a lock (`shared`, `core_lock`) and call it with this process as its
 //! host (`host`): memory that mappings keep alive (`memory`), pages that are made
 //! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
 //! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
@@ -11,6 +11,7 @@
 
 mod access;
 pub(crate) mod charge;
+mod core_lock;
 mod counts;
 pub(crate) mod device;
 pub(crate) mod group;
