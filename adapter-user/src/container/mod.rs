@@ -52,7 +52,9 @@ use self::shared::Shared;
 /// A clone is another handle to the same container, and any thread may call it. The
 /// container closes with its last handle and its last [`Device`]. Devices read,
 /// write and mark at the same time; every other call waits for them and has the
-/// container for itself.
+/// container for itself. It uses membarrier(2) for that if the kernel has it when the
+/// container is made, so a seccomp filter of a thread that makes such calls must not
+/// kill for it. A refusal makes marks slower and nothing else.
 ///
 /// Errors name the cause, and [`Error::errno`] gives what Linux answers. Before
 /// [`set_iommu`](Container::set_iommu) most calls fail with [`Error::NoIommu`].
