@@ -7,6 +7,10 @@
 //! higher of two copies of a word is the newer one, and the threads that report need no
 //! order among themselves.
 
+#[path = "support/barred.rs"]
+#[allow(dead_code)]
+mod barred;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -392,4 +396,9 @@ fn no_write_is_lost() {
     for happened in [writes, reports, unmaps] {
         assert_ne!(happened.load(Relaxed), 0);
     }
+}
+
+#[test]
+fn no_write_is_lost_without_membarrier() {
+    barred::run("no_write_is_lost");
 }

@@ -236,7 +236,7 @@ impl Device {
     ///
     /// Call it *after* the write, and before you tell anybody that the write is done:
     /// by a completion, by an interrupt, or by saying that the device has stopped.
-    /// Marks share the container's lock, and a report has it alone. So a copy made
+    /// Any number of marks run at once, and none beside a report. So a copy made
     /// after the report that has the mark also has the write, and a mark that comes
     /// too late for one report is in the next.
     ///

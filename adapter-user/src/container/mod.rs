@@ -2,7 +2,7 @@
 //! A VFIO container with type1 semantics, in this process.
 //!
 //! [`Container`], [`Device`] and [`PinGuard`](guard::PinGuard) are what a VMM holds.
-//! They share the core behind a lock (`shared`) and call it with this process as its
+//! They share the core behind a lock (`shared`, `core_lock`) and call it with this process as its
 //! host (`host`): memory that mappings keep alive (`memory`), pages that are made
 //! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
 //! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
@@ -11,6 +11,7 @@
 
 mod access;
 pub(crate) mod charge;
+mod core_lock;
 mod counts;
 pub(crate) mod device;
 pub(crate) mod group;
@@ -51,7 +52,9 @@ use self::shared::Shared;
 /// A clone is another handle to the same container, and any thread may call it. The
 /// container closes with its last handle and its last [`Device`]. Devices read,
 /// write and mark at the same time; every other call waits for them and has the
-/// container for itself.
+/// container for itself. It uses membarrier(2) for that if the kernel has it when the
+/// container is made, so a seccomp filter of a thread that makes such calls must not
+/// kill for it. A refusal makes marks slower and nothing else.
 ///
 /// Errors name the cause, and [`Error::errno`] gives what Linux answers. Before
 /// [`set_iommu`](Container::set_iommu) most calls fail with [`Error::NoIommu`].

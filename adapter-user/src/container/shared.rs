@@ -6,12 +6,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dirty_core::host::Prot;
 use dirty_core::uapi::{DIRTY_BITMAP_SIZE_MAX, VFIO_SET_IOMMU};
 use dirty_core::{Command, Error, Options, Outcome, Progress, Type1};
 
+use super::core_lock::{Lock, Reader, Writer};
 use super::heap::Heap;
 use super::host::{Call, Caller, State};
 use super::memory::LARGEST_PAGE;
@@ -26,7 +27,7 @@ pub(super) type Core = dirty_core::Container<Heap>;
 pub(super) type Notify = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 pub(super) struct Shared {
-    core: RwLock<Core>,
+    core: Lock<Core>,
     pub(super) state: State,
     /// The open devices that have a callback, by their number.
     notify: Mutex<BTreeMap<u64, Notify>>,
@@ -36,19 +37,20 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(options: Options, lock_pins: bool) -> Self {
         Shared {
-            core: RwLock::new(Core::new(Heap, options)),
+            core: Lock::new(Core::new(Heap, options)),
             state: State::new(options.page_size, lock_pins),
             notify: Mutex::default(),
             next_device: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Core> {
-        self.core.read().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    pub(super) fn read(&self) -> Reader<'_, Core> {
+        self.core.read()
     }
 
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Core> {
-        self.core.write().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn write(&self) -> Writer<'_, Core> {
+        self.core.write()
     }
 
     /// The devices' callbacks.
@@ -162,8 +164,6 @@ impl Drop for Telling {
 impl Drop for Shared {
     fn drop(&mut self) {
         let mut call = Call::new(&self.state, Caller::KernelThread);
-        let core = self.core.get_mut();
-        core.unwrap_or_else(PoisonError::into_inner)
-            .close(&mut call);
+        self.core.get_mut().close(&mut call);
     }
 }

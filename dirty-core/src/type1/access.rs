@@ -289,6 +289,13 @@ impl<M: Memory> Type1<M> {
 
     fn mark_span(&self, span: Span) -> Result<(), Error> {
         let pgsize = self.dirty_page();
+        // A mark seldom spans mappings, and one needs no walk.
+        if let Some(dma) = self.dmas.find(span.first()) {
+            if span.last() <= dma.span.last() {
+                dma.mark(span, pgsize);
+                return Ok(());
+            }
+        }
         let mut covered = true;
         let mut at = Some(span.first());
         for dma in self.dmas.range(span) {
