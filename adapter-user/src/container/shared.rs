@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) next_device: AtomicU64,
     /// Whether the host has pages of the size that the container was created with.
     page_fits: bool,
+    /// The limit that the bitmaps have, for whoever looks.
+    pub(super) bitmap_budget: Option<u64>,
 }
 
 impl Shared {
@@ -41,6 +43,7 @@ impl Shared {
             notify: Mutex::default(),
             next_device: AtomicU64::new(0),
             page_fits: resident::is_host_page(options.page_size.bytes()),
+            bitmap_budget: options.bitmap_budget,
         }
     }
 

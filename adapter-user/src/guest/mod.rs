@@ -22,10 +22,12 @@ mod pages;
 mod report;
 mod slots;
 mod sources;
+mod stats;
 mod tracker;
 mod view;
 #[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory;
+mod whole;
 mod words;
 
 pub use self::handles::{Source, SourceError, TakeError, WeakTracker};
@@ -34,5 +36,7 @@ pub use self::mapping::Mapping;
 pub use self::pages::{Range, SlotInfo};
 pub use self::report::Report;
 pub use self::slots::Slot;
+pub use self::stats::{SlotStats, SourceStats, TakeStats, TrackerStats};
 pub use self::tracker::Tracker;
 pub use self::view::IovaView;
+pub use self::whole::{Whole, WhollyDirty};

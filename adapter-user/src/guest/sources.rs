@@ -2,12 +2,17 @@
 //! The sources of a tracker: who is asked in a take, and in which order.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::handles::{SourceError, TakeError};
 use super::harvest::harvest;
 use super::log::DirtyLog;
 use super::report::Report;
+use super::stats::Asked;
 use super::view::IovaView;
+use super::whole::{Wholes, Why};
+use crate::trace;
 
 /// The sources, in the order in which they were added.
 #[derive(Default)]
@@ -18,11 +23,13 @@ pub(super) struct Sources {
     /// Whether sources are being asked. If one of them panics, this stays set: what
     /// was read from the others is lost then.
     asking: bool,
+    /// What each source told in the last take.
+    pub(super) asked: Vec<Asked>,
 }
 
 struct Source {
     id: u64,
-    name: String,
+    name: Arc<str>,
     kind: Kind,
 }
 
@@ -48,7 +55,7 @@ impl Sources {
         }
         let id = self.next;
         self.next += 1;
-        let name = name.to_owned();
+        let name = Arc::from(name);
         self.list.push(Source { id, name, kind });
         id
     }
@@ -64,10 +71,14 @@ impl Sources {
     }
 
     /// Asks every source, and returns the first failure. What logs have is in the
-    /// slots' bits afterwards, and what the others have in the report.
-    pub(super) fn ask(&mut self, report: &mut Report) -> Result<(), TakeError> {
+    /// slots' bits afterwards, and what the others have in the report. `asked` has
+    /// what each of them told.
+    pub(super) fn ask(&mut self, report: &mut Report, wholes: &Wholes) -> Result<(), TakeError> {
+        self.asked.clear();
         if self.asking {
             report.set_all();
+            let what = "a source panicked";
+            wholes.add(Why::SourcePanicked, report.memory(), &what);
         }
         self.asking = true;
         let mut views = HashMap::new();
@@ -79,12 +90,13 @@ impl Sources {
         }
         let mut result = Ok(());
         for source in &mut self.list {
-            if let Err(failed) = source.ask(report) {
-                match &source.kind {
-                    Kind::ByGuest(_) => report.set_all(),
-                    // A log that failed may have pages that the view must still
-                    // translate when it is read again.
-                    Kind::ByIova { view, .. } => drop(views.remove(&view.key())),
+            let (told, answer) = source.ask(report, wholes);
+            self.asked.push(told);
+            if let Err(failed) = answer {
+                // A log that failed may have pages that the view must still translate
+                // when it is read again.
+                if let Kind::ByIova { view, .. } = &source.kind {
+                    views.remove(&view.key());
                 }
                 result = result.and(Err(failed));
             }
@@ -98,17 +110,24 @@ impl Sources {
 
     /// Removes a source. If `report` is given, the source is asked once more, and
     /// what it knows is in the report and in the slots' bits afterwards.
-    pub(super) fn remove(&mut self, id: u64, report: Option<&mut Report>) -> Result<(), TakeError> {
+    pub(super) fn remove(
+        &mut self,
+        id: u64,
+        report: Option<&mut Report>,
+        wholes: &Wholes,
+    ) -> Result<(), TakeError> {
         let Some(at) = self.list.iter().position(|source| source.id == id) else {
             return Ok(());
         };
         let mut source = self.list.remove(at);
         let result = match report {
-            Some(report) => source.ask(report).inspect_err(|_| {
-                if let Kind::ByGuest(_) = &source.kind {
-                    report.set_all();
-                }
-            }),
+            Some(report) => {
+                // If the source panics, what it had told is lost, as in `ask`.
+                let asking = std::mem::replace(&mut self.asking, true);
+                let (_, answer) = source.ask(report, wholes);
+                self.asking = asking;
+                answer
+            }
             None => Ok(()),
         };
         if let Kind::ByIova { view, .. } = &source.kind {
@@ -119,19 +138,41 @@ impl Sources {
 }
 
 impl Source {
-    fn ask(&mut self, report: &mut Report) -> Result<(), TakeError> {
+    /// Asks the source. If it fails, all is dirty that it may have: every page, or all
+    /// memory behind the view of a log.
+    fn ask(&mut self, report: &mut Report, wholes: &Wholes) -> (Asked, Result<(), TakeError>) {
+        let _span = trace::source(&self.name);
+        let began = Instant::now();
+        let mut bytes = 0;
         let result = match &mut self.kind {
-            Kind::ByGuest(source) => source(report),
+            Kind::ByGuest(source) => {
+                let result = source(report);
+                bytes = report.newly_told();
+                result.inspect_err(|cause| {
+                    report.set_all();
+                    wholes.add(Why::SourceFailed, report.memory(), cause);
+                })
+            }
             Kind::ByIova {
                 view,
                 gap,
                 log,
                 new,
-            } => harvest(view, &mut **log, *gap, *new).inspect(|()| *new = false),
+            } => harvest(view, &mut **log, *gap, *new, &mut bytes)
+                .inspect(|()| *new = false)
+                .inspect_err(|cause| view.mark_all(cause)),
         };
-        result.map_err(|cause| TakeError {
-            source: self.name.clone(),
+        trace::told(bytes);
+        let asked = Asked {
+            name: Arc::clone(&self.name),
+            time: began.elapsed(),
+            bytes,
+            failed: result.is_err(),
+        };
+        let result = result.map_err(|cause| TakeError {
+            source: self.name.to_string(),
             cause,
-        })
+        });
+        (asked, result)
     }
 }
