@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use dirty_core::{normalise, Error, Extent, PageSize};
 
 use super::pages::{Range, SlotInfo, SlotPages};
-use super::slots::State;
+use super::slots::{Slot, State};
 use super::stats::SlotStats;
 use crate::error::TrackError;
 use crate::host_page::host_page;
@@ -131,6 +131,22 @@ impl Report {
         for SlotPages { slot, words, .. } in self.slots {
             // The bits of a slot that was just removed keep the marks.
             let _ = slot.bits.mark_words(&words);
+        }
+    }
+
+    /// The number of the tracker that it is a report of, if there is one.
+    pub(super) fn tracker(&self) -> Option<u64> {
+        Some(self.follows.0).filter(|id| *id != 0)
+    }
+
+    /// ORs what it has of a slot into `words`, which are those of the slot's bits.
+    pub(super) fn or_into(&self, slot: &Slot, words: &mut [u64]) {
+        let all = self.slots.iter().chain(&self.removed);
+        for pages in all.filter(|pages| pages.slot.bits.same(&slot.bits)) {
+            words
+                .iter_mut()
+                .zip(&pages.words)
+                .for_each(|(a, b)| *a |= b);
         }
     }
 

@@ -70,11 +70,11 @@ pub(super) struct State {
     pub(super) version: u64,
     /// Slots as they were before they moved or went, since the logs were read. A log
     /// may have what was written to them through a mapping of their old address.
-    departed: Vec<Slot>,
+    pub(super) departed: Vec<Slot>,
 }
 
 /// How many departed slots are remembered. All of one more is marked at once.
-const MAX_DEPARTED: usize = 1 << 12;
+pub(super) const MAX_DEPARTED: usize = 1 << 12;
 
 impl State {
     /// The index of the first slot that ends at `gpa` or after it.
@@ -191,7 +191,7 @@ impl Slots {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -411,7 +411,7 @@ impl Slots {
 }
 
 /// Marks all of a slot from byte `from` on, whoever wrote it.
-fn mark_whole(slot: &Slot, from: u64, wholes: &Wholes, why: Why, what: &dyn Display) {
+pub(super) fn mark_whole(slot: &Slot, from: u64, wholes: &Wholes, why: Why, what: &dyn Display) {
     let bytes = slot.size - from;
     if bytes != 0 {
         mark(&slot.bits, from, bytes);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::handles::{SourceError, TakeError};
 use super::harvest::harvest;
-use super::log::DirtyLog;
+use super::log::{DirtyIovas, DirtyLog, IovaRange};
 use super::report::Report;
 use super::stats::Asked;
 use super::view::IovaView;
@@ -30,6 +30,8 @@ pub(super) struct Sources {
 struct Source {
     id: u64,
     name: Arc<str>,
+    /// Whether it was saved and is still to be added again.
+    missing: bool,
     kind: Kind,
 }
 
@@ -48,16 +50,80 @@ pub(super) enum Kind {
     },
 }
 
+impl Kind {
+    /// What distinguishes the view of a log from all others.
+    fn view(&self) -> Option<usize> {
+        match self {
+            Kind::ByGuest(_) => None,
+            Kind::ByIova { view, .. } => Some(view.key()),
+        }
+    }
+}
+
 impl Sources {
     pub(super) fn add(&mut self, name: &str, kind: Kind) -> u64 {
+        let place = self.list.iter_mut().find(|source| {
+            let same = source.kind.view() == kind.view() && *source.name == *name;
+            source.missing && same
+        });
+        match place {
+            // It comes back. Its view counts it already.
+            Some(source) => {
+                (source.kind, source.missing) = (kind, false);
+                source.id
+            }
+            None => self.push(name, kind, false),
+        }
+    }
+
+    fn push(&mut self, name: &str, kind: Kind, missing: bool) -> u64 {
         if let Kind::ByIova { view, .. } = &kind {
             view.write().add_log();
         }
-        let id = self.next;
+        let (id, name) = (self.next, Arc::from(name));
         self.next += 1;
-        let name = Arc::from(name);
-        self.list.push(Source { id, name, kind });
+        self.list.push(Source {
+            id,
+            name,
+            missing,
+            kind,
+        });
         id
+    }
+
+    /// Expects a source that was saved to be added again. Until then it fails. Returns
+    /// its number.
+    pub(super) fn expect(&mut self, name: &str, view: Option<IovaView>) -> u64 {
+        const MISSING: &str = "it was saved, and is still to be added again";
+        let kind = match view {
+            Some(view) => Kind::ByIova {
+                view,
+                gap: 0,
+                log: Box::new(|_: &[IovaRange], _: &mut DirtyIovas| Err(MISSING.into())),
+                new: true,
+            },
+            None => Kind::ByGuest(Box::new(|_| Err(MISSING.into()))),
+        };
+        self.push(name, kind, true)
+    }
+
+    /// The views that have logs, and the sources: the name of each, and the place of its
+    /// view.
+    pub(super) fn saved(&self) -> (Vec<IovaView>, Vec<(Arc<str>, Option<usize>)>) {
+        let mut views: Vec<IovaView> = Vec::new();
+        let mut places = HashMap::new();
+        let sources = self.list.iter().map(|source| {
+            let place = match &source.kind {
+                Kind::ByGuest(_) => None,
+                Kind::ByIova { view, .. } => Some(*places.entry(view.key()).or_insert_with(|| {
+                    views.push(view.clone());
+                    views.len() - 1
+                })),
+            };
+            (Arc::clone(&source.name), place)
+        });
+        let sources = sources.collect();
+        (views, sources)
     }
 
     /// Tracking begins.

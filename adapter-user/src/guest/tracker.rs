@@ -55,7 +55,7 @@ pub struct Tracker {
 }
 
 pub(super) struct Inner {
-    slots: Arc<Slots>,
+    pub(super) slots: Arc<Slots>,
     sources: Mutex<Sources>,
     /// The views that may still be there. They own neither the tracker nor a
     /// source.
@@ -71,11 +71,11 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    fn sources(&self) -> MutexGuard<'_, Sources> {
+    pub(super) fn sources(&self) -> MutexGuard<'_, Sources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn views(&self) -> MutexGuard<'_, Vec<WeakView>> {
+    pub(super) fn views(&self) -> MutexGuard<'_, Vec<WeakView>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,7 +84,7 @@ impl Inner {
     }
 
     /// Lets every view know whether the tracker is on.
-    fn tell_views(views: &mut Vec<WeakView>, on: bool) {
+    pub(super) fn tell_views(views: &mut Vec<WeakView>, on: bool) {
         views.retain(|view| match view.upgrade() {
             Some(view) => {
                 view.write().set_on(on);

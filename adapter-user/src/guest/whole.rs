@@ -44,6 +44,8 @@ pub struct WhollyDirty {
     /// A slot was added, or grew, while the tracker was on: the new memory, whose
     /// content was never copied.
     pub new_memory: Whole,
+    /// A saved tracker could not be restored: all memory.
+    pub restore_failed: Whole,
 }
 
 /// Why memory is told as dirty as a whole.
@@ -57,6 +59,7 @@ pub(super) enum Why {
     ForgottenMapping,
     ForgottenSlot,
     NewMemory,
+    RestoreFailed,
 }
 
 /// Counts what is told as dirty as a whole.
@@ -79,6 +82,7 @@ impl Wholes {
             Why::ForgottenMapping => (&mut sum.forgotten_mappings, "forgotten_mappings"),
             Why::ForgottenSlot => (&mut sum.forgotten_slots, "forgotten_slots"),
             Why::NewMemory => (&mut sum.new_memory, "new_memory"),
+            Why::RestoreFailed => (&mut sum.restore_failed, "restore_failed"),
         };
         whole.times += 1;
         whole.bytes = whole.bytes.saturating_add(bytes);
