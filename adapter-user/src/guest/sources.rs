@@ -35,6 +35,9 @@ struct Source {
     kind: Kind,
 }
 
+/// A source by its name, and for a log by IOVA the place of its view in a list.
+pub(super) type Named = (Arc<str>, Option<usize>);
+
 type ByGuest = dyn FnMut(&mut Report) -> Result<(), SourceError> + Send;
 
 pub(super) enum Kind {
@@ -107,9 +110,8 @@ impl Sources {
         self.push(name, kind, true)
     }
 
-    /// The views that have logs, and the sources: the name of each, and the place of its
-    /// view.
-    pub(super) fn saved(&self) -> (Vec<IovaView>, Vec<(Arc<str>, Option<usize>)>) {
+    /// The views that have logs, and the sources.
+    pub(super) fn saved(&self) -> (Vec<IovaView>, Vec<Named>) {
         let mut views: Vec<IovaView> = Vec::new();
         let mut places = HashMap::new();
         let sources = self.list.iter().map(|source| {

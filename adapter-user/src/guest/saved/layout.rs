@@ -89,11 +89,6 @@ impl SavedSlot<'_> {
     }
 }
 
-/// The bytes that bits take.
-fn bitmap_bytes(size: u64, pgsize: PageSize) -> u64 {
-    DirtyBits::bytes(size, pgsize)
-}
-
 /// Writes a saved tracker.
 pub(super) struct Writer(Vec<u8>);
 
@@ -301,7 +296,7 @@ impl<'a> Reader<'a> {
         let id = u32::try_from(self.word()?).map_err(|_| RestoreError::Damaged)?;
         let (gpa, size) = (self.word()?, self.word()?);
         let pgsize = PageSize::new(self.word()?).ok_or(RestoreError::Damaged)?;
-        let words = self.bytes(bitmap_bytes(size, pgsize))?;
+        let words = self.bytes(DirtyBits::bytes(size, pgsize))?;
         Ok(SavedSlot {
             id,
             gpa,

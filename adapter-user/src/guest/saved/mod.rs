@@ -23,8 +23,8 @@ use super::whole::Why;
 use crate::dirty_bits::start;
 use crate::error::TrackError;
 
-/// What [`Tracker::restore`] found besides slots: the sources that the caller must add
-/// again.
+/// What [`Tracker::restore`] returns: the sources that the caller must add again. It is
+/// empty if the saved tracker was off.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Restored {
@@ -161,8 +161,9 @@ impl Tracker {
     ///
     /// A slot that was not saved is dirty as a whole.
     ///
-    /// Restoring allocates no bitmaps. For the rest it takes at most 32 times the bytes
-    /// that `saved` has beside bitmaps, and refuses more than 16 MiB of these.
+    /// It takes the memory of one slot's bitmap for a while. For the rest it takes at most
+    /// 32 times the bytes that `saved` has beside bitmaps, and it refuses more than 16 MiB
+    /// of these.
     ///
     /// # Errors
     ///
