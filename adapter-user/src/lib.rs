@@ -98,9 +98,13 @@
 //! - `vm-memory`: `DirtyBits` is a bitmap for the guest memory of vm-memory 0.17 and
 //!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
 //!   [`Tracker::add_slot`] returns the bits to mark.
+//! - `tracing`: a span of the crate tracing for each take and each source, and an event
+//!   for what is told as dirty as a whole, with the cause. Without the feature
+//!   [`Tracker::stats`] counts the same.
 //!
 //! [`Tracker`]: guest::Tracker
 //! [`Tracker::take`]: guest::Tracker::take
+//! [`Tracker::stats`]: guest::Tracker::stats
 //! [`Tracker::add_slot`]: guest::Tracker::add_slot
 //! [`Report`]: guest::Report
 //! [`IovaView`]: guest::IovaView
@@ -125,6 +129,7 @@ mod container;
 mod descriptor;
 pub mod device_log;
 mod dirty_bits;
+mod dirty_rate;
 mod domain;
 #[cfg(feature = "container")]
 #[cfg_attr(docsrs, doc(cfg(feature = "container")))]
@@ -134,6 +139,7 @@ pub mod guest;
 mod host_page;
 mod process_memory;
 mod ranges;
+mod trace;
 #[cfg(feature = "vfio-user")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vfio-user")))]
 pub mod vfio_user;
@@ -161,12 +167,16 @@ pub use container::memory::{GuestMemory, OutOfBounds};
 pub use container::pinned::OnMark;
 #[cfg(feature = "container")]
 #[cfg_attr(docsrs, doc(cfg(feature = "container")))]
+pub use container::stats::ContainerStats;
+#[cfg(feature = "container")]
+#[cfg_attr(docsrs, doc(cfg(feature = "container")))]
 pub use container::{Container, WeakContainer};
 pub use dirty_bits::DirtyBits;
 pub use dirty_core::host::{GroupId, Prot};
 pub use dirty_core::{
     normalise, pages, runs, uapi, Errno, Error, Extent, IommuType, Options, PageSize,
 };
+pub use dirty_rate::{DirtyRate, Estimate};
 pub use domain::Domain;
 pub use error::TrackError;
 #[cfg(feature = "vm-memory")]

@@ -185,3 +185,29 @@ fn start_and_stop() {
     ];
     all_sequences(&[add(0, 0), PLUG, map(0, 0, 1), Op::Start], alphabet);
 }
+
+/// Upgrades while slots move, mappings come and go, and logs have what no take has seen
+/// or fail: 13 operations.
+#[test]
+fn upgrades() {
+    let alphabet = [
+        Op::Upgrade,
+        map(0, 9, 2),
+        unmap(1),
+        Op::Move {
+            memory: 0,
+            place: 2,
+        },
+        Op::Vmm { memory: 0, page: 1 },
+        Op::Kvm { memory: 0, page: 0 },
+        Op::Log { view: 0, iova: 0 },
+        Op::FailLog { view: 0 },
+        Op::Late { handle: 0, page: 0 },
+        PLUG,
+        Op::DiscardTaken { memory: 0, page: 1 },
+        Op::Take { delivered: true },
+        Op::Take { delivered: false },
+    ];
+    let prefix = [add(0, 0), add(1, 1), PLUG, map(0, 0, 1), Op::Start];
+    all_sequences(&prefix, alphabet);
+}

@@ -7,7 +7,8 @@
 //! resident (`resident`) and locked (`locked`), what that is charged with (`charge`),
 //! and a simulated IOMMU (`iommu`). A device's pins are in its book (`pins`): those of
 //! guards (`pinned`, `access`), and the others by how many each page has (`counts`).
-//! `tracking` has the calls that report and mark dirty pages, and `log` answers a tracker.
+//! `tracking` has the calls that report and mark dirty pages, `log` answers a tracker,
+//! and `stats` is what an operator sees.
 
 mod access;
 pub(crate) mod charge;
@@ -27,6 +28,7 @@ mod pins;
 mod place;
 mod resident;
 mod shared;
+pub(crate) mod stats;
 mod tracking;
 
 use std::fmt;

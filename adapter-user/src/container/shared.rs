@@ -32,6 +32,8 @@ pub(super) struct Shared {
     /// The open devices that have a callback, by their number.
     notify: Mutex<BTreeMap<u64, Notify>>,
     pub(super) next_device: AtomicU64,
+    /// The limit that the bitmaps have, for whoever looks.
+    pub(super) bitmap_budget: Option<u64>,
 }
 
 impl Shared {
@@ -41,6 +43,7 @@ impl Shared {
             state: State::new(options.page_size, lock_pins),
             notify: Mutex::default(),
             next_device: AtomicU64::new(0),
+            bitmap_budget: options.bitmap_budget,
         }
     }
 

@@ -33,6 +33,7 @@
 
 // Each file uses only files below it.
 mod ioctl; // a device's log by ioctls
+mod stats; // what an operator sees
 mod tracked; // a device's log as a log of the tracker
 
 mod report; // reports, and what is cleared
@@ -56,3 +57,4 @@ mod zeroed; // words that take no memory before they are used
 pub use self::log::DeviceLog;
 pub use self::options::{Holes, LogOptions};
 pub use self::range::LogRange;
+pub use self::stats::DeviceLogStats;

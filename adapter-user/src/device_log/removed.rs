@@ -33,6 +33,8 @@ pub(super) struct Removed {
     words: BTreeMap<u64, [u64; WORDS]>,
     /// Pages that are dirty, and, beyond the cap, pages between them.
     runs: Spans,
+    /// How often the cap was reached.
+    coarser: u64,
 }
 
 impl Removed {
@@ -43,19 +45,40 @@ impl Removed {
             known: Spans::default(),
             words: BTreeMap::new(),
             runs: Spans::default(),
+            coarser: 0,
         }
     }
 
     /// Whether the cap allows `more` bytes.
-    fn room(&self, more: u64) -> bool {
+    fn room(&mut self, more: u64) -> bool {
+        let room = self.bytes().saturating_add(more) <= self.cap;
+        self.coarser += u64::from(!room);
+        room
+    }
+
+    /// About how many bytes all this takes.
+    pub(super) fn bytes(&self) -> u64 {
         let spans = (self.known.len() + self.runs.len()) as u64 * SPAN_BYTES;
         let words = self.words.len() as u64 * ENTRY_BYTES;
-        spans.saturating_add(words).saturating_add(more) <= self.cap
+        spans.saturating_add(words)
+    }
+
+    /// How many ranges are still to be reported.
+    pub(super) fn ranges(&self) -> usize {
+        self.known.len()
+    }
+
+    /// How often the cap was reached, so that pages may be dirty that were not marked.
+    pub(super) fn coarser(&self) -> u64 {
+        self.coarser
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Removed::new(self.pgsize, self.cap);
+        *self = Removed {
+            coarser: self.coarser,
+            ..Removed::new(self.pgsize, self.cap)
+        };
     }
 
     /// The removed IOVAs from `first` to `last` that were not reported.

@@ -78,6 +78,10 @@ impl State {
         self.on.as_mut().ok_or(Error::NotTracking)
     }
 
+    pub(super) fn options(&self) -> &LogOptions {
+        &self.options
+    }
+
     /// The number of mapped ranges.
     pub(super) fn ranges(&self) -> usize {
         self.mapped.len()
@@ -209,6 +213,16 @@ impl On {
     /// The logged pieces that have IOVAs from `first` to `last`, ascending.
     pub(super) fn live(&self, first: u64, last: u64) -> impl Iterator<Item = &Piece> {
         between(&self.live, first, last, |piece| piece.last).map(|(_, piece)| piece)
+    }
+
+    /// The number of logged pieces.
+    pub(super) fn pieces(&self) -> usize {
+        self.live.len()
+    }
+
+    /// The bytes that their bits take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.used
     }
 
     /// Makes every page clean and forgets the removed ranges.

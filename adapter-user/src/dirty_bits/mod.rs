@@ -308,17 +308,25 @@ impl DirtyBits {
     /// [`Error::BitmapSize`] if `out` has fewer than [`words`](DirtyBits::words)
     /// words; nothing is taken then.
     pub fn take(&self, out: &mut [u64]) -> Result<(), Error> {
+        self.take_counting(out).map(drop)
+    }
+
+    /// As [`take`](DirtyBits::take), and returns how many pages it has taken.
+    pub(crate) fn take_counting(&self, out: &mut [u64]) -> Result<u64, Error> {
         if out.len() < self.words() {
             return Err(Error::BitmapSize);
         }
+        let mut npages = 0;
         self.inner.words.zip(0, out.iter_mut(), |word, out| {
             // Most words are clean. A load leaves their cache lines shared, where
             // a swap would take them from the threads that mark.
             if word.load(Ordering::Relaxed) != 0 {
-                *out |= word.swap(0, Ordering::SeqCst);
+                let taken = word.swap(0, Ordering::SeqCst);
+                npages += u64::from(taken.count_ones());
+                *out |= taken;
             }
         });
-        Ok(())
+        Ok(npages)
     }
 
     /// ORs the dirty pages into `out`, and leaves them dirty here. The format is

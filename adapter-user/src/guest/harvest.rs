@@ -11,10 +11,14 @@
 //! or that was unmapped since the take before began. Those are remembered until
 //! every log of the view was read in a take that began after their unmap.
 
+use std::fmt::Display;
+
 use super::handles::SourceError;
 use super::index::Index;
 use super::log::{DirtyIovas, DirtyLog, IovaRange, Run};
+use super::mapping::Mapping;
 use super::view::IovaView;
+use super::whole::Why;
 use crate::error::TrackError;
 use crate::ranges::check_covered;
 
@@ -22,8 +26,8 @@ use crate::ranges::check_covered;
 /// stack its mappings so that each run hits all of them; then all count as dirty.
 const MOST_HITS: u64 = 1 << 22;
 
-/// Reads a log and marks what it has in the guest's slots. If that fails, all
-/// memory behind the view is marked.
+/// Reads a log and marks what it has in the guest's slots. Adds the bytes of it to
+/// `told`.
 ///
 /// A log that is `new` may still have pages from before the tracker was started,
 /// whose mappings nobody remembers.
@@ -32,18 +36,25 @@ pub(super) fn harvest(
     log: &mut dyn DirtyLog,
     gap: u64,
     new: bool,
+    told: &mut u64,
 ) -> Result<(), SourceError> {
     let ask = view.read().ranges(gap);
     let mut dirty = DirtyIovas::default();
-    let result = log.read(&ask, &mut dirty).and_then(|()| {
-        let expected = if new || dirty.has_beside() {
-            Expected::Anything
-        } else {
-            Expected::Asked(&ask)
-        };
-        Ok(translate(view, dirty.runs(), expected)?)
-    });
-    result.inspect_err(|_| view.mark_all())
+    log.read(&ask, &mut dirty)?;
+    let expected = if new || dirty.has_beside() {
+        Expected::Anything
+    } else {
+        Expected::Asked(&ask)
+    };
+    Ok(translate(view, dirty.runs(), expected, told)?)
+}
+
+/// Marks all of some mappings of a view.
+pub(super) fn mark_all(view: &IovaView, mappings: &[Mapping], why: Why, what: &dyn Display) {
+    mappings.iter().for_each(Mapping::mark_all);
+    let bytes = mappings.iter().map(Mapping::size);
+    view.wholes()
+        .add(why, bytes.fold(0, u64::saturating_add), what);
 }
 
 /// Which dirty IOVAs without a mapping are no sign of an error.
@@ -52,13 +63,14 @@ pub(super) enum Expected<'a> {
     Asked(&'a [IovaRange]),
 }
 
-/// Marks the guest pages behind dirty IOVAs. It fails if one was never asked for
-/// and is in no mapping, after it has marked the others: the view is not in step
-/// with the devices' mappings.
+/// Marks the guest pages behind dirty IOVAs, and adds the bytes of the IOVAs to `told`.
+/// It fails if one was never asked for and is in no mapping, after it has marked the
+/// others: the view is not in step with the devices' mappings.
 pub(super) fn translate(
     view: &IovaView,
     runs: impl Iterator<Item = Run>,
     expected: Expected<'_>,
+    told: &mut u64,
 ) -> Result<(), TrackError> {
     let mut runs = runs.peekable();
     if runs.peek().is_none() {
@@ -74,12 +86,14 @@ pub(super) fn translate(
     let mut hits = 0;
     for run in runs {
         let Run { first, last, .. } = run;
+        *told = told.saturating_add((last - first).saturating_add(1));
         index.overlapping(first, last, |mapping| {
             mapping.mark_inside(first.max(mapping.iova()), last.min(mapping.last()));
             hits += 1;
         });
         if hits > MOST_HITS {
-            index.all().iter().for_each(|mapping| mapping.mark_all());
+            let what = "more than 2^22 mappings have dirty IOVAs";
+            mark_all(view, index.all(), Why::StackedMappings, &what);
             return result;
         }
         // A mapping that is not remembered was marked when it went, so the page may

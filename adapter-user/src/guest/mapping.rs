@@ -74,6 +74,50 @@ impl Mapping {
         }
     }
 
+    /// Creates a mapping as a saved view had it: IOVAs, guest addresses and size, and its
+    /// parts by their first and last byte, the slot, and the byte of the slot. `number`
+    /// tells it apart from mappings of the same addresses.
+    pub(super) fn restored<'a>(
+        (iova, gpa, size): (u64, u64, u64),
+        number: u64,
+        parts: impl Iterator<Item = (u64, u64, &'a Slot, u64)>,
+        slots: &Arc<Slots>,
+    ) -> Self {
+        let parts = parts.map(|(first, last, slot, at)| Part {
+            first,
+            last,
+            bits: slot.bits.clone(),
+            at,
+            host: slot.host.map(|host| host + at),
+        });
+        Mapping {
+            iova,
+            gpa,
+            size,
+            behind: Arc::new(Behind {
+                gpa,
+                version: u64::MAX - number, // the list of slots never changes that often
+                parts: parts.collect(),
+                slots: Arc::clone(slots),
+            }),
+            skip: 0,
+        }
+    }
+
+    /// The parts that lead to a slot: the first and last byte of the mapping, the bits,
+    /// and their first byte.
+    pub(super) fn bound(&self) -> impl Iterator<Item = (u64, u64, &DirtyBits, u64)> + '_ {
+        let (skip, end) = (self.skip, self.skip + (self.size - 1));
+        let parts = self.behind.parts.iter();
+        let parts = parts.filter(move |part| part.first <= end && skip <= part.last);
+        parts.map(move |part| {
+            let first = part.first.max(skip);
+            let last = part.last.min(end);
+            let at = part.at + (first - part.first);
+            (first - skip, last - skip, &part.bits, at)
+        })
+    }
+
     /// Returns the first IOVA.
     #[must_use]
     pub fn iova(&self) -> u64 {

@@ -78,6 +78,16 @@ impl Maps {
         Some(mapping)
     }
 
+    /// Remembers the mappings of a saved view, however many they are, until its logs
+    /// were read.
+    pub(super) fn remember_restored(&mut self, mappings: impl Iterator<Item = Mapping>) {
+        for mapping in mappings {
+            let (iova, gpa, size) = (mapping.iova(), mapping.gpa(), mapping.size());
+            let key = (iova, gpa, size, mapping.version());
+            self.gone.insert(key, (self.unmaps, mapping));
+        }
+    }
+
     pub(super) fn remembered(&self) -> usize {
         self.gone.len()
     }

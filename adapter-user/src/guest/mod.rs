@@ -22,12 +22,15 @@ mod mapping;
 mod maps;
 mod pages;
 mod report;
+mod saved;
 mod slots;
 mod sources;
+mod stats;
 mod tracker;
 mod view;
 #[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory;
+mod whole;
 mod words;
 
 pub use self::handles::{Source, SourceError, TakeError, WeakTracker};
@@ -35,6 +38,9 @@ pub use self::log::{DirtyIovas, DirtyLog, IovaRange};
 pub use self::mapping::Mapping;
 pub use self::pages::{Range, SlotInfo};
 pub use self::report::Report;
+pub use self::saved::{RestoreError, Restored, RestoredSource};
 pub use self::slots::Slot;
+pub use self::stats::{SlotStats, SourceStats, TakeStats, TrackerStats};
 pub use self::tracker::Tracker;
 pub use self::view::IovaView;
+pub use self::whole::{Whole, WhollyDirty};

@@ -4,7 +4,7 @@
 use dirty_core::{normalise, Error, Extent, PageSize};
 
 use super::slots::Slot;
-use super::words::{clear, set};
+use super::words::{clear, count, or, set};
 use crate::error::TrackError;
 
 /// A range of guest memory.
@@ -35,6 +35,10 @@ pub(super) struct SlotPages {
     ///
     /// INVARIANT: as many words as `slot.size` needs, and no bit beyond its pages.
     pub(super) words: Vec<u64>,
+    /// The bytes that sources have told of the slot in this take.
+    pub(super) told: u64,
+    /// The bytes that this take found marked.
+    pub(super) marked: u64,
 }
 
 impl SlotPages {
@@ -42,7 +46,12 @@ impl SlotPages {
     pub(super) fn new(slot: Slot, mut words: Vec<u64>) -> Self {
         // A slot does not shrink, so this cuts nothing off.
         words.resize(slot.bits.words(), 0);
-        SlotPages { slot, words }
+        SlotPages {
+            slot,
+            words,
+            told: 0,
+            marked: 0,
+        }
     }
 
     pub(super) fn info(&self) -> SlotInfo {
@@ -65,11 +74,32 @@ impl SlotPages {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
-    /// Sets the pages that hold bytes `first` to `last` of the slot.
+    /// Sets the pages that hold bytes `first` to `last` of the slot, which a source
+    /// told.
     pub(super) fn set(&mut self, first: u64, last: u64) {
         let pgsize = self.slot.bits.pgsize();
         let first = pgsize.pages(first);
-        set(&mut self.words, first, pgsize.pages(last) - first + 1);
+        let npages = pgsize.pages(last) - first + 1;
+        set(&mut self.words, first, npages);
+        self.add_told(npages, pgsize);
+    }
+
+    /// Sets all pages, which nobody told one by one.
+    pub(super) fn set_all(&mut self) {
+        let npages = self.extent().npages;
+        set(&mut self.words, 0, npages);
+    }
+
+    fn add_told(&mut self, npages: u64, pgsize: PageSize) {
+        let bytes = npages.saturating_mul(pgsize.bytes());
+        self.told = self.told.saturating_add(bytes);
+    }
+
+    /// Takes the marks of the slot.
+    pub(super) fn take_marks(&mut self) {
+        // This cannot fail: the words have the length of the bits.
+        let npages = self.slot.bits.take_counting(&mut self.words).unwrap_or(0);
+        self.marked = npages.saturating_mul(self.slot.bits.pgsize().bytes());
     }
 
     /// Clears the pages that lie wholly between two guest addresses of the slot.
@@ -126,12 +156,34 @@ impl SlotPages {
             // The bits stand for the same pages, so whole words can be ORed.
             let len = self.words.len();
             let words = words.get(..len).ok_or(Error::BitmapSize)?;
-            self.words.iter_mut().zip(words).for_each(|(a, b)| *a |= b);
+            let mut npages = or(&mut self.words, words);
             if let (Some(tail), rest @ 1..) = (self.words.last_mut(), own.npages % 64) {
                 *tail &= (1 << rest) - 1;
+                let beyond = words.last().map_or(0, |last| last >> rest);
+                npages -= u64::from(beyond.count_ones());
             }
+            self.add_told(npages, own.pgsize);
             return Ok(());
         }
-        Ok(normalise(words, log, &mut self.words, own)?)
+        normalise(words, log, &mut self.words, own)?;
+        let (skip, npages) = self.inside(log);
+        self.add_told(count(words, log.bit + skip, npages), log.pgsize);
+        Ok(())
+    }
+
+    /// The pages of `extent`, which describes a bitmap, that share a byte with the slot:
+    /// how many come before them, and how many they are.
+    fn inside(&self, extent: Extent) -> (u64, u64) {
+        let pgsize = extent.pgsize;
+        let start = pgsize.pages(extent.iova);
+        let (first, last) = (pgsize.pages(self.slot.gpa), pgsize.pages(self.slot.last()));
+        let from = first.max(start);
+        let end = last
+            .saturating_add(1)
+            .min(start.saturating_add(extent.npages));
+        match end.checked_sub(from) {
+            Some(npages) => (from - start, npages),
+            None => (0, 0),
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use dirty_core::{normalise, Error, Extent, PageSize};
 
 use super::pages::{Range, SlotInfo, SlotPages};
-use super::slots::State;
+use super::slots::{Slot, State};
+use super::stats::SlotStats;
 use crate::error::TrackError;
 use crate::host_page::host_page;
 
@@ -45,6 +46,8 @@ pub struct Report {
     removed: Vec<SlotPages>,
     /// The tracker and the version of its slots that the report follows.
     follows: (u64, u64),
+    /// The bytes that sources have told when they were counted last.
+    told: u64,
 }
 
 impl Report {
@@ -66,8 +69,13 @@ impl Report {
         let mut old: HashMap<usize, SlotPages> =
             old.map(|pages| (pages.slot.bits.key(), pages)).collect();
         let new = now.list.iter().map(|slot| {
-            let words = old.remove(&slot.bits.key()).map(|pages| pages.words);
-            SlotPages::new(slot.clone(), words.unwrap_or_default())
+            let Some(old) = old.remove(&slot.bits.key()) else {
+                return SlotPages::new(slot.clone(), Vec::new());
+            };
+            SlotPages {
+                told: old.told,
+                ..SlotPages::new(slot.clone(), old.words)
+            }
         });
         self.slots = new.collect();
         self.removed = old
@@ -85,17 +93,60 @@ impl Report {
     }
 
     pub(super) fn take_marks(&mut self) {
-        for SlotPages { slot, words } in &mut self.slots {
-            // This cannot fail: the words have the length of the bits.
-            let _ = slot.bits.take(words);
-        }
+        self.slots.iter_mut().for_each(SlotPages::take_marks);
+    }
+
+    /// Begins to count what sources tell.
+    pub(super) fn count_anew(&mut self) {
+        self.slots.iter_mut().for_each(|pages| pages.told = 0);
+        self.told = 0;
+    }
+
+    /// The bytes that were told since the call before, or since
+    /// [`count_anew`](Report::count_anew).
+    pub(super) fn newly_told(&mut self) -> u64 {
+        let told = self.slots.iter().map(|pages| pages.told);
+        let told = told.fold(0, u64::saturating_add);
+        let before = std::mem::replace(&mut self.told, told);
+        told.saturating_sub(before)
+    }
+
+    /// What the take found in each slot.
+    pub(super) fn slot_stats(&self) -> impl Iterator<Item = SlotStats> + '_ {
+        self.slots.iter().map(|pages| SlotStats {
+            id: pages.slot.id,
+            marked: pages.marked,
+            told: pages.told,
+        })
+    }
+
+    /// The bytes of memory that all slots have.
+    pub(super) fn memory(&self) -> u64 {
+        let sizes = self.slots.iter().map(|pages| pages.slot.size);
+        sizes.fold(0, u64::saturating_add)
     }
 
     /// Marks what the report has in the bits of the slots, for the next take.
     pub(super) fn give_back(self) {
-        for SlotPages { slot, words } in self.slots {
+        for SlotPages { slot, words, .. } in self.slots {
             // The bits of a slot that was just removed keep the marks.
             let _ = slot.bits.mark_words(&words);
+        }
+    }
+
+    /// The number of the tracker that it is a report of, if there is one.
+    pub(super) fn tracker(&self) -> Option<u64> {
+        Some(self.follows.0).filter(|id| *id != 0)
+    }
+
+    /// ORs what it has of a slot into `words`, which are those of the slot's bits.
+    pub(super) fn or_into(&self, slot: &Slot, words: &mut [u64]) {
+        let all = self.slots.iter().chain(&self.removed);
+        for pages in all.filter(|pages| pages.slot.bits.same(&slot.bits)) {
+            words
+                .iter_mut()
+                .zip(&pages.words)
+                .for_each(|(a, b)| *a |= b);
         }
     }
 
@@ -340,9 +391,7 @@ impl Report {
 
     /// Makes every page of every slot dirty, as when a source fails.
     pub fn set_all(&mut self) {
-        for pages in &mut self.slots {
-            pages.set(0, pages.slot.size - 1);
-        }
+        self.slots.iter_mut().for_each(SlotPages::set_all);
     }
 
     /// Makes every page clean. Call it when the copies of the pages have arrived.
@@ -358,6 +407,17 @@ impl Report {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.slots.iter().map(SlotPages::count).sum()
+    }
+
+    /// Returns the bytes of the dirty pages, whatever the page size of each slot.
+    /// [`DirtyRate`](crate::DirtyRate) takes them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let bytes = |pages: &SlotPages| {
+            let pgsize = pages.slot.bits.pgsize().bytes();
+            pages.count().saturating_mul(pgsize)
+        };
+        self.slots.iter().map(bytes).fold(0, u64::saturating_add)
     }
 
     /// Returns the bitmap of slot `id`, or `None` if the report has no such slot.

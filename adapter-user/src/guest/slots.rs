@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest's memory, slot by slot.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dirty_core::Error;
 
+use super::whole::{Wholes, Why};
 use crate::dirty_bits::{check_budget, start, DirtyBits, BASE_PAGE};
 use crate::error::TrackError;
 
@@ -50,7 +52,9 @@ pub(super) struct Slots {
     /// The number of the tracker, which no other has.
     pub(super) id: u64,
     /// How many bytes all bitmaps may take.
-    budget: Option<u64>,
+    pub(super) budget: Option<u64>,
+    /// What is told as dirty as a whole.
+    pub(super) wholes: Wholes,
     state: RwLock<State>,
 }
 
@@ -66,16 +70,21 @@ pub(super) struct State {
     pub(super) version: u64,
     /// Slots as they were before they moved or went, since the logs were read. A log
     /// may have what was written to them through a mapping of their old address.
-    departed: Vec<Slot>,
+    pub(super) departed: Vec<Slot>,
 }
 
 /// How many departed slots are remembered. All of one more is marked at once.
-const MAX_DEPARTED: usize = 1 << 12;
+pub(super) const MAX_DEPARTED: usize = 1 << 12;
 
 impl State {
     /// The index of the first slot that ends at `gpa` or after it.
     pub(super) fn from(&self, gpa: u64) -> usize {
         self.list.partition_point(|slot| slot.last() < gpa)
+    }
+
+    /// How many departed slots are remembered.
+    pub(super) fn departed(&self) -> usize {
+        self.departed.len()
     }
 
     fn find(&self, id: u32) -> Result<usize, TrackError> {
@@ -126,18 +135,19 @@ impl State {
     }
 
     /// Takes a slot out of the list, and remembers where it was.
-    fn take_out(&mut self, at: usize) -> Slot {
+    fn take_out(&mut self, at: usize, wholes: &Wholes) -> Slot {
         let slot = self.list.remove(at);
         self.version += 1;
         if self.on && self.departed.len() < MAX_DEPARTED {
             self.departed.push(slot.clone());
         } else if self.on {
-            mark(&slot.bits, 0, slot.size);
+            let what = "the tracker remembers 4096 slots";
+            mark_whole(&slot, 0, wholes, Why::ForgottenSlot, &what);
         }
         slot
     }
 
-    fn move_to(&mut self, at: usize, gpa: u64) -> Result<(), TrackError> {
+    fn move_to(&mut self, at: usize, gpa: u64, wholes: &Wholes) -> Result<(), TrackError> {
         let slot = Slot {
             gpa,
             ..self.list[at].clone()
@@ -146,7 +156,7 @@ impl State {
             return Err(Error::Misaligned.into());
         }
         self.check_free(&slot, Some(at))?;
-        self.take_out(at);
+        self.take_out(at, wholes);
         self.insert(slot);
         Ok(())
     }
@@ -157,7 +167,8 @@ impl State {
         self.version += 1;
     }
 
-    fn used(&self) -> u64 {
+    /// The bytes that the bitmaps take.
+    pub(super) fn used(&self) -> u64 {
         self.list
             .iter()
             .map(|slot| slot.bits.words() as u64 * 8)
@@ -171,6 +182,7 @@ impl Slots {
         Slots {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             budget,
+            wholes: Wholes::default(),
             state: RwLock::default(),
         }
     }
@@ -179,7 +191,7 @@ impl Slots {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,7 +247,7 @@ impl Slots {
         }
         match old.gpa == slot.gpa {
             true => Ok(()),
-            false => state.move_to(at, slot.gpa),
+            false => state.move_to(at, slot.gpa, &self.wholes),
         }
     }
 
@@ -271,7 +283,7 @@ impl Slots {
             slot.bits.disown();
             return Err(cause);
         } else if !known {
-            mark(&slot.bits, 0, slot.size);
+            mark_whole(&slot, 0, &self.wholes, Why::NewMemory, &"a slot is added");
         }
         state.insert(slot);
         Ok(())
@@ -281,7 +293,7 @@ impl Slots {
     pub(super) fn remove(&self, id: u32) -> Result<Slot, TrackError> {
         let mut state = self.write();
         let at = state.find(id)?;
-        let slot = state.take_out(at);
+        let slot = state.take_out(at, &self.wholes);
         slot.bits.close();
         slot.bits.disown();
         Ok(slot)
@@ -291,7 +303,7 @@ impl Slots {
     pub(super) fn move_to(&self, id: u32, gpa: u64) -> Result<(), TrackError> {
         let mut state = self.write();
         let at = state.find(id)?;
-        state.move_to(at, gpa)
+        state.move_to(at, gpa, &self.wholes)
     }
 
     /// Lets a slot have `size` bytes, of which the new ones are dirty if the
@@ -313,7 +325,13 @@ impl Slots {
         check_budget(self.budget, state.used(), wanted)?;
         slot.bits.grow_owned(size)?;
         if state.on {
-            mark(&slot.bits, old.size, size - old.size);
+            mark_whole(
+                &slot,
+                old.size,
+                &self.wholes,
+                Why::NewMemory,
+                &"a slot grows",
+            );
         }
         state.list[at] = slot;
         state.version += 1;
@@ -351,7 +369,7 @@ impl Slots {
 
     /// How many departed slots are remembered, when a take begins.
     pub(super) fn departed(&self) -> usize {
-        self.read().departed.len()
+        self.read().departed()
     }
 
     /// Every log was read in a take that began when `departed` slots were remembered.
@@ -389,6 +407,15 @@ impl Slots {
             slot.bits.turn_off();
             slot.bits.disown();
         }
+    }
+}
+
+/// Marks all of a slot from byte `from` on, whoever wrote it.
+pub(super) fn mark_whole(slot: &Slot, from: u64, wholes: &Wholes, why: Why, what: &dyn Display) {
+    let bytes = slot.size - from;
+    if bytes != 0 {
+        mark(&slot.bits, from, bytes);
+        wholes.add(why, bytes, &format_args!("slot {}: {what}", slot.id));
     }
 }
 

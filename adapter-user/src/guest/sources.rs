@@ -2,12 +2,17 @@
 //! The sources of a tracker: who is asked in a take, and in which order.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::handles::{SourceError, TakeError};
 use super::harvest::harvest;
-use super::log::DirtyLog;
+use super::log::{DirtyIovas, DirtyLog, IovaRange};
 use super::report::Report;
+use super::stats::Asked;
 use super::view::IovaView;
+use super::whole::{Wholes, Why};
+use crate::trace;
 
 /// The sources, in the order in which they were added.
 #[derive(Default)]
@@ -18,13 +23,20 @@ pub(super) struct Sources {
     /// Whether sources are being asked. If one of them panics, this stays set: what
     /// was read from the others is lost then.
     asking: bool,
+    /// What each source told in the last take.
+    pub(super) asked: Vec<Asked>,
 }
 
 struct Source {
     id: u64,
-    name: String,
+    name: Arc<str>,
+    /// Whether it was saved and is still to be added again.
+    missing: bool,
     kind: Kind,
 }
+
+/// A source by its name, and for a log by IOVA the place of its view in a list.
+pub(super) type Named = (Arc<str>, Option<usize>);
 
 type ByGuest = dyn FnMut(&mut Report) -> Result<(), SourceError> + Send;
 
@@ -41,16 +53,79 @@ pub(super) enum Kind {
     },
 }
 
+impl Kind {
+    /// What distinguishes the view of a log from all others.
+    fn view(&self) -> Option<usize> {
+        match self {
+            Kind::ByGuest(_) => None,
+            Kind::ByIova { view, .. } => Some(view.key()),
+        }
+    }
+}
+
 impl Sources {
     pub(super) fn add(&mut self, name: &str, kind: Kind) -> u64 {
+        let place = self.list.iter_mut().find(|source| {
+            let same = source.kind.view() == kind.view() && *source.name == *name;
+            source.missing && same
+        });
+        match place {
+            // It comes back. Its view counts it already.
+            Some(source) => {
+                (source.kind, source.missing) = (kind, false);
+                source.id
+            }
+            None => self.push(name, kind, false),
+        }
+    }
+
+    fn push(&mut self, name: &str, kind: Kind, missing: bool) -> u64 {
         if let Kind::ByIova { view, .. } = &kind {
             view.write().add_log();
         }
-        let id = self.next;
+        let (id, name) = (self.next, Arc::from(name));
         self.next += 1;
-        let name = name.to_owned();
-        self.list.push(Source { id, name, kind });
+        self.list.push(Source {
+            id,
+            name,
+            missing,
+            kind,
+        });
         id
+    }
+
+    /// Expects a source that was saved to be added again. Until then it fails. Returns
+    /// its number.
+    pub(super) fn expect(&mut self, name: &str, view: Option<IovaView>) -> u64 {
+        const MISSING: &str = "it was saved, and is still to be added again";
+        let kind = match view {
+            Some(view) => Kind::ByIova {
+                view,
+                gap: 0,
+                log: Box::new(|_: &[IovaRange], _: &mut DirtyIovas| Err(MISSING.into())),
+                new: true,
+            },
+            None => Kind::ByGuest(Box::new(|_| Err(MISSING.into()))),
+        };
+        self.push(name, kind, true)
+    }
+
+    /// The views that have logs, and the sources.
+    pub(super) fn saved(&self) -> (Vec<IovaView>, Vec<Named>) {
+        let mut views: Vec<IovaView> = Vec::new();
+        let mut places = HashMap::new();
+        let sources = self.list.iter().map(|source| {
+            let place = match &source.kind {
+                Kind::ByGuest(_) => None,
+                Kind::ByIova { view, .. } => Some(*places.entry(view.key()).or_insert_with(|| {
+                    views.push(view.clone());
+                    views.len() - 1
+                })),
+            };
+            (Arc::clone(&source.name), place)
+        });
+        let sources = sources.collect();
+        (views, sources)
     }
 
     /// Tracking begins.
@@ -64,10 +139,14 @@ impl Sources {
     }
 
     /// Asks every source, and returns the first failure. What logs have is in the
-    /// slots' bits afterwards, and what the others have in the report.
-    pub(super) fn ask(&mut self, report: &mut Report) -> Result<(), TakeError> {
+    /// slots' bits afterwards, and what the others have in the report. `asked` has
+    /// what each of them told.
+    pub(super) fn ask(&mut self, report: &mut Report, wholes: &Wholes) -> Result<(), TakeError> {
+        self.asked.clear();
         if self.asking {
             report.set_all();
+            let what = "a source panicked";
+            wholes.add(Why::SourcePanicked, report.memory(), &what);
         }
         self.asking = true;
         let mut views = HashMap::new();
@@ -79,12 +158,13 @@ impl Sources {
         }
         let mut result = Ok(());
         for source in &mut self.list {
-            if let Err(failed) = source.ask(report) {
-                match &source.kind {
-                    Kind::ByGuest(_) => report.set_all(),
-                    // A log that failed may have pages that the view must still
-                    // translate when it is read again.
-                    Kind::ByIova { view, .. } => drop(views.remove(&view.key())),
+            let (told, answer) = source.ask(report, wholes);
+            self.asked.push(told);
+            if let Err(failed) = answer {
+                // A log that failed may have pages that the view must still translate
+                // when it is read again.
+                if let Kind::ByIova { view, .. } = &source.kind {
+                    views.remove(&view.key());
                 }
                 result = result.and(Err(failed));
             }
@@ -98,17 +178,24 @@ impl Sources {
 
     /// Removes a source. If `report` is given, the source is asked once more, and
     /// what it knows is in the report and in the slots' bits afterwards.
-    pub(super) fn remove(&mut self, id: u64, report: Option<&mut Report>) -> Result<(), TakeError> {
+    pub(super) fn remove(
+        &mut self,
+        id: u64,
+        report: Option<&mut Report>,
+        wholes: &Wholes,
+    ) -> Result<(), TakeError> {
         let Some(at) = self.list.iter().position(|source| source.id == id) else {
             return Ok(());
         };
         let mut source = self.list.remove(at);
         let result = match report {
-            Some(report) => source.ask(report).inspect_err(|_| {
-                if let Kind::ByGuest(_) = &source.kind {
-                    report.set_all();
-                }
-            }),
+            Some(report) => {
+                // If the source panics, what it had told is lost, as in `ask`.
+                let asking = std::mem::replace(&mut self.asking, true);
+                let (_, answer) = source.ask(report, wholes);
+                self.asking = asking;
+                answer
+            }
             None => Ok(()),
         };
         if let Kind::ByIova { view, .. } = &source.kind {
@@ -119,19 +206,41 @@ impl Sources {
 }
 
 impl Source {
-    fn ask(&mut self, report: &mut Report) -> Result<(), TakeError> {
+    /// Asks the source. If it fails, all is dirty that it may have: every page, or all
+    /// memory behind the view of a log.
+    fn ask(&mut self, report: &mut Report, wholes: &Wholes) -> (Asked, Result<(), TakeError>) {
+        let _span = trace::source(&self.name);
+        let began = Instant::now();
+        let mut bytes = 0;
         let result = match &mut self.kind {
-            Kind::ByGuest(source) => source(report),
+            Kind::ByGuest(source) => {
+                let result = source(report);
+                bytes = report.newly_told();
+                result.inspect_err(|cause| {
+                    report.set_all();
+                    wholes.add(Why::SourceFailed, report.memory(), cause);
+                })
+            }
             Kind::ByIova {
                 view,
                 gap,
                 log,
                 new,
-            } => harvest(view, &mut **log, *gap, *new).inspect(|()| *new = false),
+            } => harvest(view, &mut **log, *gap, *new, &mut bytes)
+                .inspect(|()| *new = false)
+                .inspect_err(|cause| view.mark_all(cause)),
         };
-        result.map_err(|cause| TakeError {
-            source: self.name.clone(),
+        trace::told(bytes);
+        let asked = Asked {
+            name: Arc::clone(&self.name),
+            time: began.elapsed(),
+            bytes,
+            failed: result.is_err(),
+        };
+        let result = result.map_err(|cause| TakeError {
+            source: self.name.to_string(),
             cause,
-        })
+        });
+        (asked, result)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use dirty_core::Error;
 
@@ -11,9 +12,12 @@ use super::log::DirtyLog;
 use super::report::Report;
 use super::slots::{Slot, Slots};
 use super::sources::{Kind, Sources};
+use super::stats::{LastTake, TrackerStats};
 use super::view::{IovaView, WeakView};
+use super::whole::Why;
 use crate::dirty_bits::DirtyBits;
 use crate::error::TrackError;
+use crate::trace;
 
 /// Tracks everything that writes a guest's memory.
 ///
@@ -51,11 +55,13 @@ pub struct Tracker {
 }
 
 pub(super) struct Inner {
-    slots: Arc<Slots>,
+    pub(super) slots: Arc<Slots>,
     sources: Mutex<Sources>,
     /// The views that may still be there. They own neither the tracker nor a
     /// source.
     views: Mutex<Vec<WeakView>>,
+    /// What the last take found. Nothing else is locked while this is.
+    last: Mutex<LastTake>,
 }
 
 impl Drop for Inner {
@@ -65,16 +71,20 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    fn sources(&self) -> MutexGuard<'_, Sources> {
+    pub(super) fn sources(&self) -> MutexGuard<'_, Sources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn views(&self) -> MutexGuard<'_, Vec<WeakView>> {
+    pub(super) fn views(&self) -> MutexGuard<'_, Vec<WeakView>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last(&self) -> MutexGuard<'_, LastTake> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets every view know whether the tracker is on.
-    fn tell_views(views: &mut Vec<WeakView>, on: bool) {
+    pub(super) fn tell_views(views: &mut Vec<WeakView>, on: bool) {
         views.retain(|view| match view.upgrade() {
             Some(view) => {
                 view.write().set_on(on);
@@ -87,11 +97,11 @@ impl Inner {
     pub(super) fn remove_source(&self, id: u64) -> Result<(), TakeError> {
         let mut sources = self.sources();
         if !self.slots.read().on {
-            return sources.remove(id, None);
+            return sources.remove(id, None, &self.slots.wholes);
         }
         let mut report = Report::new();
         report.follow(self.slots.id, &self.slots.read());
-        let result = sources.remove(id, Some(&mut report));
+        let result = sources.remove(id, Some(&mut report), &self.slots.wholes);
         report.give_back();
         result
     }
@@ -108,6 +118,7 @@ impl Tracker {
                 slots: Arc::new(Slots::new(budget)),
                 sources: Mutex::default(),
                 views: Mutex::default(),
+                last: Mutex::default(),
             }),
         }
     }
@@ -433,13 +444,17 @@ impl Tracker {
     /// failed, the report has all memory behind that view, mapped or remembered. If
     /// another source failed, or the tracker is off, it has **every page**.
     pub fn take(&self, report: &mut Report) -> Result<(), TakeError> {
+        let (_span, began) = (trace::take(), Instant::now());
         let slots = &self.inner.slots;
         let mut sources = self.inner.sources();
         report.follow(slots.id, &slots.read());
+        report.count_anew();
         let on = slots.read().on;
         let departed = slots.departed();
         let result = match on {
-            true => sources.ask(report).inspect(|()| slots.forget(departed)),
+            true => sources
+                .ask(report, &slots.wholes)
+                .inspect(|()| slots.forget(departed)),
             false => Err(TakeError {
                 source: "a tracker that is off".to_owned(),
                 cause: Error::NotTracking.into(),
@@ -451,9 +466,68 @@ impl Tracker {
         report.follow(slots.id, &state);
         report.take_marks();
         if !on {
+            sources.asked.clear();
             report.set_all();
+            let what = "a take from a tracker that is off";
+            slots.wholes.add(Why::Off, report.memory(), &what);
         }
+        drop(state);
+        let mut last = self.inner.last();
+        last.takes += 1;
+        last.sources.clone_from(&sources.asked);
+        last.slots.clear();
+        last.slots.extend(report.slot_stats());
+        last.time = began.elapsed();
         result
+    }
+
+    /// Returns what the tracker has, and what the last take found. It does not wait for
+    /// a take that is going on.
+    ///
+    /// ```
+    /// use adapter_user::guest::{Report, Tracker};
+    ///
+    /// let tracker = Tracker::new(None);
+    /// let ram = tracker.add_slot(0, 0, None, 1 << 30)?;
+    /// tracker.add_source("kvm", |report| Ok(report.or_ring([(0, 7), (0, 8)])?));
+    /// tracker.start()?;
+    /// ram.mark(0x1000, 1)?;
+    /// tracker.take(&mut Report::new())?;
+    ///
+    /// let stats = tracker.stats();
+    /// assert_eq!(stats.last_take.sources[0].bytes, 8192);
+    /// assert_eq!(stats.last_take.slots[0].marked, 4096);
+    /// assert_eq!(stats.bitmap_bytes, 32 << 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> TrackerStats {
+        let mut stats = TrackerStats::default();
+        {
+            let last = self.inner.last();
+            stats.takes = last.takes;
+            stats.last_take = last.stats();
+        }
+        let views = self
+            .inner
+            .views()
+            .iter()
+            .filter_map(WeakView::upgrade)
+            .collect::<Vec<_>>();
+        stats.views = views.len();
+        for (live, gone) in views.iter().map(IovaView::counts) {
+            stats.mappings += live;
+            stats.remembered_mappings += gone;
+        }
+        let slots = &self.inner.slots;
+        stats.budget = slots.budget;
+        stats.wholly_dirty = slots.wholes.sum();
+        let state = slots.read();
+        stats.on = state.on;
+        stats.slots = state.list.len();
+        stats.bitmap_bytes = state.used();
+        stats.remembered_slots = state.departed();
+        stats
     }
 }
 

@@ -12,13 +12,14 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 
 use dirty_core::{Error, Extent};
 
-use super::harvest::{translate, Expected};
+use super::harvest::{mark_all, translate, Expected};
 use super::log::runs;
 #[cfg(feature = "container")]
 use super::log::DirtyIovas;
 use super::mapping::Mapping;
 use super::maps::Maps;
 use super::slots::Slots;
+use super::whole::{Wholes, Why};
 use crate::dirty_bits::BASE_PAGE;
 use crate::error::TrackError;
 
@@ -106,14 +107,25 @@ impl IovaView {
     /// Marks the memory behind dirty IOVAs. What is in no mapping is left out.
     #[cfg(feature = "container")]
     pub(crate) fn mark_dirty(&self, dirty: &DirtyIovas) {
-        let marked = translate(self, dirty.runs(), Expected::Anything);
+        let marked = translate(self, dirty.runs(), Expected::Anything, &mut 0);
         debug_assert_eq!(marked, Ok(()));
     }
 
-    /// Marks all memory that a log of the view may report.
-    pub(super) fn mark_all(&self) {
+    /// Where memory is counted that is told as dirty as a whole.
+    pub(super) fn wholes(&self) -> &Wholes {
+        &self.inner.slots.wholes
+    }
+
+    /// Marks all memory that a log of the view may report, since a log failed.
+    pub(super) fn mark_all(&self, what: &dyn fmt::Display) {
         let all = self.read().all();
-        all.iter().for_each(Mapping::mark_all);
+        mark_all(self, &all, Why::LogFailed, what);
+    }
+
+    /// How many mappings there are, and how many that are gone are remembered.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let maps = self.read();
+        (maps.live.len(), maps.remembered())
     }
 
     /// Maps `size` bytes of guest memory at guest address `gpa` to the IOVAs from
@@ -158,7 +170,10 @@ impl IovaView {
         let last = Self::last_of(iova, 0, size)?;
         let (unmapped, no_room) = self.write().unmap(iova, last);
         // The view's lock is free again: this walks words.
-        no_room.iter().for_each(Mapping::mark_all);
+        if !no_room.is_empty() {
+            let what = "a view remembers 65536 mappings";
+            mark_all(self, &no_room, Why::ForgottenMapping, &what);
+        }
         Ok(unmapped)
     }
 
@@ -182,7 +197,7 @@ impl IovaView {
         dirty: Extent,
     ) -> Result<u64, TrackError> {
         Self::last_of(iova, 0, size)?;
-        translate(self, runs(words, dirty)?, Expected::Anything)?;
+        translate(self, runs(words, dirty)?, Expected::Anything, &mut 0)?;
         self.unmap(iova, size)
     }
 

@@ -19,6 +19,45 @@ pub(crate) fn set(words: &mut [u64], first: u64, n: u64) {
     }
 }
 
+/// ORs `more` into `words`, which are as many, and returns how many bits `more` has.
+/// Most words are clean: some at a time are passed over.
+pub(crate) fn or(words: &mut [u64], more: &[u64]) -> u64 {
+    const BLOCK: usize = 16;
+    let mut ones = 0;
+    let mut or = |words: &mut [u64], more: &[u64]| {
+        if more.iter().fold(0, |any, more| any | more) == 0 {
+            return;
+        }
+        for (word, more) in words.iter_mut().zip(more) {
+            ones += u64::from(more.count_ones());
+            *word |= more;
+        }
+    };
+    let (mut blocks, mut with) = (words.chunks_exact_mut(BLOCK), more.chunks_exact(BLOCK));
+    for (words, more) in blocks.by_ref().zip(with.by_ref()) {
+        or(words, more);
+    }
+    or(blocks.into_remainder(), with.remainder());
+    ones
+}
+
+/// How many of the `n` bits from bit `first` on are set; `words` must have all of them.
+pub(crate) fn count(words: &[u64], first: u64, n: u64) -> u64 {
+    if n == 0 {
+        return 0;
+    }
+    let ones = |word: &u64| u64::from(word.count_ones());
+    let last = first + n - 1;
+    let (from, to) = (!0 << (first % 64), !0 >> (63 - last % 64));
+    match &words[(first / 64) as usize..=(last / 64) as usize] {
+        [only] => ones(&(only & from & to)),
+        [head, middle @ .., tail] => {
+            ones(&(head & from)) + ones(&(tail & to)) + middle.iter().map(ones).sum::<u64>()
+        }
+        [] => 0,
+    }
+}
+
 /// Clears the `n` bits from bit `first` on; `words` must have all of them.
 pub(crate) fn clear(words: &mut [u64], first: u64, n: u64) {
     if n == 0 {

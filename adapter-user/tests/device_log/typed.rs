@@ -3,6 +3,8 @@
 
 use adapter_user::{Errno, PageSize};
 
+use adapter_user::device_log::LogOptions;
+
 use super::*;
 
 #[test]
@@ -221,4 +223,52 @@ fn ranges_come_and_go_while_the_log_is_on() {
     log.remove_range(200 * PAGE, 100 * PAGE).unwrap();
     log.stop();
     assert_eq!(range.mark(0, 1), cause(Error::NotTracking));
+}
+
+/// What an operator sees of a log: it grows coarser beyond its limit, and says so.
+#[test]
+fn stats_have_ranges_bitmaps_and_what_was_removed() {
+    let limit = 400;
+    let options = LogOptions {
+        budget: Some(1 << 20),
+        removed: limit,
+        ..LogOptions::default()
+    };
+    let log = DeviceLog::with_options(options);
+    for n in 0..40 {
+        log.add_range(n << 30, 100 * PAGE).unwrap();
+    }
+    let stats = log.stats();
+    assert_eq!((stats.pgsize, stats.ranges, stats.logged), (None, 40, 0));
+    assert_eq!((stats.budget, stats.removed_limit), (Some(1 << 20), limit));
+
+    log.start(
+        &[(0, 50 * PAGE), (60 * PAGE, 40 * PAGE), (1 << 30, 1 << 40)],
+        PAGE,
+    )
+    .unwrap();
+    let stats = log.stats();
+    assert_eq!(
+        (stats.pgsize, stats.ranges, stats.logged),
+        (Some(PAGE), 40, 41)
+    );
+    assert_eq!(stats.bitmap_bytes, 8 + 16 + 39 * 16);
+
+    log.mark(1 << 30, 1).unwrap();
+    log.remove_range(1 << 30, 100 * PAGE).unwrap();
+    let stats = log.stats();
+    assert_eq!((stats.ranges, stats.logged), (39, 40));
+    assert_eq!((stats.removed_ranges, stats.coarser), (1, 0));
+    assert!(stats.removed_bytes > 0 && stats.removed_bytes <= limit);
+    for n in 2..40 {
+        log.mark(n << 30, 1).unwrap();
+        log.remove_range(n << 30, 100 * PAGE).unwrap();
+    }
+    let stats = log.stats();
+    assert!(stats.coarser > 0 && stats.removed_ranges < 5, "{stats:?}");
+    log.take_removed(|_, _| Ok(())).unwrap();
+    let stats = log.stats();
+    assert_eq!((stats.removed_ranges, stats.removed_bytes), (0, 0));
+    log.stop();
+    assert_eq!(log.stats().bitmap_bytes, 0);
 }

@@ -5,6 +5,7 @@
 mod model;
 mod report;
 mod slots;
+mod stats;
 mod views;
 
 use adapter_user::guest::{Report, Tracker};

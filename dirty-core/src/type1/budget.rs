@@ -24,6 +24,11 @@ impl<M: Memory> Budget<M> {
         }
     }
 
+    /// The bytes of all bitmaps.
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
     /// A clean bitmap of `npages` pages, without pinned bits.
     pub(super) fn bitmap(&mut self, npages: u64) -> Result<Bitmap<M>, Error> {
         if npages > DIRTY_BITMAP_PAGES_MAX {

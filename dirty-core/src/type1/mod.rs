@@ -212,6 +212,27 @@ impl<M: Memory> Type1<M> {
         hits.map(|dma| (dma.span.first(), dma.span.size()))
     }
 
+    /// The bytes that all dirty bitmaps take, which `Options::bitmap_budget` limits.
+    #[must_use]
+    pub fn bitmap_bytes(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// The number of addresses at which devices have pinned a page. A page that is
+    /// pinned twice at one address counts once.
+    #[must_use]
+    pub fn pinned_pages(&self) -> u64 {
+        let pins = self.dmas.range(Span::ALL).map(|dma| dma.pins.count());
+        pins.fold(0, u64::saturating_add)
+    }
+
+    /// The number of groups that make every mapping dirty in every report, because they
+    /// are behind an IOMMU and nobody knows what they write (rule A8).
+    #[must_use]
+    pub fn wholly_dirty_groups(&self) -> u32 {
+        self.num_non_pinned_groups
+    }
+
     /// Refuses what version 1 does not have.
     fn check_v2(&self) -> Result<(), Error> {
         if self.v2 {

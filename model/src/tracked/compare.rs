@@ -10,6 +10,9 @@ use super::logs::{Keeper, Log, Logs, Remap};
 use super::ops::{LogKind, Op, IOVAS, MEMORIES, PAGE, PLACE, SMALL, VIEWS};
 use super::world::{Page, Target, World};
 
+/// The names of the views' logs.
+const LOGS: [&str; VIEWS] = ["log 0", "log 1"];
+
 struct Run {
     world: World,
     tracker: Tracker,
@@ -50,21 +53,25 @@ fn describe(cause: SourceError) -> String {
     cause.to_string()
 }
 
+fn add_kvm(tracker: &Tracker, logs: &Logs) {
+    let logs = logs.clone();
+    tracker.add_source("kvm", move |report| {
+        let mut shared = logs.lock();
+        if std::mem::take(&mut shared.fail_kvm) {
+            return Err("KVM fails".into());
+        }
+        let ring = std::mem::take(&mut shared.kvm).into_iter();
+        Ok(report.or_ring(ring.map(|(memory, page)| (memory as u32, page)))?)
+    });
+}
+
 impl Run {
     fn new() -> Option<Run> {
         let tracker = Tracker::new(None);
         let pgsize = PageSize::new(PAGE)?;
         let bits = (0..MEMORIES).map(|_| DirtyBits::new(SMALL * PAGE, pgsize).ok());
         let logs = Logs::default();
-        let kvm = logs.clone();
-        tracker.add_source("kvm", move |report| {
-            let mut shared = kvm.lock();
-            if std::mem::take(&mut shared.fail_kvm) {
-                return Err("KVM fails".into());
-            }
-            let ring = std::mem::take(&mut shared.kvm).into_iter();
-            Ok(report.or_ring(ring.map(|(memory, page)| (memory as u32, page)))?)
-        });
+        add_kvm(&tracker, &logs);
         Some(Run {
             world: World::new(),
             bits: bits.collect::<Option<_>>()?,
@@ -236,6 +243,7 @@ impl Run {
                 self.world.forget();
                 Ok(())
             }
+            Op::Upgrade => self.upgrade(),
             Op::Take { delivered } => self.take(delivered),
         }
     }
@@ -342,14 +350,7 @@ impl Run {
             keeper
                 .map(live.map(|(iova, _)| iova as u64))
                 .map_err(describe)?;
-            let log = Log {
-                view,
-                iommu: self.views[view].clone(),
-                keeper: keeper.clone(),
-                logs: self.logs.clone(),
-            };
-            let added = self.tracker.add_log("log", &self.views[view], 0, log);
-            self.sources[view] = Some((added.map_err(|cause| cause.to_string())?, keeper));
+            self.add_log(view, keeper)?;
             self.world.views[view].logged = true;
             return Ok(());
         };
@@ -369,6 +370,19 @@ impl Run {
         }
     }
 
+    /// Adds the log of a view to the tracker.
+    fn add_log(&mut self, view: usize, keeper: Keeper) -> Result<(), String> {
+        let log = Log {
+            view,
+            iommu: self.views[view].clone(),
+            keeper: keeper.clone(),
+            logs: self.logs.clone(),
+        };
+        let added = self.tracker.add_log(LOGS[view], &self.views[view], 0, log);
+        self.sources[view] = Some((added.map_err(|cause| cause.to_string())?, keeper));
+        Ok(())
+    }
+
     /// What the read of a log may make dirty.
     fn allow_log(&mut self, view: usize, fails: bool) {
         let pending = self.logs.lock().pending[view].clone();
@@ -379,13 +393,14 @@ impl Run {
         }
     }
 
-    fn take(&mut self, delivered: bool) -> Result<(), String> {
+    /// What a take or a save may make dirty. Returns whether a source fails, or the
+    /// tracker is off.
+    fn allow_sources(&mut self) -> bool {
         let on = self.world.on;
         let (fail_log, fail_kvm) = {
             let shared = self.logs.lock();
             (shared.fail_log, shared.fail_kvm)
         };
-        let fails = !on || fail_kvm || fail_log.contains(&true);
         if on {
             for (view, fails) in fail_log.into_iter().enumerate() {
                 self.allow_log(view, fails);
@@ -396,10 +411,94 @@ impl Run {
             let kvm = self.logs.lock().kvm.clone();
             self.world.allowed.extend(kvm);
         }
-        if !on || fail_kvm {
+        if on && fail_kvm {
             self.world.allow_all();
         }
         self.allow_remaps();
+        !on || fail_kvm || fail_log.contains(&true)
+    }
+
+    /// Another process goes on with what the tracker saves. Devices and KVM keep their
+    /// logs; slots and mappings are made anew, as the guest has them.
+    fn upgrade(&mut self) -> Result<(), String> {
+        let fails = self.allow_sources();
+        let saved = self.tracker.save(&self.report);
+        let saved = saved.map_err(|cause| cause.to_string())?;
+        if !fails {
+            self.world.departed.clear();
+        }
+        self.remapped();
+        // What the report has of memory that is no slot goes to the bits that the VMM
+        // keeps, and so does what is pending there.
+        for (slot, words) in self.report.removed() {
+            let _ = self.bits[slot.id as usize].mark_bitmap(words);
+        }
+        let world = &mut self.world;
+        // A report that was not delivered becomes marks, which no discard reaches.
+        world.since.extend(&world.written);
+
+        let tracker = Tracker::new(None);
+        self.handles.clear();
+        for memory in 0..MEMORIES {
+            if let Some(place) = world.place[memory] {
+                let size = world.pages[memory] * PAGE;
+                let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
+                let bits = DirtyBits::new(size, pgsize).map_err(|cause| cause.to_string())?;
+                self.bits[memory] = bits;
+                let mut slot =
+                    Slot::new(memory as u32, place * PAGE, size, self.bits[memory].clone());
+                slot.host = Some((memory as u64 + 1) << 40);
+                tracker.add(slot).map_err(|cause| cause.to_string())?;
+            }
+        }
+        let restored = tracker.restore(&saved);
+        let restored = restored.map_err(|cause| cause.to_string())?;
+        self.report = tracker.report();
+        self.tracker = tracker;
+        add_kvm(&self.tracker, &self.logs);
+        for view in 0..VIEWS {
+            let logged = self.sources[view].is_some() && self.world.on;
+            let restored = restored.view(LOGS[view]);
+            expect("a view for each log", restored.is_some() == logged)?;
+            let new = || self.tracker.iova_view();
+            self.views[view] = restored.cloned().unwrap_or_else(new);
+            if let Some((_, keeper)) = self.sources[view].take() {
+                self.add_log(view, keeper)?;
+            }
+        }
+        for view in 0..VIEWS {
+            for iova in 0..IOVAS {
+                self.map_anew(view, iova)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The new process maps a page that the devices see, at its guest address. What the
+    /// device wrote before may still be in its log.
+    fn map_anew(&mut self, view: usize, iova: u64) -> Result<(), String> {
+        let world = &mut self.world;
+        let Some(old) = world.views[view].live[iova as usize] else {
+            return Ok(());
+        };
+        world.unmap(view, iova, 1);
+        let mapping = self.views[view].map(iova * PAGE, old.gpa * PAGE, PAGE);
+        let mapping = mapping.map_err(|cause| cause.to_string())?;
+        let bound = world.at(old.gpa);
+        let target = Target {
+            gpa: old.gpa,
+            bound,
+        };
+        world.views[view].live[iova as usize] = Some(target);
+        self.handles.push((mapping, vec![target]));
+        Ok(())
+    }
+
+    fn take(&mut self, delivered: bool) -> Result<(), String> {
+        if !self.world.on {
+            self.world.allow_all();
+        }
+        let fails = self.allow_sources();
         match self.tracker.take(&mut self.report) {
             Err(failed) if !fails => return Err(format!("wrong: {}", describe(failed.cause))),
             taken => expect("the result of take", taken.is_err() == fails)?,

@@ -88,6 +88,8 @@ pub enum Op {
     Start,
     /// Tracking ends.
     Stop,
+    /// The tracker is saved with the report, and another one goes on.
+    Upgrade,
     /// A take. If it is `delivered`, the report is cleared.
     Take { delivered: bool },
 }
@@ -142,6 +144,7 @@ fn op(bytes: &[u8]) -> Op {
         19..=22 => Op::Log { view, iova },
         23..=24 => Op::Kvm { memory, page },
         25 => Op::FailLog { view },
+        26 if b % 4 == 3 => Op::Upgrade,
         26 => Op::FailKvm,
         27 => Op::Plug {
             view,

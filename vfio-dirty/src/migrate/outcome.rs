@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use adapter_user::Estimate;
+
 use super::args::{Args, Lose};
 use super::verdict::Verdict;
 
@@ -72,8 +74,26 @@ impl Round {
     }
 }
 
+/// What was expected of a migration while it went on.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Forecast {
+    /// After the first round. The estimate's rounds are those that were still to come.
+    pub(super) first: Option<Estimate>,
+    /// Right before the guest was stopped.
+    pub(super) last: Option<Estimate>,
+}
+
+impl Forecast {
+    /// How many rounds were expected in all, with the first and with the one while the
+    /// guest is stopped.
+    pub(super) fn rounds(&self) -> Option<u32> {
+        self.first?.rounds?.checked_add(2)
+    }
+}
+
 pub(super) struct Outcome {
     pub(super) rounds: Vec<Round>,
+    pub(super) forecast: Forecast,
     /// Whether the rest fitted the downtime goal before the rounds ran out.
     pub(super) converged: bool,
     /// From the pause of the guest to the destination's last answer.

@@ -7,15 +7,19 @@
 use std::time::{Duration, Instant};
 
 use adapter_user::guest::Report;
+use adapter_user::DirtyRate;
 
 use super::guest::{Guest, PAGE};
-use super::outcome::{Found, Outcome, Round};
+use super::outcome::{Forecast, Found, Outcome, Round};
 use super::report::Reporter;
 use super::source::Destination;
 use super::tracking::Tracking;
 use super::wire::BYTES_PER_PAGE;
 use super::writers::Writers;
 use crate::failure::{cannot, Failure};
+
+/// Over which time the dirty rate is measured.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// When to stop the guest.
 pub(super) struct Goals {
@@ -42,12 +46,19 @@ pub(super) fn migrate(
     let mut report = Report::new();
     tracking.take(&mut report)?; // gives the report its slot
     report.set_all();
+    let mut rate = DirtyRate::new(WINDOW);
+    rate.record(started.elapsed(), 0);
+    let mut forecast = Forecast::default();
     tracking.found(); // of no interest: the first round sends all pages
     sender.round(&report, None, false)?;
     let converged = loop {
         report.clear(); // its pages have arrived
         let asked = Instant::now();
         tracking.take(&mut report)?;
+        let left = report.pages() * BYTES_PER_PAGE;
+        rate.record(started.elapsed(), left);
+        forecast.last = rate.estimate(left, sender.bytes_per_second(), goals.downtime);
+        forecast.first = forecast.first.or(forecast.last);
         // The rest will be asked for and sent once more while the guest is stopped.
         let converged = asked.elapsed() + sender.time_for(&report) <= goals.downtime;
         if converged || sender.rounds.len() >= goals.max_rounds as usize {
@@ -64,6 +75,7 @@ pub(super) fn migrate(
     writers.move_states()?;
     Ok(Outcome {
         rounds: sender.rounds,
+        forecast,
         converged,
         downtime: paused.elapsed(),
         tracked,
@@ -85,6 +97,13 @@ impl Sender<'_> {
         let bytes: u64 = self.rounds.iter().map(|round| round.sent.bytes).sum();
         let time: Duration = self.rounds.iter().map(|round| round.time).sum();
         time.mul_f64((report.pages() * BYTES_PER_PAGE) as f64 / bytes.max(1) as f64)
+    }
+
+    /// The speed of all rounds so far.
+    fn bytes_per_second(&self) -> u64 {
+        let bytes: u64 = self.rounds.iter().map(|round| round.sent.bytes).sum();
+        let time: Duration = self.rounds.iter().map(|round| round.time).sum();
+        (bytes as f64 / time.as_secs_f64().max(1e-9)) as u64
     }
 
     /// Sends the pages of `report`.

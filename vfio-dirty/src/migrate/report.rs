@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 
 use super::args::Args;
 use super::guest::PAGE;
-use super::outcome::{Found, Round, Summary};
+use super::outcome::{Forecast, Found, Round, Summary};
 use super::units::{count, narrow, plural, size, MIB};
 use super::verdict::Verdict;
 use crate::failure::{cannot, Failure};
@@ -190,6 +190,7 @@ impl Summary<'_> {
             milliseconds(outcome.downtime),
             args.downtime,
         );
+        text += &forecast_text(outcome.forecast);
         if let Some(lose) = args.lose {
             text += &format!("{}\n", lose.sentence());
         }
@@ -225,6 +226,7 @@ impl Summary<'_> {
             "converged": outcome.converged,
             "downtime_ms": milliseconds(outcome.downtime),
             "downtime_goal_ms": args.downtime,
+            "estimate": forecast_json(outcome.forecast),
             "dirty_pages_per_second": outcome.dirty_rate(),
             "pages_written": outcome.pages_written,
             "unmaps": outcome.unmaps,
@@ -233,6 +235,38 @@ impl Summary<'_> {
             "first_differences": differences,
         })
     }
+}
+
+/// What was expected, to read beside what came.
+fn forecast_text(forecast: Forecast) -> String {
+    let mut text = String::new();
+    if forecast.first.is_some() {
+        let first = forecast.first.and_then(|first| first.downtime);
+        text += &match (forecast.rounds(), first) {
+            (Some(rounds), Some(downtime)) => format!(
+                "estimated after round 1: {}, downtime {:.1} ms\n",
+                plural(rounds.into(), "round"),
+                milliseconds(downtime)
+            ),
+            _ => "estimated after round 1: the rest never fits the downtime goal\n".to_owned(),
+        };
+    }
+    if let Some(last) = forecast.last {
+        text += &format!(
+            "estimated before the stop: downtime {:.1} ms\n",
+            milliseconds(last.downtime_now)
+        );
+    }
+    text
+}
+
+fn forecast_json(forecast: Forecast) -> Value {
+    let first = forecast.first.and_then(|first| first.downtime);
+    json!({
+        "rounds": forecast.rounds(),
+        "downtime_ms": first.map(milliseconds),
+        "downtime_before_stop_ms": forecast.last.map(|last| milliseconds(last.downtime_now)),
+    })
 }
 
 fn devices(args: &Args) -> u32 {

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What an operator sees of a tracker: numbers, which are counted in each take and
+//! never in a mark.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::whole::WhollyDirty;
+
+/// What a tracker has, and what its last take found.
+/// [`Tracker::stats`](super::Tracker::stats) returns it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrackerStats {
+    /// Whether the tracker is on.
+    pub on: bool,
+    /// How many takes there were since the tracker was created.
+    pub takes: u64,
+    /// The last take. It is all zero and empty before the first.
+    pub last_take: TakeStats,
+    /// The bytes that the slots' bitmaps take.
+    pub bitmap_bytes: u64,
+    /// The most bytes that they may take, as [`Tracker::new`](super::Tracker::new) got
+    /// it.
+    pub budget: Option<u64>,
+    /// How many slots there are.
+    pub slots: usize,
+    /// How many slots moved or went since the logs were read, and are remembered.
+    pub remembered_slots: usize,
+    /// How many views there are.
+    pub views: usize,
+    /// How many mappings all views have.
+    pub mappings: usize,
+    /// How many mappings that are gone all views remember, because a log may still
+    /// report what was written through them.
+    pub remembered_mappings: usize,
+    /// What was told as dirty as a whole since the tracker was created.
+    pub wholly_dirty: WhollyDirty,
+}
+
+/// What one take found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TakeStats {
+    /// How long the take was, sources included.
+    pub time: Duration,
+    /// The sources, in the order in which they were asked.
+    pub sources: Vec<SourceStats>,
+    /// The slots, sorted by address.
+    pub slots: Vec<SlotStats>,
+}
+
+/// What one source told in a take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SourceStats {
+    /// The source's name.
+    pub name: String,
+    /// How long it was asked. For a log by IOVA that includes the translation.
+    pub time: Duration,
+    /// The bytes that it told, in whole pages of its own page size. What it told twice
+    /// counts twice, and what two sources told counts for both. A source that failed
+    /// has what it told before it failed.
+    pub bytes: u64,
+    /// Whether it failed.
+    pub failed: bool,
+}
+
+/// What one take found in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlotStats {
+    /// The slot's number.
+    pub id: u32,
+    /// The bytes that were marked since the take before, in whole pages: by the VMM, by
+    /// devices through mappings, and by logs by IOVA, whose dirty pages are marks too.
+    /// Each page counts once.
+    pub marked: u64,
+    /// The bytes that sources by guest address told, as in [`SourceStats::bytes`].
+    pub told: u64,
+}
+
+/// The last take, as the tracker keeps it. Its lists are used again in each take.
+#[derive(Default)]
+pub(super) struct LastTake {
+    pub(super) takes: u64,
+    pub(super) time: Duration,
+    pub(super) sources: Vec<Asked>,
+    pub(super) slots: Vec<SlotStats>,
+}
+
+/// A source that was asked.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) name: Arc<str>,
+    pub(super) time: Duration,
+    pub(super) bytes: u64,
+    pub(super) failed: bool,
+}
+
+impl LastTake {
+    pub(super) fn stats(&self) -> TakeStats {
+        let sources = self.sources.iter().map(|asked| SourceStats {
+            name: asked.name.to_string(),
+            time: asked.time,
+            bytes: asked.bytes,
+            failed: asked.failed,
+        });
+        TakeStats {
+            time: self.time,
+            sources: sources.collect(),
+            slots: self.slots.clone(),
+        }
+    }
+}
