@@ -78,9 +78,14 @@ bool dirty_is_user_range(u64 addr, u64 len)
 	return access_ok((void __user *)addr, len);
 }
 
+/*
+ * Copies an ioctl's argument. C leaves the check of the kernel's side (hardened usercopy)
+ * out where the size is a constant. Here it is one too, but of a Rust type, and the
+ * slice has bounds: so the form without the check.
+ */
 size_t dirty_copy_from_user(void *to, u64 from, size_t len)
 {
-	return copy_from_user(to, (void __user *)from, len);
+	return _copy_from_user(to, (void __user *)from, len);
 }
 
 /* Whether the caller may copy from and to mm. A kernel thread adopts it for that. */
