@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use crate::row::{Row, Who};
-use crate::units::Unit;
+use crate::report::row::{Row, Who};
+use crate::report::units::Unit;
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 

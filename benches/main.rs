@@ -11,54 +11,24 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-mod books;
-mod chart;
-mod churn;
 mod data;
 mod flag;
-mod get;
 mod guest;
 mod harness;
-mod harvest;
 mod host;
-mod iterate;
-mod limits;
-mod mappings;
-mod mark;
-mod pins;
-mod ranges;
-mod rescale;
-mod row;
+mod machine;
+mod report;
+mod rows;
 mod sets;
-mod shared;
-mod slots;
-mod start;
-mod table;
-mod units;
-mod vfio_user;
-mod vmm;
-mod writes;
+
+use report::{chart, table};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo gives target/tmp.
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
     let mut bench = harness::Bench::new(&dir);
     while bench.next_round() {
-        mark::run(&mut bench);
-        get::run(&mut bench);
-        pins::run(&mut bench);
-        rescale::run(&mut bench);
-        iterate::run(&mut bench);
-        mappings::run(&mut bench);
-        ranges::run(&mut bench);
-        churn::run(&mut bench);
-        harvest::run(&mut bench);
-        slots::run(&mut bench);
-        writes::run(&mut bench);
-        shared::run(&mut bench);
-        start::run(&mut bench);
-        vmm::run(&mut bench);
-        vfio_user::run(&mut bench);
+        rows::run(&mut bench);
     }
 
     let rows = bench.finish();

@@ -11,7 +11,7 @@ use crate::data::{check, naive, random};
 use crate::guest::Guest;
 use crate::harness::Bench;
 use crate::host::live;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 /// Pages of a mapping, and of the gap behind it.
 pub(crate) const PAGES: u64 = 512;

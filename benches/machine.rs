@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use crate::data::{check, random_words, zeroed};
 use crate::harness::Bench;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 /// Limits of a dense snapshot: a copy, and one past the caches that also clears.
 pub(crate) fn snapshot(bench: &mut Bench, row: &mut Row, words: usize) {

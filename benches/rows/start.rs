@@ -9,7 +9,7 @@ use crate::data::{check, distinct, naive, zeroed, TIB_1};
 use crate::guest::Guest;
 use crate::harness::{after, median, Bench};
 use crate::host::{allocating, live};
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 const MAPPINGS: usize = 64;

@@ -7,7 +7,7 @@ use rand::Rng;
 
 use crate::data::{check, naive, random, sizes, zeroed, Size, GIB_64, TIB_1};
 use crate::harness::Bench;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::*;
 
 /// Pages marked in an iteration.

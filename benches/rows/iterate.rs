@@ -14,7 +14,7 @@ use roaring::RoaringBitmap;
 use crate::data::{bit, naive, random, scattered, Size, GIB_64, TIB_1};
 use crate::harness::Bench;
 use crate::host::Heap;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 pub(crate) fn run(bench: &mut Bench) {
     let share = |share| move |size: Size| scattered(size.pages, share);

@@ -9,7 +9,7 @@ use adapter_user::device_log::{DeviceLog, Holes, LogOptions};
 use crate::data::{check, naive};
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 const CYCLES: usize = 200_000;
 /// Cycles before each report, and the pages that are mapped in turn.

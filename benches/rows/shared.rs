@@ -11,7 +11,7 @@ use rand::Rng;
 
 use crate::data::{check, naive, random, zeroed, GIB_64};
 use crate::harness::{median, Bench};
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet, Shared};
 
 const OURS: &str = Shared::NAME;

@@ -12,7 +12,7 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use crate::data::{check, naive, scattered};
 use crate::harness::{after, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 /// Pages of all slots: 32 GiB.

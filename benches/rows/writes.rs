@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::flag::Flag;
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 /// Descriptors in an iteration, each of another page.

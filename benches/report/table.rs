@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
-use crate::row::{Row, Who};
-use crate::units::{times, value};
+use crate::report::row::{Row, Who};
+use crate::report::units::{times, value};
 
 const HEAD: [&str; 10] = [
     "group",

@@ -11,8 +11,8 @@ use crate::data::{check, huge_pages, naive, scattered, sizes, zeroed};
 use crate::data::{Size, GIB_64, TIB_1, TIB_8};
 use crate::guest::Guest;
 use crate::harness::{after, Bench};
-use crate::limits;
-use crate::row::{Row, Who};
+use crate::machine;
+use crate::report::row::{Row, Who};
 use crate::sets::*;
 
 /// Pages of the mapping before the one that is measured, whose pages then start
@@ -35,7 +35,7 @@ pub(crate) fn run(bench: &mut Bench) {
 fn aligned(bench: &mut Bench, size: Size) {
     let mut row = Row::new("get", "dense, aligned", size.name).of_limit(1.15);
     ours(bench, &mut row, Typed, size, 0);
-    limits::snapshot(bench, &mut row, size.words());
+    machine::snapshot(bench, &mut row, size.words());
     if size.pages < TIB_8.pages {
         peer::<Bits>(bench, &mut row, size); // seconds beyond
         peer::<Atomic>(bench, &mut row, size);
@@ -45,7 +45,7 @@ fn aligned(bench: &mut Bench, size: Size) {
 
     let mut row = Row::new("get", "dense, aligned, ioctl", size.name);
     ours(bench, &mut row, Ioctl, size, 0);
-    limits::snapshot(bench, &mut row, size.words());
+    machine::snapshot(bench, &mut row, size.words());
     bench.add(row);
 }
 
@@ -56,7 +56,7 @@ fn shifted(bench: &mut Bench, size: Size) {
     let most = if size.pages >= TIB_1.pages { 1.3 } else { 2.5 };
     let mut row = Row::new("get", "dense, bit offset 13", size.name).of_limit(most);
     ours(bench, &mut row, Typed, shifted, OFFSET);
-    limits::snapshot(bench, &mut row, size.words());
+    machine::snapshot(bench, &mut row, size.words());
     if size.pages < TIB_8.pages {
         let setup = || {
             let mut bits = Bits::new(pages);
@@ -80,7 +80,7 @@ fn shifted(bench: &mut Bench, size: Size) {
 
     let mut row = Row::new("get", "dense, bit offset 13, ioctl", size.name);
     ours(bench, &mut row, Ioctl, shifted, OFFSET);
-    limits::snapshot(bench, &mut row, size.words());
+    machine::snapshot(bench, &mut row, size.words());
     bench.add(row);
 }
 
@@ -203,7 +203,7 @@ fn sparse(bench: &mut Bench, case: &str, runs: &[Range<u64>], most: f64) {
     let zeroed = format!("sparse, {case}, zeroed words");
     let mut row = Row::new("get", zeroed, GIB_64.name).of_limit(most);
     ours_sparse(bench, &mut row, TypedZeroed, runs);
-    limits::copy_and_clear(bench, &mut row, GIB_64.words());
+    machine::copy_and_clear(bench, &mut row, GIB_64.words());
     peer_sparse::<Bits>(bench, &mut row, runs);
     peer_sparse::<Atomic>(bench, &mut row, runs);
     peer_sparse::<Fixed>(bench, &mut row, runs);
@@ -213,7 +213,7 @@ fn sparse(bench: &mut Bench, case: &str, runs: &[Range<u64>], most: f64) {
     let ioctl = format!("sparse, {case}, ioctl");
     let mut row = Row::new("get", ioctl, GIB_64.name).of_limit(0.4);
     ours_sparse(bench, &mut row, Ioctl, runs);
-    limits::copy_and_clear(bench, &mut row, GIB_64.words());
+    machine::copy_and_clear(bench, &mut row, GIB_64.words());
     bench.add(row);
 }
 

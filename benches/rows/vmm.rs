@@ -17,7 +17,7 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use crate::data::{check, huge_pages, naive, random, scattered, GIB_64};
 use crate::harness::{after, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 const ATOMIC: &str = <Atomic as PageSet>::NAME;

@@ -8,8 +8,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::row::{Row, Who};
-use crate::units::{times, value};
+use crate::report::row::{Row, Who};
+use crate::report::units::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const PEER: RGBColor = RGBColor(0x9a, 0x9a, 0x9a);

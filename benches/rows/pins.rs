@@ -6,10 +6,10 @@ use std::cell::LazyCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::books::{Map, Ours, Pins, Tree};
+use crate::rows::books::{Map, Ours, Pins, Tree};
 use crate::data::{check, distinct, naive, zeroed, TIB_1};
 use crate::harness::{after, Bench, Bencher};
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 /// Pages pinned in an iteration, at most.
 const BATCH: usize = 1 << 14;

@@ -9,7 +9,7 @@ use dirty_core::{normalise, Extent, PageSize};
 use crate::data::{bit, check, naive, random_words, zeroed, Size, GIB_64, TIB_1};
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 pub(crate) fn run(bench: &mut Bench) {
     for size in [GIB_64, TIB_1] {

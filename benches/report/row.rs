@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A row of the table: measured values and targets.
 
-use crate::units::{fraction, times, value, Unit};
+use crate::report::units::{fraction, times, value, Unit};
 
 /// Whose value it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

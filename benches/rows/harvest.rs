@@ -12,7 +12,7 @@ use adapter_user::{Extent, PageSize};
 use crate::data::check;
 use crate::harness::{after, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 const GONE: u64 = 60_000;
 const RUNS: u64 = 20_000;

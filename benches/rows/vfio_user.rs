@@ -17,7 +17,7 @@ use rand::Rng;
 use crate::data::random;
 use crate::harness::{median, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 const SIZE: u64 = 256 << 20;
 /// Where the memory is that the server reaches by messages.

@@ -11,8 +11,8 @@ use adapter_user::guest::{IovaView, Report, Tracker};
 use crate::data::{check, naive};
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::mappings::{gap, place, Batches, BATCH, FEW, MANY, PAGES};
-use crate::row::{Row, Who};
+use crate::rows::mappings::{gap, place, Batches, BATCH, FEW, MANY, PAGES};
+use crate::report::row::{Row, Who};
 
 const WORDS: usize = PAGES as usize / 64;
 
