@@ -24,6 +24,8 @@ pub(crate) struct Bench {
     files: PathBuf,
     rounds: u32,
     rows: Vec<Row>,
+    /// How long each group took, setups and all rounds included.
+    spent: Vec<(&'static str, Duration)>,
 }
 
 /// Measurements are short and few, because only ratios within one run count.
@@ -46,6 +48,7 @@ impl Bench {
             files,
             rounds: 0,
             rows: Vec::new(),
+            spent: Vec::new(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Bench {
         name: &'static str,
         run: impl FnMut(&mut Bencher<'_>),
     ) {
+        let started = Instant::now();
         let group_name = format!("{} {}", row.group, row.case);
         let dir = self.files.join(&group_name).join(name).join(row.size);
         let estimates = dir.join("new/estimates.json");
@@ -79,6 +83,10 @@ impl Bench {
         group.finish();
         if let Some(median) = estimate(&estimates) {
             row.push(who, name, median);
+        }
+        match self.spent.iter_mut().find(|(group, _)| *group == row.group) {
+            Some((_, spent)) => *spent += started.elapsed(),
+            None => self.spent.push((row.group, started.elapsed())),
         }
     }
 
@@ -107,15 +115,19 @@ impl Bench {
         if row.ours().is_none() {
             return;
         }
-        match self.rows.iter_mut().find(|known| known.is(&row)) {
+        match self.rows.iter_mut().find(|known| known.key() == row.key()) {
             Some(known) => known.merge(row),
             None => self.rows.push(row),
         }
     }
 
-    /// Returns the rows, those of memory last.
+    /// Returns the rows, those of memory last, and prints how long each group took.
     pub(crate) fn finish(mut self) -> Vec<Row> {
         self.criterion.final_summary();
+        let spent = self.spent.iter().map(|(group, d)| (*group, d.as_secs()));
+        for (group, seconds) in spent.filter(|(_, seconds)| *seconds > 0) {
+            println!("{group} took {seconds} s");
+        }
         self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
         self.rows
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table as bars, in groups with an axis each.
+//! The rows as bars: a picture for each group.
 
 use std::error::Error;
 use std::path::Path;
@@ -8,7 +8,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::row::{Row, Who};
+use crate::report::groups;
+use crate::report::row::{Row, Value, Who};
 use crate::report::units::{times, value};
 
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
@@ -19,12 +20,12 @@ const TEXT: RGBColor = RGBColor(0x20, 0x20, 0x20);
 const LINE: RGBColor = RGBColor(0xe0, 0xe0, 0xe0);
 
 const WIDTH: i32 = 1200;
-/// Heights of the legend, of a group's title and axis, and of what is below it.
-const LEGEND: i32 = 56;
-const HEAD: i32 = 44;
-const FOOT: i32 = 16;
-/// Heights of a row of two bars, and of a bar.
-const ROW: i32 = 32;
+/// Where the axis is, where the rows begin, and the height of what is below them.
+const AXIS: i32 = 40;
+const HEAD: i32 = 54;
+const FOOT: i32 = 8;
+/// Heights of a row of two bars, and of a bar. With 26 rows, a picture fits a screen.
+const ROW: i32 = 30;
 const BAR: i32 = 9;
 /// Left edges: of the scale, which ends where values begin, and of targets.
 const SCALE: i32 = 300;
@@ -34,74 +35,77 @@ const TARGETS: i32 = 890;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-/// Draws ours and the best peer of each row as multiples of the row's limit, or
-/// of the peer if no limit was measured. What a row is measured against is the
-/// line at 1, where its bars start, and has no bar itself.
-pub(crate) fn draw(rows: &[Row], path: &Path) -> Drawn {
-    let groups = || rows.chunk_by(|a, b| a.group == b.group);
-    let all = LEGEND + groups().map(height).sum::<i32>();
-    let area = SVGBackend::new(path, (WIDTH as u32, all as u32)).into_drawing_area();
+/// Draws a picture of each group to `dir`: ours and the best peer of each row as
+/// multiples of the row's limit, or of the peer if no limit was measured. What a row
+/// is measured against is the line at 1, where its bars start, and has no bar itself.
+pub(crate) fn draw(rows: &[Row], dir: &Path) -> Drawn {
+    for (group, rows) in groups(rows) {
+        draw_group(group, &rows, &dir.join(format!("{group}.svg")))?;
+    }
+    Ok(())
+}
+
+fn draw_group(group: &str, rows: &[&Row], path: &Path) -> Drawn {
+    let height = HEAD + ROW * rows.len() as i32 + FOOT;
+    let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     area.fill(&WHITE)?;
-    legend(&area)?;
-    let mut top = LEGEND;
-    for group in groups() {
-        draw_group(&area, group, top)?;
-        top += height(group);
+    legend(&area, group)?;
+    let scale = Scale::of(rows);
+    for power in scale.first..=scale.last {
+        let ratio = 10f64.powi(power);
+        let x = scale.at(ratio);
+        let color = if power == 0 { TEXT } else { LINE };
+        area.draw(&PathElement::new(
+            [(x, AXIS + 8), (x, height - FOOT)],
+            color,
+        ))?;
+        text(
+            &area,
+            &format!("{ratio} x"),
+            (x, AXIS),
+            11,
+            TEXT,
+            HPos::Center,
+        )?;
+    }
+    for (row, top) in rows.iter().zip((HEAD..).step_by(ROW as usize)) {
+        draw_row(&area, row, &scale, top)?;
     }
     area.present()?;
     Ok(())
 }
 
-fn height(group: &[Row]) -> i32 {
-    HEAD + ROW * group.len() as i32 + FOOT
-}
-
-fn legend(area: &Area<'_>) -> Drawn {
-    let title = "Time and memory beside the best peer and the machine's limit; left is better";
-    text(area, title, (16, 16), 16, TEXT, HPos::Left)?;
-    for (x, color, name) in [(16, OURS, "ours"), (80, PEER, "best peer")] {
-        bar(area, (x, x + 14), 34, color)?;
-        text(area, name, (x + 20, 38), 12, TEXT, HPos::Left)?;
+fn legend(area: &Area<'_>, group: &str) -> Drawn {
+    text(area, group, (16, 16), 16, TEXT, HPos::Left)?;
+    for (x, color, name) in [(120, OURS, "ours"), (180, PEER, "best peer")] {
+        bar(area, (x, x + 14), 12, color)?;
+        text(area, name, (x + 20, 16), 12, TEXT, HPos::Left)?;
     }
-    let base = "Bars start at 1 x: the limit, or the best peer where no limit is measured.";
-    text(area, base, (180, 38), 12, TEXT, HPos::Left)
-}
-
-fn draw_group(area: &Area<'_>, rows: &[Row], top: i32) -> Drawn {
-    let Some(first) = rows.first() else {
-        return Ok(());
-    };
-    let scale = Scale::of(rows);
-    let (axis, bottom) = (top + HEAD - 12, top + height(rows) - FOOT);
-    text(area, first.group, (16, axis), 16, TEXT, HPos::Left)?;
-    for power in scale.first..=scale.last {
-        let ratio = 10f64.powi(power);
-        let x = scale.at(ratio);
-        let color = if power == 0 { TEXT } else { LINE };
-        area.draw(&PathElement::new([(x, axis + 8), (x, bottom)], color))?;
-        let label = format!("{ratio} x");
-        text(area, &label, (x, axis), 11, TEXT, HPos::Center)?;
-    }
-    for (row, top) in rows.iter().zip((top + HEAD..).step_by(ROW as usize)) {
-        draw_row(area, row, &scale, top)?;
-    }
-    Ok(())
+    let base = "Left is better. Bars start at 1 x: the limit, or the best peer where no limit is \
+        measured. A ~ marks times that vary by more than 20 %.";
+    text(area, base, (280, 16), 12, TEXT, HPos::Left)
 }
 
 fn draw_row(area: &Area<'_>, row: &Row, scale: &Scale, top: i32) -> Drawn {
-    let name = format!("{}, {}", row.case, row.size);
     let middle = top + ROW / 2;
-    text(area, &name, (SCALE - 12, middle), 12, TEXT, HPos::Right)?;
+    text(
+        area,
+        &row.name(),
+        (SCALE - 12, middle),
+        12,
+        TEXT,
+        HPos::Right,
+    )?;
 
     let base = base(row);
     let lines = [(Who::Ours, OURS), (Who::Peer, PEER)];
     for ((who, color), y) in lines.into_iter().zip([top + 5, top + 18]) {
-        let Some((name, v)) = row.best(who).filter(|_| base.is_none_or(|b| b.who != who)) else {
+        let Some(v) = row.best(who).filter(|_| base.is_none_or(|b| b.0 != who)) else {
             continue;
         };
-        let mut label = format!("{name} {}", value(row.unit, v));
-        if let Some(base) = &base {
-            let ratio = v / base.value;
+        let mut label = label(row, v);
+        if let Some((_, base)) = base {
+            let ratio = v.value / base.value;
             label += &format!(", {} x", times(ratio));
             // At least a hair, so that a bar can be seen.
             let (from, to) = (scale.at(1.0), scale.at(ratio));
@@ -110,31 +114,33 @@ fn draw_row(area: &Area<'_>, row: &Row, scale: &Scale, top: i32) -> Drawn {
         let place = (VALUES + 16, y + BAR / 2);
         text(area, &label, place, 11, TEXT, HPos::Left)?;
     }
-    if let Some(Base { name, value: v, .. }) = base {
-        let label = format!("1 x = {name} {}", value(row.unit, v));
+    if let Some((_, v)) = base {
+        let label = format!("1 x = {}", label(row, v));
         text(area, &label, (TARGETS, top + 9), 11, TEXT, HPos::Left)?;
     }
-    if let Some(met) = row.met() {
-        let color = if met { MET } else { MISSED };
-        let goal = format!("target {}, {}", row.goal(), row.verdict());
-        text(area, &goal, (TARGETS, top + 22), 11, color, HPos::Left)?;
+    let results: Vec<_> = row.results().collect();
+    if !results.is_empty() {
+        let met = results.iter().all(|result| result.met);
+        let (color, verdict) = if met {
+            (MET, "met")
+        } else {
+            (MISSED, "MISSED")
+        };
+        let goals: Vec<_> = results.iter().map(|r| r.goal.as_str()).collect();
+        let goals = format!("target {}, {verdict}", goals.join(", "));
+        text(area, &goals, (TARGETS, top + 21), 11, color, HPos::Left)?;
     }
     Ok(())
 }
 
-/// What a row is measured against.
-#[derive(Clone, Copy)]
-struct Base {
-    who: Who,
-    name: &'static str,
-    value: f64,
+fn label(row: &Row, v: Value) -> String {
+    let about = if v.varies { "~ " } else { "" };
+    format!("{} {about}{}", v.name, value(row.unit, v.value))
 }
 
-fn base(row: &Row) -> Option<Base> {
-    let base = |who| {
-        let (name, value) = row.best(who)?;
-        Some(Base { who, name, value })
-    };
+/// What a row is measured against.
+fn base(row: &Row) -> Option<(Who, Value)> {
+    let base = |who| Some((who, row.best(who)?));
     base(Who::Limit).or_else(|| base(Who::Peer))
 }
 
@@ -146,15 +152,13 @@ struct Scale {
 
 impl Scale {
     /// Holds every bar of the group, and a factor of ten on both sides of 1.
-    fn of(rows: &[Row]) -> Scale {
+    fn of(rows: &[&Row]) -> Scale {
         let mut scale = Scale { first: -1, last: 1 };
         for row in rows {
-            let Some(base) = base(row) else { continue };
+            let Some((_, base)) = base(row) else { continue };
             for who in [Who::Ours, Who::Peer] {
-                let Some((_, v)) = row.best(who) else {
-                    continue;
-                };
-                let power = (v / base.value).log10();
+                let Some(v) = row.best(who) else { continue };
+                let power = (v.value / base.value).log10();
                 scale.first = scale.first.min(power.floor() as i32);
                 scale.last = scale.last.max(power.ceil() as i32);
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A row of the table: measured values and targets.
+//! A row of the table: measured values, and whether they meet the targets.
 
+use crate::limits::{self, Of, Target};
 use crate::report::units::{fraction, times, value, Unit};
 
 /// Whose value it is.
@@ -8,25 +9,25 @@ use crate::report::units::{fraction, times, value, Unit};
 pub(crate) enum Who {
     Ours,
     Peer,
-    /// The machine's: what plain copies, fills and words take.
+    /// What plain copies, fills and words take, or ours without what the row is about.
     Limit,
 }
 
-/// The most that ours may be, as a multiple of something.
-pub(crate) struct Target {
-    most: f64,
-    of: Of,
+/// The values of one candidate.
+struct Values {
+    who: Who,
+    name: &'static str,
+    /// The value of an iteration, one for each round.
+    rounds: Vec<f64>,
 }
 
+/// What the rounds of one candidate came to, per operation.
 #[derive(Clone, Copy)]
-enum Of {
-    /// The best of the peers and limits.
-    Best,
-    BestPeer,
-    Limit,
-    Named(&'static str),
-    /// Of one: the most is a value in the row's unit.
-    Nothing,
+pub(crate) struct Value {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    /// Whether the rounds differ by more than a fifth.
+    pub(crate) varies: bool,
 }
 
 /// A row of the table.
@@ -37,24 +38,25 @@ pub(crate) struct Row {
     pub(crate) unit: Unit,
     /// Operations in an iteration.
     pub(crate) per: u64,
-    /// Whose value, its name, and the value of an iteration.
-    values: Vec<(Who, &'static str, f64)>,
+    values: Vec<Values>,
     /// Which of the values of two rounds counts.
     counts: fn(f64, f64) -> f64,
-    targets: Vec<Target>,
+    targets: Vec<&'static Target>,
 }
 
 impl Row {
+    /// A row with its targets, which are in [`limits`].
     pub(crate) fn new(group: &'static str, case: impl Into<String>, size: &'static str) -> Row {
+        let case = case.into();
         Row {
+            targets: limits::of(group, &case, size),
             group,
-            case: case.into(),
+            case,
             size,
             unit: Unit::Nanoseconds,
             per: 1,
             values: Vec::new(),
             counts: f64::min,
-            targets: Vec::new(),
         }
     }
 
@@ -71,142 +73,115 @@ impl Row {
         Row { per, ..self }
     }
 
-    fn target(mut self, most: f64, of: Of) -> Row {
-        self.targets.push(Target { most, of });
-        self
-    }
-
-    /// Adds a target: at most `most` times the best limit.
-    pub(crate) fn of_limit(self, most: f64) -> Row {
-        self.target(most, Of::Limit)
-    }
-
-    /// Adds a target: at most `most` times the best peer.
-    pub(crate) fn of_peers(self, most: f64) -> Row {
-        self.target(most, Of::BestPeer)
-    }
-
-    /// Adds a target: at most `most` times the best of limits and peers.
-    pub(crate) fn of_best(self, most: f64) -> Row {
-        self.target(most, Of::Best)
-    }
-
-    /// Adds a target: at most `most` times the value with this name.
-    pub(crate) fn of(self, name: &'static str, most: f64) -> Row {
-        self.target(most, Of::Named(name))
-    }
-
-    /// Adds a target: at most `most` nanoseconds or bytes.
-    pub(crate) fn at_most(self, most: f64) -> Row {
-        self.target(most, Of::Nothing)
-    }
-
     /// Lets the largest value of all rounds count, instead of the smallest.
     pub(crate) fn longest(self) -> Row {
         let counts = f64::max;
         Row { counts, ..self }
     }
 
-    /// Whether both rows measure the same thing.
-    pub(crate) fn is(&self, other: &Row) -> bool {
-        (self.group, &self.case, self.size) == (other.group, &other.case, other.size)
+    /// The group, the case and the size, which no other row has together.
+    pub(crate) fn key(&self) -> (&str, &str, &str) {
+        (self.group, &self.case, self.size)
+    }
+
+    /// The case and the size.
+    pub(crate) fn name(&self) -> String {
+        format!("{}, {}", self.case, self.size)
     }
 
     /// Adds the values of another round.
     pub(crate) fn merge(&mut self, round: Row) {
-        for (who, name, value) in round.values {
-            self.push(who, name, value);
+        for Values { who, name, rounds } in round.values {
+            rounds.into_iter().for_each(|v| self.push(who, name, v));
         }
     }
 
     /// Adds the value of an iteration, of this round or another.
     pub(crate) fn push(&mut self, who: Who, name: &'static str, value: f64) {
         let mut known = self.values.iter_mut();
-        match known.find(|(w, n, _)| (*w, *n) == (who, name)) {
-            Some((.., known)) => *known = (self.counts)(*known, value),
-            None => self.values.push((who, name, value)),
+        match known.find(|v| (v.who, v.name) == (who, name)) {
+            Some(known) => known.rounds.push(value),
+            None => self.values.push(Values {
+                who,
+                name,
+                rounds: vec![value],
+            }),
         }
     }
 
-    /// The name and the value, per operation, of the best of one kind.
-    pub(crate) fn best(&self, who: Who) -> Option<(&'static str, f64)> {
-        let values = self.values.iter().filter(|(w, _, _)| *w == who);
-        let best = values.min_by(|a, b| a.2.total_cmp(&b.2));
-        best.map(|(_, name, value)| (*name, value / self.per as f64))
+    fn value(&self, values: &Values) -> Option<Value> {
+        let rounds = || values.rounds.iter().copied();
+        let value = rounds().reduce(self.counts)?;
+        let (least, most) = (rounds().reduce(f64::min)?, rounds().reduce(f64::max)?);
+        Some(Value {
+            name: values.name,
+            value: value / self.per as f64,
+            varies: most > 1.2 * least,
+        })
     }
 
-    pub(crate) fn ours(&self) -> Option<f64> {
-        self.best(Who::Ours).map(|(_, value)| value)
+    /// The best of one kind.
+    pub(crate) fn best(&self, who: Who) -> Option<Value> {
+        let values = self.values.iter().filter(|v| v.who == who);
+        let values = values.filter_map(|v| self.value(v));
+        values.min_by(|a, b| a.value.total_cmp(&b.value))
+    }
+
+    /// The value with this name.
+    pub(crate) fn named(&self, name: &str) -> Option<Value> {
+        let values = self.values.iter().find(|v| v.name == name)?;
+        self.value(values)
+    }
+
+    pub(crate) fn ours(&self) -> Option<Value> {
+        self.best(Who::Ours)
     }
 
     /// Ours over the best of one kind.
     pub(crate) fn ratio(&self, who: Who) -> Option<f64> {
-        Some(self.ours()? / self.best(who)?.1)
+        Some(self.ours()?.value / self.best(who)?.value)
     }
 
-    /// What a target is measured against.
-    fn base(&self, of: Of) -> Option<f64> {
-        let peer = self.best(Who::Peer).map(|(_, value)| value);
-        let limit = self.best(Who::Limit).map(|(_, value)| value);
-        match of {
-            Of::Best => Some(peer?.min(limit?)),
-            Of::BestPeer => peer,
-            Of::Limit => limit,
-            Of::Named(name) => {
-                let named = self.values.iter().find(|(_, n, _)| *n == name);
-                named.map(|(_, _, value)| value / self.per as f64)
-            }
-            Of::Nothing => Some(1.0),
-        }
+    pub(crate) fn targets(&self) -> &[&'static Target] {
+        &self.targets
     }
 
-    /// The targets in words.
-    pub(crate) fn goal(&self) -> String {
-        let goals = self.targets.iter().map(|target| {
-            let times = fraction(target.most);
-            match target.of {
-                Of::Best => format!("{times} x best"),
-                Of::BestPeer => format!("{times} x peer"),
-                Of::Limit => format!("{times} x limit"),
-                Of::Named(name) => format!("{times} x {name}"),
-                Of::Nothing => value(self.unit, target.most),
-            }
-        });
-        goals.collect::<Vec<_>>().join(", ")
-    }
-
-    /// Ours as a multiple of what each target names; `None` if something was not
-    /// measured.
-    fn reached(&self) -> Option<Vec<f64>> {
-        let ours = self.ours()?;
+    /// The row's targets, and what is reached of each; none if ours or what a target
+    /// needs was not measured.
+    pub(crate) fn results(&self) -> impl Iterator<Item = Reached> + '_ {
         let targets = self.targets.iter();
-        let reached = targets.map(|target| Some(ours / self.base(target.of)?));
-        reached.collect()
+        targets.filter_map(|target| self.result(target))
     }
 
-    /// Whether all targets are met; `None` without a target, or if something
-    /// it needs was not measured.
-    pub(crate) fn met(&self) -> Option<bool> {
-        let reached = self.reached()?;
-        let mut both = self.targets.iter().zip(&reached);
-        (!reached.is_empty()).then(|| both.all(|(target, reached)| *reached <= target.most))
-    }
-
-    /// Whether the targets are met, in words and with the multiples reached.
-    pub(crate) fn verdict(&self) -> String {
-        let verdict = match self.met() {
-            Some(true) => "met",
-            Some(false) => "MISSED",
-            None => return String::new(),
+    fn result(&self, target: &'static Target) -> Option<Reached> {
+        let (peer, limit) = (self.best(Who::Peer), self.best(Who::Limit));
+        let base = match target.of {
+            Of::Best => peer?.value.min(limit?.value),
+            Of::Limit => limit?.value,
+            Of::Named(name) => self.named(name)?.value,
+            Of::Nothing => 1.0,
         };
-        let reached = self.reached().unwrap_or_default();
-        let reached = self.targets.iter().zip(reached);
-        // What a target of nothing else reached is ours, which the row shows anyway.
-        let relative = reached.filter(|(target, _)| !matches!(target.of, Of::Nothing));
-        let relative: Vec<String> = relative.map(|(_, reached)| times(reached)).collect();
-        if relative.is_empty() {
-            return verdict.to_owned();
-        }
-        format!("{verdict}: {}", relative.join(", "))
+        let reached = self.ours()?.value / base;
+        let most = target.most;
+        let text = |number: f64, times: &str| match target.of {
+            Of::Best => format!("{times} x best"),
+            Of::Limit => format!("{times} x limit"),
+            Of::Named(name) => format!("{times} x {name}"),
+            Of::Nothing => value(self.unit, number),
+        };
+        Some(Reached {
+            reached: text(reached, &times(reached)),
+            goal: text(most, &fraction(most)),
+            met: reached <= most,
+        })
     }
+}
+
+/// What a row reached of a target.
+pub(crate) struct Reached {
+    /// Ours, as the target is given.
+    pub(crate) reached: String,
+    /// The target.
+    pub(crate) goal: String,
+    pub(crate) met: bool,
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Records of the pinned pages of a guest of 1 TiB: the core's and the peers'.
+//! Records of the pinned pages of a guest of 1 TiB: the core's and the peer's.
 
 use std::collections::BTreeMap;
 
-use dirty_core::Dest;
-use intrusive_collections::{intrusive_adapter, KeyAdapter, RBTree, RBTreeLink};
+use dirty_core::{Bitmap, Dest};
 
 use crate::data::{zeroed, TIB_1};
 use crate::guest::Guest;
-use crate::host::live;
+use crate::host::{allocated, live, Heap};
+use crate::sets::set_bits;
 
 /// Pinned pages and their bitmap.
 pub(crate) trait Pins {
@@ -41,14 +41,14 @@ pub(crate) trait Pins {
         }
     }
 
-    /// Marks every page.
-    fn mark_all(&mut self);
+    /// Marks `n` pages.
+    fn mark(&mut self, first: u64, n: u64);
 
     /// Dirty and pinned pages; dirty ones are cleared.
     fn get(&mut self, out: &mut [u64]);
 
-    /// Bytes of `n` pins without bitmaps; `None` where that is not known.
-    fn bytes(&self, n: usize) -> Option<usize>;
+    /// Bytes of the pins without bitmaps; `None` where that is not known.
+    fn bytes(&self) -> Option<usize>;
 }
 
 pub(crate) struct Ours {
@@ -89,134 +89,46 @@ impl Pins for Ours {
         self.guest.pin(first, pfns);
     }
 
-    fn mark_all(&mut self) {
-        self.guest.mark(0, TIB_1.pages);
+    fn mark(&mut self, first: u64, n: u64) {
+        self.guest.mark(first, n);
     }
 
     fn get(&mut self, out: &mut [u64]) {
         self.guest.get(0, TIB_1.pages, Dest::Words(out));
     }
 
-    fn bytes(&self, _: usize) -> Option<usize> {
-        Some(live() - self.before)
+    /// The pinned bits are not counted, which come with the first pin: they belong to
+    /// the range, as the dirty ones do.
+    fn bytes(&self) -> Option<usize> {
+        let bitmap = Bitmap::<Heap>::pinned_bytes(TIB_1.pages) as usize;
+        Some(live() - self.before - bitmap)
     }
 }
 
-struct Node {
-    link: RBTreeLink,
-    page: u64,
-    pfn: u64,
-    refs: u32,
-}
-
-impl Node {
-    fn new(page: u64) -> Box<Node> {
-        Box::new(Node {
-            link: RBTreeLink::new(),
-            page,
-            pfn: page,
-            refs: 1,
-        })
-    }
-}
-
-intrusive_adapter!(NodeAdapter = Box<Node>: Node { link => RBTreeLink });
-
-impl<'a> KeyAdapter<'a> for NodeAdapter {
-    type Key = u64;
-
-    fn get_key(&self, node: &'a Node) -> u64 {
-        node.page
-    }
-}
-
-/// A report as Linux makes it: copy, clear, and pinned pages are dirty again.
-fn take(dirty: &mut [u64], out: &mut [u64], pinned: impl Iterator<Item = u64>) {
-    out.copy_from_slice(dirty);
-    dirty.fill(0);
-    pinned.for_each(|page| set(dirty, page));
-}
-
-/// Marks a page dirty. As in Linux, a page that was pinned since the last report
-/// is dirty too.
-fn set(dirty: &mut [u64], page: u64) {
-    dirty[page as usize / 64] |= 1 << (page % 64);
-}
-
-/// One node a page, as in Linux.
-pub(crate) struct Tree {
-    tree: RBTree<NodeAdapter>,
-    dirty: Vec<u64>,
-}
-
-impl Pins for Tree {
-    const NAME: &'static str = "RBTree";
-
-    fn new() -> Self {
-        Tree {
-            tree: RBTree::new(NodeAdapter::new()),
-            dirty: zeroed(TIB_1.words()),
-        }
-    }
-
-    fn pin(&mut self, page: u64) -> u64 {
-        self.tree.insert(Node::new(page));
-        set(&mut self.dirty, page);
-        page
-    }
-
-    /// Allocates the nodes in the order of `pages`, as single pins would.
-    fn fill(&mut self, pages: &[u64]) {
-        let mut nodes: Vec<Box<Node>> = pages.iter().map(|page| Node::new(*page)).collect();
-        nodes.sort_unstable_by_key(|node| node.page);
-        for node in nodes {
-            self.tree.back_mut().insert_after(node);
-        }
-    }
-
-    fn lookup(&mut self, page: u64) -> u64 {
-        let node = self.tree.find(&page);
-        node.get().expect("a pinned page").pfn
-    }
-
-    fn unpin(&mut self, page: u64) {
-        let node = self.tree.find_mut(&page).remove();
-        let refs = node.expect("a pinned page").refs;
-        assert_eq!(refs, 1);
-    }
-
-    fn mark_all(&mut self) {
-        self.dirty.fill(!0);
-    }
-
-    fn get(&mut self, out: &mut [u64]) {
-        take(&mut self.dirty, out, self.tree.iter().map(|node| node.page));
-    }
-
-    fn bytes(&self, n: usize) -> Option<usize> {
-        Some(n * size_of::<Node>())
-    }
-}
-
-/// The standard library's.
+/// The standard library's map, and a dirty bit for each page. As in Linux, a page that
+/// was pinned since the last report is dirty too.
 pub(crate) struct Map {
     map: BTreeMap<u64, (u64, u32)>,
     dirty: Vec<u64>,
+    /// Bytes allocated without pins.
+    before: Option<usize>,
 }
 
 impl Pins for Map {
     const NAME: &'static str = "BTreeMap";
 
     fn new() -> Self {
+        let dirty = zeroed(TIB_1.words());
         Map {
             map: BTreeMap::new(),
-            dirty: zeroed(TIB_1.words()),
+            dirty,
+            before: allocated(),
         }
     }
 
     fn pin(&mut self, page: u64) -> u64 {
         self.map.insert(page, (page, 1));
-        set(&mut self.dirty, page);
+        set_bits(&mut self.dirty, page, 1);
         page
     }
 
@@ -234,15 +146,20 @@ impl Pins for Map {
         assert_eq!(refs, 1);
     }
 
-    fn mark_all(&mut self) {
-        self.dirty.fill(!0);
+    fn mark(&mut self, first: u64, n: u64) {
+        set_bits(&mut self.dirty, first, n);
     }
 
+    /// Copies and clears. Pinned pages are dirty again.
     fn get(&mut self, out: &mut [u64]) {
-        take(&mut self.dirty, out, self.map.keys().copied());
+        out.copy_from_slice(&self.dirty);
+        self.dirty.fill(0);
+        for page in self.map.keys() {
+            set_bits(&mut self.dirty, *page, 1);
+        }
     }
 
-    fn bytes(&self, _: usize) -> Option<usize> {
-        None
+    fn bytes(&self) -> Option<usize> {
+        Some(allocated()? - self.before?)
     }
 }

@@ -2,13 +2,11 @@
 //! GET_BITMAP of a container: dense, at any bit offset, and sparse.
 
 use std::ops::Range;
-use std::slice;
 
-use bitvec::slice::BitSlice;
 use dirty_core::Dest;
 
 use crate::data::{check, huge_pages, naive, scattered, sizes, zeroed};
-use crate::data::{Size, GIB_64, TIB_1, TIB_8};
+use crate::data::{Size, GIB_64, TIB_8};
 use crate::guest::Guest;
 use crate::harness::{after, Bench};
 use crate::machine;
@@ -20,74 +18,85 @@ use crate::sets::*;
 const OFFSET: u64 = 13;
 
 pub(crate) fn run(bench: &mut Bench) {
-    for size in sizes() {
-        aligned(bench, size);
-    }
-    for size in sizes() {
-        shifted(bench, size);
+    for fill in [Fill::Lines, Fill::Words] {
+        for size in sizes() {
+            aligned(bench, fill, size);
+        }
+        for size in sizes() {
+            shifted(bench, fill, size);
+        }
+        ioctl(bench, fill);
     }
     let pages = GIB_64.pages;
-    sparse(bench, "clean", &[], 0.01);
-    sparse(bench, "0.01 % scattered", &scattered(pages, 0.0001), 0.1);
-    sparse(bench, "1 % in 2 MiB runs", &huge_pages(pages, 0.01), 0.05);
+    sparse(bench, "clean", &[]);
+    sparse(bench, "0.01 % scattered", &scattered(pages, 0.0001));
+    sparse(bench, "1 % in 2 MiB runs", &huge_pages(pages, 0.01));
 }
 
-fn aligned(bench: &mut Bench, size: Size) {
-    let mut row = Row::new("get", "dense, aligned", size.name).of_limit(1.15);
-    ours(bench, &mut row, Typed, size, 0);
-    machine::snapshot(bench, &mut row, size.words());
-    if size.pages < TIB_8.pages {
-        peer::<Bits>(bench, &mut row, size); // seconds beyond
-        peer::<Atomic>(bench, &mut row, size);
+/// What is dirty in a dense report.
+#[derive(Clone, Copy)]
+pub(crate) enum Fill {
+    /// Every page.
+    Lines,
+    /// All pages but the last of each word, so that words must be read and none is
+    /// clean.
+    Words,
+}
+
+impl Fill {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Fill::Lines => "full lines",
+            Fill::Words => "dense by words",
+        }
     }
-    peer::<Fixed>(bench, &mut row, size);
-    bench.add(row);
 
-    let mut row = Row::new("get", "dense, aligned, ioctl", size.name);
-    ours(bench, &mut row, Ioctl, size, 0);
+    /// Calls `mark` with the first page and the number of pages of each run.
+    pub(crate) fn mark(self, pages: u64, mut mark: impl FnMut(u64, u64)) {
+        match self {
+            Fill::Lines => mark(0, pages),
+            Fill::Words => (0..pages / 64).for_each(|word| mark(word * 64, 63)),
+        }
+    }
+
+    fn runs(self, pages: u64) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        self.mark(pages, |first, n| runs.push(first..first + n));
+        runs
+    }
+}
+
+fn aligned(bench: &mut Bench, fill: Fill, size: Size) {
+    let mut row = Row::new("get", fill.name(), size.name);
+    ours(bench, &mut row, Typed, fill, size, 0);
     machine::snapshot(bench, &mut row, size.words());
+    peer::<Fixed>(bench, &mut row, size);
+    if size.pages < TIB_8.pages {
+        peer::<Atomic>(bench, &mut row, size); // seconds beyond
+    }
+    if matches!(fill, Fill::Lines) {
+        peer::<Roaring>(bench, &mut row, size);
+    }
     bench.add(row);
 }
 
-fn shifted(bench: &mut Bench, size: Size) {
+fn shifted(bench: &mut Bench, fill: Fill, size: Size) {
     // The mapping is smaller by the offset, because a report has at most 256 MiB.
     let pages = size.pages - 64;
     let shifted = Size { pages, ..size };
-    let most = if size.pages >= TIB_1.pages { 1.3 } else { 2.5 };
-    let mut row = Row::new("get", "dense, bit offset 13", size.name).of_limit(most);
-    ours(bench, &mut row, Typed, shifted, OFFSET);
-    machine::snapshot(bench, &mut row, size.words());
-    if size.pages < TIB_8.pages {
-        let setup = || {
-            let mut bits = Bits::new(pages);
-            let mut out = zeroed(size.words());
-            bits.mark_all();
-            take_shifted(&mut bits, &mut out);
-            let want = naive(size.pages, OFFSET..OFFSET + pages);
-            check("bitvec", &out, &want);
-            (bits, out)
-        };
-        bench.time_on(&mut row, Who::Peer, Bits::NAME, setup, |state, b| {
-            after(
-                b,
-                state,
-                |(bits, _)| bits.mark_all(),
-                |(bits, out)| take_shifted(bits, out),
-            );
-        });
-    }
-    bench.add(row);
-
-    let mut row = Row::new("get", "dense, bit offset 13, ioctl", size.name);
-    ours(bench, &mut row, Ioctl, shifted, OFFSET);
+    let case = format!("{}, bit offset {OFFSET}", fill.name());
+    let mut row = Row::new("get", case, size.name);
+    ours(bench, &mut row, Typed, fill, shifted, OFFSET);
     machine::snapshot(bench, &mut row, size.words());
     bench.add(row);
 }
 
-fn take_shifted(bits: &mut Bits, out: &mut [u64]) {
-    let out = BitSlice::<u64>::from_slice_mut(out);
-    out[OFFSET as usize..][..bits.0.len()].copy_from_bitslice(&bits.0);
-    bits.0.fill(false);
+fn ioctl(bench: &mut Bench, fill: Fill) {
+    let case = format!("{}, ioctl", fill.name());
+    let mut row = Row::new("get", case, GIB_64.name);
+    ours(bench, &mut row, Ioctl, fill, GIB_64, 0);
+    machine::snapshot(bench, &mut row, GIB_64.words());
+    bench.add(row);
 }
 
 /// GET_BITMAP of everything in one way.
@@ -159,22 +168,23 @@ fn mark(guest: &mut Guest, offset: u64, runs: &[Range<u64>]) {
     }
 }
 
-fn ours(bench: &mut Bench, row: &mut Row, get: impl Get, size: Size, offset: u64) {
+fn ours(bench: &mut Bench, row: &mut Row, get: impl Get, fill: Fill, size: Size, offset: u64) {
     let setup = || {
         // A scattered report is easier to get wrong, so it is checked too.
         drop(guest(get, size, offset, &scattered(size.pages, 0.001)));
-        guest(get, size, offset, slice::from_ref(&(0..size.pages)))
+        guest(get, size, offset, &fill.runs(size.pages))
     };
     bench.time_on(row, Who::Ours, "ours", setup, |state, b| {
         after(
             b,
             state,
-            |(guest, _, _)| guest.mark(offset, size.pages),
+            |(guest, _, _)| fill.mark(size.pages, |first, n| guest.mark(offset + first, n)),
             |(guest, out, pages)| get.get(guest, *pages, out),
         );
     });
 }
 
+/// A peer copies every word, whatever is in it.
 fn peer<S: PageSet>(bench: &mut Bench, row: &mut Row, size: Size) {
     let setup = || {
         let mut set = S::new(size.pages);
@@ -182,11 +192,8 @@ fn peer<S: PageSet>(bench: &mut Bench, row: &mut Row, size: Size) {
         let runs = scattered(size.pages, 0.001);
         runs.iter().for_each(|run| set.mark_one(run.start));
         set.take(&mut out);
-        check(
-            S::NAME,
-            &out,
-            &naive(size.pages, runs.into_iter().flatten()),
-        );
+        let want = naive(size.pages, runs.into_iter().flatten());
+        check(S::NAME, &out, &want);
         (set, out)
     };
     bench.time_on(row, Who::Peer, S::NAME, setup, |state, b| {
@@ -199,19 +206,16 @@ fn peer<S: PageSet>(bench: &mut Bench, row: &mut Row, size: Size) {
     });
 }
 
-fn sparse(bench: &mut Bench, case: &str, runs: &[Range<u64>], most: f64) {
-    let zeroed = format!("sparse, {case}, zeroed words");
-    let mut row = Row::new("get", zeroed, GIB_64.name).of_limit(most);
+fn sparse(bench: &mut Bench, case: &str, runs: &[Range<u64>]) {
+    let mut row = Row::new("get", format!("{case}, zeroed words"), GIB_64.name);
     ours_sparse(bench, &mut row, TypedZeroed, runs);
     machine::copy_and_clear(bench, &mut row, GIB_64.words());
-    peer_sparse::<Bits>(bench, &mut row, runs);
     peer_sparse::<Atomic>(bench, &mut row, runs);
     peer_sparse::<Fixed>(bench, &mut row, runs);
     peer_sparse::<Roaring>(bench, &mut row, runs);
     bench.add(row);
 
-    let ioctl = format!("sparse, {case}, ioctl");
-    let mut row = Row::new("get", ioctl, GIB_64.name).of_limit(0.4);
+    let mut row = Row::new("get", format!("{case}, ioctl"), GIB_64.name);
     ours_sparse(bench, &mut row, Ioctl, runs);
     machine::copy_and_clear(bench, &mut row, GIB_64.words());
     bench.add(row);
@@ -243,11 +247,8 @@ fn peer_sparse<S: PageSet>(bench: &mut Bench, row: &mut Row, runs: &[Range<u64>]
         let mut out = zeroed(GIB_64.words());
         mark(&mut set);
         set.take(&mut out);
-        check(
-            S::NAME,
-            &out,
-            &naive(GIB_64.pages, runs.iter().cloned().flatten()),
-        );
+        let want = naive(GIB_64.pages, runs.iter().cloned().flatten());
+        check(S::NAME, &out, &want);
         (set, out)
     };
     bench.time_on(row, Who::Peer, S::NAME, setup, |state, b| {

@@ -7,17 +7,18 @@ mod books;
 mod churn;
 mod get;
 mod harvest;
-mod iterate;
 mod mappings;
 mod mark;
 mod pins;
 mod ranges;
 mod rescale;
+mod round;
 mod shared;
 mod slots;
 mod start;
 mod vfio_user;
 mod vmm;
+mod walk;
 mod writes;
 
 /// Measures every row once.
@@ -26,7 +27,7 @@ pub(crate) fn run(bench: &mut Bench) {
     get::run(bench);
     pins::run(bench);
     rescale::run(bench);
-    iterate::run(bench);
+    walk::run(bench);
     mappings::run(bench);
     ranges::run(bench);
     churn::run(bench);
@@ -36,5 +37,6 @@ pub(crate) fn run(bench: &mut Bench) {
     shared::run(bench);
     start::run(bench);
     vmm::run(bench);
+    round::run(bench);
     vfio_user::run(bench);
 }
