@@ -23,6 +23,8 @@ pub(crate) struct Bench {
     /// Where criterion's files go.
     files: PathBuf,
     rounds: u32,
+    /// Whether anything was timed: a list or a test has no times.
+    timed: bool,
     rows: Vec<Row>,
     /// How long each group took, setups and all rounds included.
     spent: Vec<(&'static str, Duration)>,
@@ -31,8 +33,8 @@ pub(crate) struct Bench {
 /// Measurements are short and few, because only ratios within one run count.
 fn criterion(files: &Path) -> Criterion {
     Criterion::default()
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(300))
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
         .sample_size(10)
         .nresamples(2000)
         .output_directory(files)
@@ -47,9 +49,16 @@ impl Bench {
             criterion: criterion(&files),
             files,
             rounds: 0,
+            timed: false,
             rows: Vec::new(),
             spent: Vec::new(),
         }
+    }
+
+    /// Whether this is the first round, in which answers that take long to check are
+    /// checked.
+    pub(crate) fn is_first(&self) -> bool {
+        self.rounds == 1
     }
 
     /// Begins the next round; whether there is one.
@@ -57,8 +66,7 @@ impl Bench {
         // Criterion renames a benchmark whose name it has seen before.
         self.criterion = criterion(&self.files);
         self.rounds += 1;
-        // A list or a test has no rows.
-        self.rounds == 1 || (self.rounds <= ROUNDS && !self.rows.is_empty())
+        self.rounds == 1 || (self.rounds <= ROUNDS && self.timed)
     }
 
     /// Lets criterion time `run`, if the command line asks for it.
@@ -83,6 +91,7 @@ impl Bench {
         group.finish();
         if let Some(median) = estimate(&estimates) {
             row.push(who, name, median);
+            self.timed = true;
         }
         match self.spent.iter_mut().find(|(group, _)| *group == row.group) {
             Some((_, spent)) => *spent += started.elapsed(),
@@ -121,12 +130,16 @@ impl Bench {
         }
     }
 
-    /// Returns the rows, those of memory last, and prints how long each group took.
+    /// Returns the rows, those of memory last, or none if nothing was timed. Prints how
+    /// long each group took.
     pub(crate) fn finish(mut self) -> Vec<Row> {
         self.criterion.final_summary();
         let spent = self.spent.iter().map(|(group, d)| (*group, d.as_secs()));
         for (group, seconds) in spent.filter(|(_, seconds)| *seconds > 0) {
             println!("{group} took {seconds} s");
+        }
+        if !self.timed {
+            return Vec::new();
         }
         self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
         self.rows

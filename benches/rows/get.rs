@@ -58,12 +58,6 @@ impl Fill {
             Fill::Words => (0..pages / 64).for_each(|word| mark(word * 64, 63)),
         }
     }
-
-    fn runs(self, pages: u64) -> Vec<Range<u64>> {
-        let mut runs = Vec::new();
-        self.mark(pages, |first, n| runs.push(first..first + n));
-        runs
-    }
 }
 
 fn aligned(bench: &mut Bench, fill: Fill, size: Size) {
@@ -136,64 +130,106 @@ impl Get for Ioctl {
     }
 }
 
-/// A guest with a mapping of `size` after one of `offset` pages, words for a report
-/// of both, and their pages. The report with `runs` dirty is checked.
-fn guest(get: impl Get, size: Size, offset: u64, runs: &[Range<u64>]) -> (Guest, Vec<u64>, u64) {
-    let mappings = [offset, size.pages];
-    let mut guest = Guest::tracking(if offset == 0 {
-        &mappings[1..]
-    } else {
-        &mappings
-    });
-    let pages = offset + size.pages;
-    let mut out = zeroed(pages.div_ceil(64) as usize);
-    mark(&mut guest, offset, runs);
-    get_over_old(get, &mut guest, pages, &mut out);
-    let dirty = runs.iter().cloned().flatten().map(|page| offset + page);
-    check("a report", &out, &naive(pages, dirty));
-    get_over_old(get, &mut guest, pages, &mut out);
-    check("a report after it", &out, &naive(pages, []));
-    (guest, out, pages)
+/// A guest with a mapping after another, and words for a report of both.
+struct State {
+    guest: Guest,
+    out: Vec<u64>,
+    /// Pages of the first mapping.
+    offset: u64,
+    /// Pages of both.
+    pages: u64,
 }
 
-/// GET into words that are all ones, unless they must be zero.
-fn get_over_old<G: Get>(get: G, guest: &mut Guest, pages: u64, out: &mut [u64]) {
-    out.fill(if G::ZEROED { 0 } else { !0 });
-    get.get(guest, pages, out);
+impl State {
+    fn new(size: Size, offset: u64) -> State {
+        let mappings = [offset, size.pages];
+        let first = usize::from(offset == 0);
+        let pages = offset + size.pages;
+        State {
+            guest: Guest::tracking(&mappings[first..]),
+            out: zeroed(pages.div_ceil(64) as usize),
+            offset,
+            pages,
+        }
+    }
+
+    /// Marks pages of the second mapping.
+    fn mark(&mut self, first: u64, n: u64) {
+        self.guest.mark(self.offset + first, n);
+    }
+
+    fn mark_runs(&mut self, runs: &[Range<u64>]) {
+        for run in runs {
+            self.mark(run.start, run.end - run.start);
+        }
+    }
+
+    fn get(&mut self, get: impl Get) {
+        get.get(&mut self.guest, self.pages, &mut self.out);
+    }
+
+    /// Checks a report of what `mark` marks by the function that it is called with, and
+    /// one after it.
+    fn check(&mut self, get: impl Get, mark: impl Fn(&mut dyn FnMut(u64, u64))) {
+        let mut want = vec![0; self.out.len()];
+        mark(&mut |first, n| {
+            self.mark(first, n);
+            set_bits(&mut want, self.offset + first, n);
+        });
+        self.get_over_old(get);
+        check("a report", &self.out, &want);
+        self.get_over_old(get);
+        check("a report after it", &self.out, &vec![0; self.out.len()]);
+    }
+
+    /// GET into words that are all ones, unless they must be zero.
+    fn get_over_old<G: Get>(&mut self, get: G) {
+        self.out.fill(if G::ZEROED { 0 } else { !0 });
+        self.get(get);
+    }
 }
 
-fn mark(guest: &mut Guest, offset: u64, runs: &[Range<u64>]) {
+fn mark_each(runs: &[Range<u64>], mark: &mut dyn FnMut(u64, u64)) {
     for run in runs {
-        guest.mark(offset + run.start, run.end - run.start);
+        mark(run.start, run.end - run.start);
     }
 }
 
 fn ours(bench: &mut Bench, row: &mut Row, get: impl Get, fill: Fill, size: Size, offset: u64) {
+    let first = bench.is_first();
     let setup = || {
-        // A scattered report is easier to get wrong, so it is checked too.
-        drop(guest(get, size, offset, &scattered(size.pages, 0.001)));
-        guest(get, size, offset, &fill.runs(size.pages))
+        let mut state = State::new(size, offset);
+        if first {
+            // A scattered report is easier to get wrong, so it is checked too.
+            let runs = scattered(size.pages, 0.001);
+            state.check(get, |mark| mark_each(&runs, mark));
+            state.check(get, |mark| fill.mark(size.pages, mark));
+        }
+        state
     };
     bench.time_on(row, Who::Ours, "ours", setup, |state, b| {
         after(
             b,
             state,
-            |(guest, _, _)| fill.mark(size.pages, |first, n| guest.mark(offset + first, n)),
-            |(guest, out, pages)| get.get(guest, *pages, out),
+            |state| fill.mark(size.pages, |first, n| state.mark(first, n)),
+            |state| state.get(get),
         );
     });
 }
 
 /// A peer copies every word, whatever is in it.
 fn peer<S: PageSet>(bench: &mut Bench, row: &mut Row, size: Size) {
+    let first = bench.is_first();
     let setup = || {
         let mut set = S::new(size.pages);
         let mut out = zeroed(size.words());
-        let runs = scattered(size.pages, 0.001);
-        runs.iter().for_each(|run| set.mark_one(run.start));
-        set.take(&mut out);
-        let want = naive(size.pages, runs.into_iter().flatten());
-        check(S::NAME, &out, &want);
+        if first {
+            let runs = scattered(size.pages, 0.001);
+            runs.iter().for_each(|run| set.mark_one(run.start));
+            set.take(&mut out);
+            let want = naive(size.pages, runs.into_iter().flatten());
+            check(S::NAME, &out, &want);
+        }
         (set, out)
     };
     bench.time_on(row, Who::Peer, S::NAME, setup, |state, b| {
@@ -222,16 +258,20 @@ fn sparse(bench: &mut Bench, case: &str, runs: &[Range<u64>]) {
 }
 
 fn ours_sparse<G: Get>(bench: &mut Bench, row: &mut Row, get: G, runs: &[Range<u64>]) {
-    let setup = || guest(get, GIB_64, 0, runs);
+    let setup = || {
+        let mut state = State::new(GIB_64, 0);
+        state.check(get, |mark| mark_each(runs, mark));
+        state
+    };
     bench.time_on(row, Who::Ours, "ours", setup, |state, b| {
         after(
             b,
             state,
-            |(guest, out, _)| {
-                mark(guest, 0, runs);
-                out.fill(0);
+            |state| {
+                state.mark_runs(runs);
+                state.out.fill(0);
             },
-            |(guest, out, pages)| get.get(guest, *pages, out),
+            |state| state.get(get),
         );
     });
 }
