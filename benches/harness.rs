@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -34,7 +36,7 @@ pub(crate) struct Bench {
 fn criterion(files: &Path) -> Criterion {
     Criterion::default()
         .warm_up_time(Duration::from_millis(50))
-        .measurement_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(300))
         .sample_size(10)
         .nresamples(2000)
         .output_directory(files)
@@ -79,7 +81,10 @@ impl Bench {
     ) {
         let started = Instant::now();
         let group_name = format!("{} {}", row.group, row.case);
-        let dir = self.files.join(&group_name).join(name).join(row.size);
+        let dirs = [&group_name, name, row.size].map(dir_name);
+        let dir = dirs
+            .iter()
+            .fold(self.files.clone(), |dir, name| dir.join(name));
         let estimates = dir.join("new/estimates.json");
         let _ = fs::remove_file(&estimates); // an earlier run's
         let mut group = self.criterion.benchmark_group(&group_name);
@@ -143,6 +148,37 @@ impl Bench {
         }
         self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
         self.rows
+    }
+}
+
+/// Criterion's name of a folder.
+fn dir_name(name: &str) -> String {
+    // It cuts longer ones.
+    assert!(name.len() <= 64, "a name of more than 64 bytes: {name}");
+    name.replace(['?', '"', '/', '\\', '*', '<', '>', ':', '|', '^'], "_")
+}
+
+/// Calls `work` in so many threads at a time, with the number of each. Returns the time
+/// from when the first begins to when the last is done.
+pub(crate) fn in_threads(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
+    let start = Barrier::new(threads);
+    let run = |k| {
+        start.wait();
+        let started = Instant::now();
+        work(k);
+        (started, Instant::now())
+    };
+    let times: Vec<_> = thread::scope(|scope| {
+        let run = &run;
+        let spawned: Vec<_> = (0..threads).map(|k| scope.spawn(move || run(k))).collect();
+        let done = spawned.into_iter();
+        done.map(|t| t.join().expect("no panic")).collect()
+    });
+    let first = times.iter().map(|(started, _)| started).min();
+    let last = times.iter().map(|(_, done)| done).max();
+    match (first, last) {
+        (Some(first), Some(last)) => *last - *first,
+        _ => Duration::ZERO,
     }
 }
 

@@ -5,11 +5,11 @@ use crate::limits;
 use crate::report::row::{Reached, Row, Who};
 use crate::report::units::times;
 
-/// How many rows have a peer ahead.
+/// How many rows have a peer ahead. Less than 5 % is noise.
 pub(crate) fn ahead(rows: &[Row]) -> String {
     let with_peer = rows.iter().filter(|row| row.ratio(Who::Peer).is_some());
     format!(
-        "A peer is ahead in {} of {} rows that have one.",
+        "A peer is ahead by more than 5 % in {} of {} rows that have one.",
         behind(rows).count(),
         with_peer.count()
     )
@@ -29,7 +29,7 @@ fn behind(rows: &[Row]) -> impl Iterator<Item = (&Row, f64)> {
     let ratios = rows
         .iter()
         .filter_map(|row| Some((row, row.ratio(Who::Peer)?)));
-    ratios.filter(|(_, ratio)| *ratio > 1.0)
+    ratios.filter(|(_, ratio)| *ratio > 1.05)
 }
 
 /// How many targets are met.

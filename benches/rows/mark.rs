@@ -17,11 +17,15 @@ const BATCH: usize = 4096;
 const SETS: u64 = 16;
 
 pub(crate) fn run(bench: &mut Bench) {
-    for size in sizes().filter(|s| s.pages <= TIB_1.pages) {
-        let any = Starts::new(size, 1);
-        marks(bench, "one page", &any, 1);
-        marks(bench, "512 pages", &any, 512);
-        marks(bench, "512 aligned pages", &Starts::new(size, 512), 512);
+    let cases = [
+        ("one page", 1, 1),
+        ("512 pages", 512, 1),
+        ("512 aligned pages", 512, 512),
+    ];
+    for (case, n, step) in cases {
+        for size in sizes().filter(|s| s.pages <= TIB_1.pages) {
+            marks(bench, case, &Starts::new(size, step), n);
+        }
     }
     for size in sizes() {
         ranges(bench, size);

@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use adapter_user::{Container, Device, Group, GroupId, GuestMemory, IommuType, Op
 use rand::Rng;
 
 use crate::data::{check, naive, random, zeroed, GIB_64};
-use crate::harness::{median, Bench};
+use crate::harness::{in_threads, median, Bench};
 use crate::host::PAGE;
 use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
@@ -158,24 +158,10 @@ impl Marks {
 
     /// Marks `each` times from each thread, and returns how long they all took.
     fn mark<S: Sharable>(self, set: &S, pages: &[u64], each: usize) -> Duration {
-        let start = Barrier::new(self.threads + 1);
-        let start = &start;
-        thread::scope(|scope| {
-            let thread = |k: usize| {
-                // Each begins elsewhere in the pages.
-                let pages = pages.iter().cycle().skip(k * pages.len() / 2).take(each);
-                scope.spawn(move || {
-                    start.wait();
-                    pages.for_each(|page| set.mark(*page, self.n));
-                })
-            };
-            let threads: Vec<_> = (0..self.threads).map(thread).collect();
-            start.wait();
-            let started = Instant::now();
-            for thread in threads {
-                thread.join().expect("no mark fails");
-            }
-            started.elapsed()
+        in_threads(self.threads, |k| {
+            // Each begins elsewhere in the pages.
+            let pages = pages.iter().cycle().skip(k * pages.len() / 2);
+            pages.take(each).for_each(|page| set.mark(*page, self.n));
         })
     }
 

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Four threads mark the memory of a guest at a time, as its CPUs and devices do.
 
-use std::sync::Barrier;
-use std::thread;
-use std::time::Instant;
-
 use adapter_user::guest::Tracker;
 use adapter_user::DirtyBits;
 use rand::Rng;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 
 use crate::data::{random, GIB_64};
-use crate::harness::Bench;
+use crate::harness::{in_threads, Bench};
 use crate::host::PAGE;
 use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
@@ -75,22 +71,10 @@ fn mark(bench: &mut Bench, row: &mut Row, who: Who, name: &'static str, n: u64, 
     bench.time_on(row, who, name, setup, |pages, b| {
         b.iter_custom(|iters| {
             let each = (iters as usize).div_ceil(THREADS);
-            let start = Barrier::new(THREADS + 1);
-            thread::scope(|scope| {
-                let threads = pages.each_ref().map(|pages| {
-                    scope.spawn(|| {
-                        start.wait();
-                        for page in pages.iter().cycle().take(each) {
-                            set.mark(page * PAGE, n * PAGE);
-                        }
-                    })
-                });
-                start.wait();
-                let started = Instant::now();
-                for thread in threads {
-                    thread.join().expect("no mark fails");
+            in_threads(THREADS, |k| {
+                for page in pages[k].iter().cycle().take(each) {
+                    set.mark(page * PAGE, n * PAGE);
                 }
-                started.elapsed()
             })
         });
     });
