@@ -92,7 +92,6 @@ const TARGETS: &[Target] = &[
     target("mappings", "log: add of all", ANY, 2.0, TREE),
     target("mappings", "log: map, mark, unmap", ANY, 2.0, TREE),
     target("mappings", "log: map, mark, unmap", ANY, 1.1, Named("twice half as many")),
-    target("mappings", "view: harvest of a log, 1 %", ANY, 1.1, TREE),
     target("mappings", "view: harvest after a large mapping*", ANY, 2.0, Named("without it")),
 
     target("start", "no pins", ANY, 1.1, ATOMIC),
