@@ -150,7 +150,7 @@ const LARGE: u64 = 4 << 30;
 /// A log with 20,000 dirty runs is read while the view remembers 60,000 mappings that
 /// are gone. One of 4 GiB among them must not make it slower.
 fn large(bench: &mut Bench) {
-    let case = "view: harvest after a large mapping, 60,000 gone";
+    let case = "view: harvest, a 4 GiB mapping gone";
     let mut row = Row::new("mappings", case, "20000 runs");
     let mut time = |who, name, large| {
         let setup = || {

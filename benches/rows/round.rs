@@ -4,6 +4,7 @@
 //! log with what it gets and resets of a bitmap of vm-memory, and walks over the bits
 //! of the result.
 
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,21 +27,28 @@ const ABOVE: u64 = 4 << 18;
 const VMM: usize = 8;
 
 pub(crate) fn run(bench: &mut Bench) {
+    let scattered = |share| move |pages| scattered(pages, share);
     for size in [GIB_64, TIB_1] {
-        round(bench, size, "clean", Vec::new());
-        round(bench, size, "0.01 %", scattered(size.pages, 0.0001));
-        round(bench, size, "1 %", scattered(size.pages, 0.01));
-        round(bench, size, "50 % in 2M", huge_pages(size.pages, 0.5));
+        round(bench, size, "clean", scattered(0.0));
+        round(bench, size, "0.01 %", scattered(0.0001));
+        round(bench, size, "1 %", scattered(0.01));
+        round(bench, size, "50 % in 2M", |pages| huge_pages(pages, 0.5));
     }
 }
 
-fn round(bench: &mut Bench, size: Size, case: &'static str, dirty: Vec<Range<u64>>) {
+/// A row with what `dirty` makes dirty of so many pages.
+fn round(
+    bench: &mut Bench,
+    size: Size,
+    case: &'static str,
+    dirty: impl Fn(u64) -> Vec<Range<u64>>,
+) {
     let mut row = Row::new("round", case, size.name);
-    let wrote = Wrote::new(size, &dirty);
+    let wrote = LazyCell::new(|| Wrote::new(size, dirty(size.pages)));
     let setup = || {
         let mut ours = Ours::new(&wrote);
         ours.mark(&wrote);
-        check("ours", &ours.round(), &dirty);
+        wrote.check("ours", &ours.round());
         ours
     };
     bench.time_on(&mut row, Who::Ours, "ours", setup, |ours, b| {
@@ -53,7 +61,7 @@ fn round(bench: &mut Bench, size: Size, case: &'static str, dirty: Vec<Range<u64
     let setup = || {
         let theirs = Theirs::new(&wrote);
         theirs.mark(&wrote);
-        check(name, &theirs.round(), &dirty);
+        wrote.check(name, &theirs.round());
         theirs
     };
     bench.time_on(&mut row, Who::Peer, name, setup, |theirs, b| {
@@ -70,22 +78,6 @@ fn round(bench: &mut Bench, size: Size, case: &'static str, dirty: Vec<Range<u64
 struct MemoryRange {
     gpa: u64,
     length: u64,
-}
-
-/// Panics unless these are the runs, merged where they touch.
-fn check(name: &str, ranges: &[MemoryRange], dirty: &[Range<u64>]) {
-    let gpa = |page: u64| (page + if page < BELOW { 0 } else { ABOVE - BELOW }) * PAGE;
-    let mut runs = dirty.to_vec();
-    runs.sort_unstable_by_key(|run| run.start);
-    let mut want: Vec<MemoryRange> = Vec::new();
-    for run in runs {
-        let (first, length) = (gpa(run.start), (run.end - run.start) * PAGE);
-        match want.last_mut() {
-            Some(last) if last.gpa + last.length == first => last.length += length,
-            _ => want.push(MemoryRange { gpa: first, length }),
-        }
-    }
-    assert!(ranges == want, "{name}: another table");
 }
 
 /// A piece of memory, and what was written in it.
@@ -107,14 +99,19 @@ impl Piece {
     }
 }
 
-/// What was written before a round, below and above the hole.
-struct Wrote([Arc<Piece>; 2]);
+/// What was written before a round.
+struct Wrote {
+    /// Dirty runs, without the hole between the pieces.
+    dirty: Vec<Range<u64>>,
+    /// The memory below the hole and above it.
+    pieces: [Arc<Piece>; 2],
+}
 
 impl Wrote {
-    fn new(size: Size, dirty: &[Range<u64>]) -> Wrote {
+    fn new(size: Size, dirty: Vec<Range<u64>>) -> Wrote {
         let piece = |gpa: u64, pages: Range<u64>| {
             let runs = (0..)
-                .zip(dirty)
+                .zip(&dirty)
                 .filter(|(_, run)| pages.contains(&run.start));
             let runs = runs.map(|(k, run)| (k, run.start - pages.start..run.end - pages.start));
             let (vmm, kvm): (Vec<_>, Vec<_>) = runs.partition(|(k, _)| k % VMM == 0);
@@ -126,7 +123,28 @@ impl Wrote {
                 vmm: vmm.into_iter().map(|(_, run)| run).collect(),
             })
         };
-        Wrote([piece(0, 0..BELOW), piece(ABOVE * PAGE, BELOW..size.pages)])
+        let below = piece(0, 0..BELOW);
+        let above = piece(ABOVE * PAGE, BELOW..size.pages);
+        Wrote {
+            pieces: [below, above],
+            dirty,
+        }
+    }
+
+    /// Panics unless these are the dirty runs, merged where they touch.
+    fn check(&self, name: &str, ranges: &[MemoryRange]) {
+        let gpa = |page: u64| (page + if page < BELOW { 0 } else { ABOVE - BELOW }) * PAGE;
+        let mut runs = self.dirty.clone();
+        runs.sort_unstable_by_key(|run| run.start);
+        let mut want: Vec<MemoryRange> = Vec::new();
+        for run in runs {
+            let (first, length) = (gpa(run.start), (run.end - run.start) * PAGE);
+            match want.last_mut() {
+                Some(last) if last.gpa + last.length == first => last.length += length,
+                _ => want.push(MemoryRange { gpa: first, length }),
+            }
+        }
+        assert!(ranges == want, "{name}: another table");
     }
 }
 
@@ -139,13 +157,13 @@ struct Ours {
 impl Ours {
     fn new(wrote: &Wrote) -> Ours {
         let tracker = Tracker::new(None);
-        let slots = (0..).zip(&wrote.0);
+        let slots = (0..).zip(&wrote.pieces);
         let slot = |(id, piece): (u32, &Arc<Piece>)| {
             let bits = tracker.add_slot(id, piece.gpa, None, piece.pages * PAGE);
             bits.expect("memory for a bitmap")
         };
         let bits = slots.map(slot).collect();
-        let pieces = wrote.0.clone();
+        let pieces = wrote.pieces.clone();
         tracker.add_source("kvm", move |report| {
             for (id, piece) in (0..).zip(&pieces) {
                 report.or_slot(id, &piece.get_dirty_log())?;
@@ -164,7 +182,7 @@ impl Ours {
     }
 
     fn mark(&self, wrote: &Wrote) {
-        for (bits, piece) in self.bits.iter().zip(&wrote.0) {
+        for (bits, piece) in self.bits.iter().zip(&wrote.pieces) {
             for run in &piece.vmm {
                 let (offset, len) = (run.start * PAGE, (run.end - run.start) * PAGE);
                 bits.mark(offset, len).expect("inside");
@@ -189,7 +207,7 @@ struct Theirs(Vec<(Arc<Piece>, AtomicBitmap)>);
 
 impl Theirs {
     fn new(wrote: &Wrote) -> Theirs {
-        let pieces = wrote.0.iter().map(Arc::clone);
+        let pieces = wrote.pieces.iter().map(Arc::clone);
         Theirs(
             pieces
                 .map(|p| (Arc::clone(&p), Atomic::new(p.pages).0))
@@ -198,7 +216,7 @@ impl Theirs {
     }
 
     fn mark(&self, wrote: &Wrote) {
-        for ((_, bitmap), piece) in self.0.iter().zip(&wrote.0) {
+        for ((_, bitmap), piece) in self.0.iter().zip(&wrote.pieces) {
             for run in &piece.vmm {
                 let (offset, len) = (run.start * PAGE, (run.end - run.start) * PAGE);
                 bitmap.mark_dirty(offset as usize, len as usize);
