@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use crate::row::{Row, Who};
-use crate::units::Unit;
+use crate::report::row::{Row, Who};
+use crate::report::units::Unit;
 
 pub(crate) type Bencher<'a> = criterion::Bencher<'a, WallTime>;
 
@@ -23,13 +25,17 @@ pub(crate) struct Bench {
     /// Where criterion's files go.
     files: PathBuf,
     rounds: u32,
+    /// Whether anything was timed: a list or a test has no times.
+    timed: bool,
     rows: Vec<Row>,
+    /// How long each group took, setups and all rounds included.
+    spent: Vec<(&'static str, Duration)>,
 }
 
 /// Measurements are short and few, because only ratios within one run count.
 fn criterion(files: &Path) -> Criterion {
     Criterion::default()
-        .warm_up_time(Duration::from_millis(100))
+        .warm_up_time(Duration::from_millis(50))
         .measurement_time(Duration::from_millis(300))
         .sample_size(10)
         .nresamples(2000)
@@ -45,8 +51,16 @@ impl Bench {
             criterion: criterion(&files),
             files,
             rounds: 0,
+            timed: false,
             rows: Vec::new(),
+            spent: Vec::new(),
         }
+    }
+
+    /// Whether this is the first round, in which answers that take long to check are
+    /// checked.
+    pub(crate) fn is_first(&self) -> bool {
+        self.rounds == 1
     }
 
     /// Begins the next round; whether there is one.
@@ -54,8 +68,7 @@ impl Bench {
         // Criterion renames a benchmark whose name it has seen before.
         self.criterion = criterion(&self.files);
         self.rounds += 1;
-        // A list or a test has no rows.
-        self.rounds == 1 || (self.rounds <= ROUNDS && !self.rows.is_empty())
+        self.rounds == 1 || (self.rounds <= ROUNDS && self.timed)
     }
 
     /// Lets criterion time `run`, if the command line asks for it.
@@ -66,8 +79,12 @@ impl Bench {
         name: &'static str,
         run: impl FnMut(&mut Bencher<'_>),
     ) {
+        let started = Instant::now();
         let group_name = format!("{} {}", row.group, row.case);
-        let dir = self.files.join(&group_name).join(name).join(row.size);
+        let dirs = [&group_name, name, row.size].map(dir_name);
+        let dir = dirs
+            .iter()
+            .fold(self.files.clone(), |dir, name| dir.join(name));
         let estimates = dir.join("new/estimates.json");
         let _ = fs::remove_file(&estimates); // an earlier run's
         let mut group = self.criterion.benchmark_group(&group_name);
@@ -79,6 +96,11 @@ impl Bench {
         group.finish();
         if let Some(median) = estimate(&estimates) {
             row.push(who, name, median);
+            self.timed = true;
+        }
+        match self.spent.iter_mut().find(|(group, _)| *group == row.group) {
+            Some((_, spent)) => *spent += started.elapsed(),
+            None => self.spent.push((row.group, started.elapsed())),
         }
     }
 
@@ -107,17 +129,56 @@ impl Bench {
         if row.ours().is_none() {
             return;
         }
-        match self.rows.iter_mut().find(|known| known.is(&row)) {
+        match self.rows.iter_mut().find(|known| known.key() == row.key()) {
             Some(known) => known.merge(row),
             None => self.rows.push(row),
         }
     }
 
-    /// Returns the rows, those of memory last.
+    /// Returns the rows, those of memory last, or none if nothing was timed. Prints how
+    /// long each group took.
     pub(crate) fn finish(mut self) -> Vec<Row> {
         self.criterion.final_summary();
+        let spent = self.spent.iter().map(|(group, d)| (*group, d.as_secs()));
+        for (group, seconds) in spent.filter(|(_, seconds)| *seconds > 0) {
+            println!("{group} took {seconds} s");
+        }
+        if !self.timed {
+            return Vec::new();
+        }
         self.rows.sort_by_key(|row| row.unit == Unit::Bytes);
         self.rows
+    }
+}
+
+/// Criterion's name of a folder.
+fn dir_name(name: &str) -> String {
+    // It cuts longer ones.
+    assert!(name.len() <= 64, "a name of more than 64 bytes: {name}");
+    name.replace(['?', '"', '/', '\\', '*', '<', '>', ':', '|', '^'], "_")
+}
+
+/// Calls `work` in so many threads at a time, with the number of each. Returns the time
+/// from when the first begins to when the last is done.
+pub(crate) fn in_threads(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
+    let start = Barrier::new(threads);
+    let run = |k| {
+        start.wait();
+        let started = Instant::now();
+        work(k);
+        (started, Instant::now())
+    };
+    let times: Vec<_> = thread::scope(|scope| {
+        let run = &run;
+        let spawned: Vec<_> = (0..threads).map(|k| scope.spawn(move || run(k))).collect();
+        let done = spawned.into_iter();
+        done.map(|t| t.join().expect("no panic")).collect()
+    });
+    let first = times.iter().map(|(started, _)| started).min();
+    let last = times.iter().map(|(_, done)| done).max();
+    match (first, last) {
+        (Some(first), Some(last)) => *last - *first,
+        _ => Duration::ZERO,
     }
 }
 

@@ -23,6 +23,18 @@ pub(crate) fn live() -> usize {
     LIVE.get()
 }
 
+/// Bytes that the process has allocated, where the C library tells.
+pub(crate) fn allocated() -> Option<usize> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it only reads counters.
+        let info = unsafe { libc::mallinfo2() };
+        Some(info.uordblks + info.hblkhd)
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
+}
+
 /// Time that allocations of more than a page took in this thread.
 pub(crate) fn allocating() -> Duration {
     ALLOCATING.get()

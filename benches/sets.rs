@@ -4,7 +4,6 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bitvec::vec::BitVec;
 use dirty_core::Bitmap;
 use fixedbitset::FixedBitSet;
 use roaring::RoaringBitmap;
@@ -28,6 +27,9 @@ pub(crate) trait PageSet {
 
     /// Adds every page.
     fn mark_all(&mut self);
+
+    /// Empties it.
+    fn clear(&mut self);
 
     /// Makes every word dirty, so that a snapshot has the most to do.
     fn make_dense(&mut self) {
@@ -64,13 +66,17 @@ impl PageSet for Exclusive {
         self.0.set_all();
     }
 
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn take(&mut self, out: &mut [u64]) {
         self.0.take(0, out).expect("enough words");
     }
 }
 
 /// Ours, marked by threads that share it.
-pub(crate) struct Shared(pub(crate) Bitmap<Heap>);
+pub(crate) struct Shared(Bitmap<Heap>);
 
 impl PageSet for Shared {
     const NAME: &'static str = "ours";
@@ -91,6 +97,10 @@ impl PageSet for Shared {
         self.0.mark(0, self.0.npages());
     }
 
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn take(&mut self, out: &mut [u64]) {
         self.0.take(0, out).expect("enough words");
     }
@@ -104,7 +114,7 @@ fn masks(first: u64, n: u64) -> (usize, u64, usize, u64) {
     (head, !0 << (first % 64), tail, !0 >> (63 - last % 64))
 }
 
-fn set_bits(words: &mut [u64], first: u64, n: u64) {
+pub(crate) fn set_bits(words: &mut [u64], first: u64, n: u64) {
     let (head, from, tail, up_to) = masks(first, n);
     if head == tail {
         words[head] |= from & up_to;
@@ -140,6 +150,10 @@ impl PageSet for Words {
     fn mark_all(&mut self) {
         assert_eq!(self.pages % 64, 0);
         self.words.fill(!0);
+    }
+
+    fn clear(&mut self) {
+        self.words.fill(0);
     }
 
     fn take(&mut self, out: &mut [u64]) {
@@ -180,6 +194,10 @@ impl PageSet for AtomicWords {
         self.mark(0, self.0.len() as u64 * 64);
     }
 
+    fn clear(&mut self) {
+        self.0.iter().for_each(|word| word.store(0, Relaxed));
+    }
+
     fn take(&mut self, out: &mut [u64]) {
         for (out, word) in out.iter_mut().zip(&self.0) {
             *out = word.swap(0, Relaxed);
@@ -187,37 +205,7 @@ impl PageSet for AtomicWords {
     }
 }
 
-pub(crate) struct Bits(pub(crate) BitVec<u64>);
-
-impl PageSet for Bits {
-    const NAME: &'static str = "bitvec";
-
-    fn new(pages: u64) -> Self {
-        let mut bits = BitVec::from_vec(zeroed(pages.div_ceil(64) as usize));
-        bits.truncate(pages as usize);
-        Bits(bits)
-    }
-
-    fn mark_one(&mut self, page: u64) {
-        self.0.set(page as usize, true);
-    }
-
-    fn mark(&mut self, first: u64, n: u64) {
-        self.0[first as usize..][..n as usize].fill(true);
-    }
-
-    fn mark_all(&mut self) {
-        self.0.fill(true);
-    }
-
-    fn take(&mut self, out: &mut [u64]) {
-        let out = bitvec::slice::BitSlice::<u64>::from_slice_mut(out);
-        out[..self.0.len()].copy_from_bitslice(&self.0);
-        self.0.fill(false);
-    }
-}
-
-pub(crate) struct Fixed(pub(crate) FixedBitSet);
+pub(crate) struct Fixed(FixedBitSet);
 
 impl PageSet for Fixed {
     const NAME: &'static str = "fixedbitset";
@@ -241,6 +229,10 @@ impl PageSet for Fixed {
         self.0.insert_range(..);
     }
 
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn take(&mut self, out: &mut [u64]) {
         for (out, block) in out.iter_mut().zip(self.0.as_slice()) {
             *out = *block as u64;
@@ -250,7 +242,7 @@ impl PageSet for Fixed {
 }
 
 pub(crate) struct Roaring {
-    pub(crate) set: RoaringBitmap,
+    set: RoaringBitmap,
     pages: u64,
 }
 
@@ -272,6 +264,10 @@ impl PageSet for Roaring {
 
     fn mark_all(&mut self) {
         self.mark(0, self.pages);
+    }
+
+    fn clear(&mut self) {
+        self.set.clear();
     }
 
     /// Writes only the words that have dirty pages.
@@ -306,6 +302,10 @@ impl PageSet for Atomic {
 
     fn mark_all(&mut self) {
         self.mark(0, self.0.len() as u64);
+    }
+
+    fn clear(&mut self) {
+        self.0.reset();
     }
 
     /// Marks one page of each word: marks take a bit at a time, a snapshot whole

@@ -12,7 +12,7 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use crate::data::{check, naive, scattered};
 use crate::harness::{after, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 /// Pages of all slots: 32 GiB.
@@ -21,8 +21,7 @@ const PAGES: u64 = 1 << 23;
 pub(crate) fn run(bench: &mut Bench) {
     let dirty = scattered(PAGES, 0.001);
     for (name, n) in [("1 slot", 1), ("64 slots", 64), ("4096 slots", 4096)] {
-        let row = Row::new("take", "32 GiB, 0.1 % scattered", name);
-        let mut row = row.of(Atomic::NAME, 1.0);
+        let mut row = Row::new("vmm", "take of 32 GiB, 0.1 % scattered", name);
         let setup = || {
             let mut ours = Ours::new(n);
             ours.mark(&dirty);
@@ -78,7 +77,6 @@ impl Ours {
     }
 
     fn mark(&mut self, dirty: &[Range<u64>]) {
-        self.report.clear();
         let pages = PAGES / self.slots.len() as u64;
         for page in dirty.iter().cloned().flatten() {
             let bits = &self.slots[(page / pages) as usize];
@@ -87,6 +85,7 @@ impl Ours {
     }
 
     fn take(&mut self) {
+        self.report.clear();
         let taken = self.tracker.take(&mut self.report);
         taken.expect("no source fails");
     }

@@ -11,13 +11,13 @@ use std::hint::black_box;
 
 use adapter_user::guest::Tracker;
 use adapter_user::DirtyBits;
-use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, NewBitmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::flag::Flag;
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 use crate::sets::{Atomic, PageSet};
 
 /// Descriptors in an iteration, each of another page.
@@ -27,23 +27,24 @@ const BATCH: usize = 256;
 const WRITES: usize = 2;
 
 pub(crate) fn run(bench: &mut Bench) {
-    let row = |case| Row::new("write", case, "64 and 8 bytes").per(BATCH * WRITES);
-    let off = row("tracker off").of("no bitmap", 1.1);
-    let mut off = off.of(Flag::NAME, 1.1);
-    write(bench, &mut off, Who::Ours, "ours", || tracked(false));
-    write(bench, &mut off, Who::Limit, "no bitmap", || {
-        (memory::<()>(), None)
-    });
-    write(bench, &mut off, Who::Peer, Flag::NAME, || {
-        (memory::<Flag>(), None)
-    });
-    bench.add(off);
-    let mut on = row("tracker on").of(Atomic::NAME, 1.1);
-    write(bench, &mut on, Who::Ours, "ours", || tracked(true));
-    write(bench, &mut on, Who::Peer, Atomic::NAME, || {
-        (memory::<AtomicBitmap>(), None)
-    });
-    bench.add(on);
+    let row = |case| Row::new("vmm", case, "64 and 8 bytes").per(BATCH * WRITES);
+    for (case, on) in [("write, tracker off", false), ("write, tracker on", true)] {
+        let mut row = row(case);
+        write(bench, &mut row, (Who::Ours, "ours", on), || tracked(on));
+        write(bench, &mut row, (Who::Limit, "no bitmap", false), || {
+            (memory::<()>(), None)
+        });
+        if !on {
+            write(bench, &mut row, (Who::Limit, Flag::NAME, false), || {
+                (memory::<Flag>(), None)
+            });
+        }
+        // It cannot be switched off.
+        write(bench, &mut row, (Who::Peer, Atomic::NAME, true), || {
+            (memory::<AtomicBitmap>(), None)
+        });
+        bench.add(row);
+    }
 }
 
 fn memory<B: NewBitmap>() -> GuestMemoryMmap<B> {
@@ -62,14 +63,23 @@ fn tracked(on: bool) -> (GuestMemoryMmap<DirtyBits>, Option<Tracker>) {
     (memory, Some(tracker))
 }
 
+/// Times the requests, which leave every page dirty if the memory `marks`.
 fn write<B: NewBitmap + 'static>(
     bench: &mut Bench,
     row: &mut Row,
-    who: Who,
-    name: &'static str,
+    (who, name, marks): (Who, &'static str, bool),
     setup: impl FnOnce() -> (GuestMemoryMmap<B>, Option<Tracker>),
 ) {
-    let setup = || (setup(), black_box(descriptors()));
+    let setup = || {
+        let (memory, tracker) = setup();
+        let descriptors = black_box(descriptors());
+        requests(&memory, &descriptors);
+        let region = memory.iter().next().expect("a region");
+        let dirty = |d: &Descriptor| region.bitmap().dirty_at(d.at.0 as usize);
+        let marked = descriptors.iter().filter(|d| dirty(d)).count();
+        assert_eq!(marked, if marks { BATCH } else { 0 }, "{name}: marks");
+        ((memory, tracker), descriptors)
+    };
     bench.time_on(row, who, name, setup, |((memory, _), descriptors), b| {
         b.iter(|| requests(memory, descriptors));
     });

@@ -11,7 +11,7 @@ use crate::data::{check, naive, random};
 use crate::guest::Guest;
 use crate::harness::Bench;
 use crate::host::live;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 /// Pages of a mapping, and of the gap behind it.
 pub(crate) const PAGES: u64 = 512;
@@ -24,13 +24,10 @@ pub(crate) const FEW: usize = 64;
 pub(crate) const MANY: usize = 65_534;
 
 pub(crate) fn run(bench: &mut Bench) {
-    let row = |case| {
-        let row = Row::new("mappings", case, "65535");
-        row.per(BATCH).of("among 64", 6.0)
-    };
+    let row = |case| Row::new("mappings", case, "65535").per(BATCH);
     let mut memory = Row::bytes("a mapping, not tracked", "65535");
 
-    let mut map_row = row("map + unmap");
+    let mut map_row = row("container: map + unmap");
     let mut bytes = None;
     let mut setup = |n| {
         let before = live();
@@ -64,10 +61,17 @@ pub(crate) fn run(bench: &mut Bench) {
     });
     bench.add(map_row);
 
-    let mut get_row = row("get of one");
+    let mut get_row = row("container: get of one");
     get(bench, &mut get_row, Who::Limit, "among 64", FEW);
     get(bench, &mut get_row, Who::Ours, "ours", MANY);
-    let setup = || (Map::new(MANY), Batches::new(MANY));
+    let setup = || {
+        let mut map = Map::new(MANY);
+        map.mark(place(MANY / 2) + 65);
+        let mut out = [!0; WORDS];
+        map.get(place(MANY / 2), &mut out);
+        check(name, &out, &naive(PAGES, [65]));
+        (map, Batches::new(MANY))
+    };
     bench.time_on(&mut get_row, Who::Peer, name, setup, |(map, batches), b| {
         let mut out = [0; WORDS];
         b.iter(|| {
@@ -152,6 +156,8 @@ impl Map {
     }
 
     fn map(&mut self, first: u64) {
+        let before = self.0.range(..first + PAGES).next_back();
+        assert!(before.is_none_or(|(at, (pages, _))| at + pages <= first));
         let words = vec![0; 2 * WORDS];
         self.0.insert(first, (PAGES, words));
     }
@@ -159,6 +165,12 @@ impl Map {
     fn unmap(&mut self, first: u64) {
         let pages = self.0.remove(&first).map(|(pages, _)| pages);
         assert_eq!(pages, Some(PAGES));
+    }
+
+    fn mark(&mut self, page: u64) {
+        let (first, (_, words)) = self.0.range_mut(..=page).next_back().expect("a mapping");
+        let page = (page - first) as usize;
+        words[page / 64] |= 1 << (page % 64);
     }
 
     fn get(&mut self, first: u64, out: &mut [u64; WORDS]) {

@@ -4,21 +4,23 @@
 //! library's map with plain words.
 
 use std::collections::BTreeMap;
+use std::sync::RwLock;
 
 use adapter_user::device_log::{DeviceLog, Holes, LogOptions};
 use adapter_user::guest::{IovaView, Report, Tracker};
 
-use crate::data::{check, naive};
+use crate::data::{check, naive, zeroed};
 use crate::harness::Bench;
 use crate::host::PAGE;
-use crate::mappings::{gap, place, Batches, BATCH, FEW, MANY, PAGES};
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
+use crate::rows::mappings::{gap, place, Batches, BATCH, FEW, MANY, PAGES};
+use crate::sets::{Atomic, PageSet};
 
 const WORDS: usize = PAGES as usize / 64;
 
 pub(crate) fn run(bench: &mut Bench) {
-    rows::<DeviceLog, Bitmaps>(bench, "log");
-    rows::<View, Translations>(bench, "view");
+    rows::<DeviceLog, Bitmaps, Bitmaps>(bench, "log");
+    rows::<View, Translations, Locked>(bench, "view");
     fill(bench);
 }
 
@@ -40,11 +42,9 @@ trait Ranges {
     fn take(&mut self, first: u64) -> [u64; WORDS];
 }
 
-fn rows<Ours: Ranges, Peer: Ranges>(bench: &mut Bench, group: &'static str) {
-    let row = |case| {
-        let row = Row::new(group, case, "65535");
-        row.per(BATCH).of("among 64", 6.0)
-    };
+/// Rows of ours, of a peer, and of a peer whose marks threads may share.
+fn rows<Ours: Ranges, Peer: Ranges, SharedPeer: Ranges>(bench: &mut Bench, what: &str) {
+    let row = |case| Row::new("mappings", format!("{what}: {case}"), "65535").per(BATCH);
     let mut add = row("add + remove");
     add_and_remove::<Ours>(bench, &mut add, Who::Limit, "among 64", FEW);
     add_and_remove::<Ours>(bench, &mut add, Who::Ours, Ours::NAME, MANY);
@@ -54,6 +54,9 @@ fn rows<Ours: Ranges, Peer: Ranges>(bench: &mut Bench, group: &'static str) {
     mark::<Ours>(bench, &mut by_iova, Who::Limit, "among 64", FEW);
     mark::<Ours>(bench, &mut by_iova, Who::Ours, Ours::NAME, MANY);
     mark::<Peer>(bench, &mut by_iova, Who::Peer, Peer::NAME, MANY);
+    if SharedPeer::NAME != Peer::NAME {
+        mark::<SharedPeer>(bench, &mut by_iova, Who::Peer, SharedPeer::NAME, MANY);
+    }
     bench.add(by_iova);
 }
 
@@ -106,9 +109,7 @@ fn mark<R: Ranges>(bench: &mut Bench, row: &mut Row, who: Who, name: &'static st
 
 /// As many ranges as a vfio-user server allows, added one by one to a log that is on.
 fn fill(bench: &mut Bench) {
-    let row = Row::new("log", "add of all ranges", "65535").per(MANY);
-    // The target: all of them in a second.
-    let mut row = row.of_peers(2.0).at_most(1e9 / MANY as f64);
+    let mut row = Row::new("mappings", "log: add of all", "65535").per(MANY);
     bench.time(&mut row, Who::Ours, DeviceLog::NAME, |b| {
         b.iter_with_large_drop(|| filled::<DeviceLog>(MANY));
     });
@@ -212,7 +213,7 @@ struct View {
 }
 
 /// The guest's page behind the first page of a range.
-fn guest_page(first: u64) -> u64 {
+pub(crate) fn guest_page(first: u64) -> u64 {
     first % GUEST
 }
 
@@ -290,5 +291,49 @@ impl Ranges for Translations {
     fn take(&mut self, first: u64) -> [u64; WORDS] {
         let at = guest_page(first) as usize / 64;
         std::array::from_fn(|k| std::mem::take(&mut self.dirty[at + k]))
+    }
+}
+
+/// The same as a VMM with a virtual IOMMU holds it: threads share the mappings' lock,
+/// and a bitmap of vm-memory.
+struct Locked {
+    mappings: RwLock<BTreeMap<u64, u64>>,
+    dirty: Atomic,
+}
+
+impl Ranges for Locked {
+    const NAME: &'static str = "RwLock<BTreeMap> + AtomicBitmap";
+
+    fn new() -> Self {
+        Locked {
+            mappings: RwLock::default(),
+            dirty: Atomic::new(GUEST),
+        }
+    }
+
+    fn add(&mut self, first: u64) {
+        let mut mappings = self.mappings.write().expect("no panic");
+        let before = mappings.range(..first + PAGES).next_back();
+        assert!(before.is_none_or(|(at, _)| at + PAGES <= first));
+        mappings.insert(first, guest_page(first));
+    }
+
+    fn remove(&mut self, first: u64) {
+        let mut mappings = self.mappings.write().expect("no panic");
+        mappings.remove(&first).expect("a mapping");
+    }
+
+    fn mark(&mut self, page: u64) {
+        let mappings = self.mappings.read().expect("no panic");
+        let mapping = mappings.range(..=page).next_back();
+        let (first, guest) = mapping.expect("a mapping");
+        self.dirty.mark_one(guest + (page - first));
+    }
+
+    fn take(&mut self, first: u64) -> [u64; WORDS] {
+        let mut words = zeroed(GUEST as usize / 64);
+        self.dirty.take(&mut words);
+        let at = guest_page(first) as usize / 64;
+        std::array::from_fn(|k| words[at + k])
     }
 }

@@ -6,10 +6,11 @@ use std::cell::LazyCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::books::{Map, Ours, Pins, Tree};
 use crate::data::{check, distinct, naive, zeroed, TIB_1};
 use crate::harness::{after, Bench, Bencher};
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
+use crate::rows::books::{Map, Ours, Pins};
+use crate::rows::get::Fill;
 
 /// Pages pinned in an iteration, at most.
 const BATCH: usize = 1 << 14;
@@ -25,7 +26,7 @@ struct Rows {
     pin: Row,
     lookup: Row,
     unpin: Row,
-    get: Row,
+    gets: [(Fill, Row); 2],
     memory: Row,
 }
 
@@ -33,25 +34,35 @@ fn random_pins(bench: &mut Bench, n: usize, name: &'static str) {
     let pages = LazyCell::new(|| distinct(TIB_1.pages, n));
     let pages = || pages.as_slice();
     let batch = BATCH.min(n / 16);
-    // The target: 3 times as fast as the tree among few pins, 10 times among many.
-    let most = if n > 1_000_000 { 0.1 } else { 1.0 / 3.0 };
-    let row = |case| Row::new("pins", case, name);
-    let fast = |case| row(case).per(batch).of(Tree::NAME, most);
+    let row = |case| Row::new("pins", case, name).per(batch);
+    let get_row = |fill: Fill| {
+        let case = format!("get of 1 TiB, {}", fill.name());
+        (fill, Row::new("pins", case, name))
+    };
     let mut rows = Rows {
-        pin: fast("pin, random"),
-        lookup: fast("lookup, random"),
-        unpin: fast("unpin, random"),
-        get: row("dense get of 1 TiB").of("no pins", 1.3),
-        memory: Row::bytes("a pin, random", name).at_most(28.0),
+        pin: row("pin, random"),
+        lookup: row("lookup, random"),
+        unpin: row("unpin, random"),
+        gets: [Fill::Lines, Fill::Words].map(get_row),
+        memory: Row::bytes("a pin, random", name),
     };
     operations::<Ours>(bench, &mut rows, Who::Ours, &pages, batch);
-    operations::<Tree>(bench, &mut rows, Who::Peer, &pages, batch);
     operations::<Map>(bench, &mut rows, Who::Peer, &pages, batch);
-    let setup = || (Ours::new(), zeroed(TIB_1.words()));
-    bench.time_on(&mut rows.get, Who::Limit, "no pins", setup, |state, b| {
-        dense_get(b, state);
-    });
-    for row in [rows.pin, rows.lookup, rows.unpin, rows.get, rows.memory] {
+    let mut without = None;
+    let new = || (Ours::new(), zeroed(TIB_1.words()));
+    for (fill, row) in &mut rows.gets {
+        bench.time(row, Who::Limit, "no pins", |b| {
+            get(b, without.get_or_insert_with(new), *fill);
+        });
+    }
+    let Rows {
+        pin,
+        lookup,
+        unpin,
+        gets: [(_, lines), (_, words)],
+        memory,
+    } = rows;
+    for row in [pin, lookup, unpin, lines, words, memory] {
         bench.add(row);
     }
 }
@@ -78,26 +89,24 @@ fn operations<'a, P: Pins>(
     if let Some(bytes) = pinned.as_ref().and_then(|p| p.bytes) {
         rows.memory.push(who, P::NAME, bytes);
     }
-    if who == Who::Ours {
-        let setup = || {
-            let pins = pinned.take().unwrap_or_else(new).checked_get().0;
-            (pins, zeroed(TIB_1.words()))
-        };
-        bench.time_on(&mut rows.get, who, P::NAME, setup, |state, b| {
-            dense_get(b, state);
+    let mut all = None;
+    for (fill, row) in &mut rows.gets {
+        bench.time(row, who, P::NAME, |b| {
+            let all = all.get_or_insert_with(|| {
+                let pinned = pinned.take().unwrap_or_else(new);
+                (pinned.pin_all(), zeroed(TIB_1.words()))
+            });
+            get(b, all, *fill);
         });
-    } else if rows.get.ours().is_some() {
-        // It takes seconds, so it is timed once.
-        let (_, time) = pinned.take().unwrap_or_else(new).checked_get();
-        rows.get.push(who, P::NAME, time.as_nanos() as f64);
     }
 }
 
-fn dense_get<P: Pins>(b: &mut Bencher<'_>, state: &mut (P, Vec<u64>)) {
+/// Times reports of what `fill` makes dirty, and of the pins.
+fn get<P: Pins>(b: &mut Bencher<'_>, state: &mut (P, Vec<u64>), fill: Fill) {
     after(
         b,
         state,
-        |(pins, _)| pins.mark_all(),
+        |(pins, _)| fill.mark(TIB_1.pages, |first, n| pins.mark(first, n)),
         |(pins, out)| pins.get(out),
     );
 }
@@ -124,7 +133,7 @@ impl<'a, P: Pins> Pinned<'a, P> {
         let mut pins = P::new();
         pins.fill(pages);
         let n = pages.len();
-        let bytes = pins.bytes(n).map(|bytes| bytes as f64 / n as f64);
+        let bytes = pins.bytes().map(|bytes| bytes as f64 / n as f64);
         for page in &pages[..1000] {
             assert_eq!(pins.lookup(*page), *page, "{}: the pfn", P::NAME);
             pins.forget(*page);
@@ -191,20 +200,18 @@ impl<'a, P: Pins> Pinned<'a, P> {
         });
     }
 
-    /// Makes two reports with every page pinned. The second has nothing but pins; its
-    /// time is returned.
-    fn checked_get(mut self) -> (P, Duration) {
+    /// Returns the pins on all pages. The second of two reports, which has nothing but
+    /// pins, is checked.
+    fn pin_all(mut self) -> P {
         for page in self.batch(self.free) {
             self.pins.pin(*page);
         }
         let mut out = zeroed(TIB_1.words());
         self.pins.get(&mut out);
-        let start = Instant::now();
         self.pins.get(&mut out);
-        let time = start.elapsed();
         let want = naive(TIB_1.pages, self.pages.iter().copied());
         check(P::NAME, &out, &want);
-        (self.pins, time)
+        self.pins
     }
 }
 
@@ -215,10 +222,9 @@ const RUNS: usize = 128 * RUN;
 
 fn sequential_pins(bench: &mut Bench) {
     let row = Row::new("pins", "pin, sequential", "65536");
-    let mut row = row.per(RUNS).at_most(25.0);
-    let mut memory = Row::bytes("a pin, sequential", "65536").at_most(28.0);
+    let mut row = row.per(RUNS);
+    let mut memory = Row::bytes("a pin, sequential", "65536");
     sequential::<Ours>(bench, &mut row, &mut memory, Who::Ours);
-    sequential::<Tree>(bench, &mut row, &mut memory, Who::Peer);
     sequential::<Map>(bench, &mut row, &mut memory, Who::Peer);
     bench.add(row);
     bench.add(memory);
@@ -229,7 +235,7 @@ fn sequential<P: Pins>(bench: &mut Bench, row: &mut Row, memory: &mut Row, who: 
     let setup = || {
         let mut pins = P::new();
         pin_runs(&mut pins);
-        bytes = pins.bytes(RUNS).map(|bytes| bytes as f64 / RUNS as f64);
+        bytes = pins.bytes().map(|bytes| bytes as f64 / RUNS as f64);
         let mut out = zeroed(TIB_1.words());
         pins.get(&mut out);
         pins.get(&mut out);

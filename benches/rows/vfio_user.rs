@@ -17,7 +17,7 @@ use rand::Rng;
 use crate::data::random;
 use crate::harness::{median, Bench};
 use crate::host::PAGE;
-use crate::row::{Row, Who};
+use crate::report::row::{Row, Who};
 
 const SIZE: u64 = 256 << 20;
 /// Where the memory is that the server reaches by messages.
@@ -25,13 +25,13 @@ const MESSAGES: u64 = 1 << 40;
 const MAPS: u64 = 65_535;
 
 pub(crate) fn run(bench: &mut Bench) {
-    let mut row = Row::new("vfio-user", "write of 64 bytes, logged", "256M").of("message", 0.1);
+    let mut row = Row::new("vfio-user", "write of 64 bytes, logged", "256M");
     let setup = || Device::new(true);
     bench.time_on(&mut row, Who::Ours, "mapped", setup, |device, b| {
         let dma = device.dma.clone();
         b.iter_custom(|iters| device.writes(iters, |at, bytes| dma.write(at, bytes).is_ok()));
     });
-    bench.time_on(&mut row, Who::Peer, "message", setup, |device, b| {
+    bench.time_on(&mut row, Who::Limit, "message", setup, |device, b| {
         let dma = device.dma.clone();
         b.iter_custom(|iters| {
             device.writes(iters, |at, bytes| dma.write(MESSAGES + at, bytes).is_ok())
@@ -43,8 +43,8 @@ pub(crate) fn run(bench: &mut Bench) {
     });
     bench.add(row);
 
-    let mut one = Row::new("vfio-user", "map and unmap, 65,534 there", "256M").of_limit(2.0);
-    let mut all = Row::new("vfio-user", "65,535 maps", "256M").of_limit(2.0);
+    let mut one = Row::new("vfio-user", "map and unmap, 65,534 there", "256M");
+    let mut all = Row::new("vfio-user", "65,535 maps", "256M");
     let (mut maps, mut trips) = (Vec::new(), Vec::new());
     let setup = || {
         let device = Device::new(false);
