@@ -243,22 +243,22 @@ fn a_group_behind_an_iommu_makes_everything_dirty() {
 /// What an operator sees of a container, and of its pins.
 #[test]
 fn stats_have_mappings_bitmaps_and_pins() {
-    let container = Container::new(Options::default());
+    let container = Container::new(page::options());
     assert_eq!(container.stats(), Err(Error::NoIommu));
-    let mut options = Options::default();
+    let mut options = page::options();
     options.bitmap_budget = Some(1 << 20);
     let container = Container::new(options);
     container.add_group(Group::emulated(GroupId(1))).unwrap();
     container.set_iommu(IommuType::Type1v2).unwrap();
-    let memory = Arc::new(GuestMemory::new(64 * 4096).unwrap());
-    for iova in [0, 1 << 20] {
+    let memory = Arc::new(GuestMemory::new(64 * PAGE).unwrap());
+    for iova in [0, 1 << 30] {
         let size = memory.len();
         container
             .map(iova, &memory, 0, size, Prot::READ_WRITE)
             .unwrap();
     }
     let stats = container.stats().unwrap();
-    assert_eq!((stats.mappings, stats.mapped_bytes), (2, 128 * 4096));
+    assert_eq!((stats.mappings, stats.mapped_bytes), (2, 128 * PAGE));
     assert_eq!((stats.pgsize, stats.bitmap_bytes), (None, 0));
     assert_eq!((stats.pinned_pages, stats.wholly_dirty_groups), (0, 0));
 
@@ -268,16 +268,16 @@ fn stats_have_mappings_bitmaps_and_pins() {
         .unwrap();
     let mut pfns = [0; 3];
     device
-        .pin_pages(0x2000, Prot::READ_WRITE, &mut pfns)
+        .pin_pages(2 * PAGE, Prot::READ_WRITE, &mut pfns)
         .unwrap();
     device
-        .pin_pages(0x2000, Prot::READ_WRITE, &mut pfns[..1])
+        .pin_pages(2 * PAGE, Prot::READ_WRITE, &mut pfns[..1])
         .unwrap();
     device
-        .pin_pages(0x10_0010, Prot::READ_WRITE, &mut pfns[..1])
+        .pin_pages((1 << 30) + 0x10, Prot::READ_WRITE, &mut pfns[..1])
         .unwrap();
     let stats = container.stats().unwrap();
-    assert_eq!((stats.pgsize, stats.budget), (Some(4096), Some(1 << 20)));
+    assert_eq!((stats.pgsize, stats.budget), (Some(PAGE), Some(1 << 20)));
     assert_eq!(stats.pinned_pages, 4); // one of them twice, one inside a page
     assert!(stats.bitmap_bytes > 0 && stats.bitmap_bytes <= 1 << 20);
     device.close();
