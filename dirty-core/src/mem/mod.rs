@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host's memory as owned values: [`Words`] and [`List`].
 //!
-//! The core uses `unsafe` here, in `mem/tree` and in `bitmap/layout`, and for
+//! The core uses `unsafe` in this folder and in `bitmap/layout`, and for
 //! instructions of x86 in `bits/stream` and `rescale/sse2`.
 #![allow(unsafe_code)]
 
+pub(crate) mod own;
+mod slots;
+pub(crate) mod spans;
 pub(crate) mod tree;
 
 use core::alloc::Layout;
@@ -227,35 +230,6 @@ impl<T, M: Memory> Drop for List<T, M> {
             unsafe { self.mem.free(self.array.cast(), layout) };
         }
     }
-}
-
-/// Makes a value in memory of its own, if there is some.
-#[inline]
-pub(crate) fn into_raw<T, M: Memory>(
-    mem: &M,
-    value: impl FnOnce() -> T,
-) -> Result<NonNull<T>, NoMemory> {
-    const { assert!(size_of::<T>() != 0) };
-    let ptr = mem
-        .alloc_zeroed(Layout::new::<T>())
-        .ok_or(NoMemory)?
-        .cast::<T>();
-    // SAFETY: fresh memory of T's size and alignment.
-    unsafe { ptr.write(value()) };
-    Ok(ptr)
-}
-
-/// Drops a value and frees its memory.
-///
-/// # Safety
-///
-/// `ptr` came from [`into_raw`] with `mem` or a clone of it, and is not used
-/// any more.
-pub(crate) unsafe fn drop_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) {
-    // SAFETY: `ptr` holds a value that nobody else uses.
-    unsafe { ptr.drop_in_place() };
-    // SAFETY: allocated from `mem` with this layout.
-    unsafe { mem.free(ptr.cast(), Layout::new::<T>()) };
 }
 
 /// The bytes of `words`, as they lie in memory.
