@@ -28,36 +28,49 @@ struct Rest<T, M: Memory> {
     value: Own<T, M>,
 }
 
-#[repr(C)] // `end` and `len` are in front
+#[repr(C)] // the head is in front
 pub(crate) struct Slots<T, M: Memory> {
+    head: Head,
+    /// INVARIANT: the first `head.len` are initialised; there are so many.
+    rests: [MaybeUninit<Rest<T, M>>; ROOM],
+}
+
+#[repr(C)] // `end` is in front
+struct Head {
     /// The last address of the last span, if there is one.
     end: u64,
     len: usize,
     /// The last address of each span, in ascending order; then `u64::MAX`.
     lasts: [[u64; GROUP]; GROUPS],
-    /// INVARIANT: the first `len` are initialised; there are so many.
-    rests: [MaybeUninit<Rest<T, M>>; ROOM],
 }
 
 impl<T, M: Memory> Slots<T, M> {
-    pub(crate) const fn new() -> Self {
-        Slots {
+    /// Makes empty slots in their place, because they are large for a kernel's stack.
+    ///
+    /// # Safety
+    ///
+    /// `slots` is valid for writes.
+    pub(crate) unsafe fn init(slots: *mut Self) {
+        // SAFETY: in bounds, by the caller's promise.
+        let head = unsafe { ptr::addr_of_mut!((*slots).head) };
+        let empty = Head {
             end: 0,
             len: 0,
             lasts: [[u64::MAX; GROUP]; GROUPS],
-            rests: [const { MaybeUninit::uninit() }; ROOM],
-        }
+        };
+        // SAFETY: by the caller's promise. The rests need not be initialised.
+        unsafe { head.write(empty) };
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.head.len
     }
 
     /// The last address of all; any for no spans.
     #[inline]
     pub(crate) fn end(&self) -> u64 {
-        self.end
+        self.head.end
     }
 
     /// The number of spans that end below `iova`: the index of the first that does
@@ -68,9 +81,9 @@ impl<T, M: Memory> Slots<T, M> {
     #[inline]
     pub(crate) fn below(&self, iova: u64) -> usize {
         let below = |last: &u64| usize::from(*last < iova);
-        let [groups @ .., _] = &self.lasts;
+        let [groups @ .., _] = &self.head.lasts;
         let group: usize = groups.iter().map(|[.., last]| below(last)).sum();
-        let lasts = self.lasts.get(group);
+        let lasts = self.head.lasts.get(group);
         let inside: usize = lasts.map_or(0, |lasts| lasts.iter().map(below).sum());
         group * GROUP + inside
     }
@@ -78,9 +91,9 @@ impl<T, M: Memory> Slots<T, M> {
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<Slot<'_, T, M>> {
         // SAFETY: `len` of them are initialised.
-        let rests = unsafe { slice::from_raw_parts(self.rests.as_ptr().cast(), self.len) };
+        let rests = unsafe { slice::from_raw_parts(self.rests.as_ptr().cast(), self.head.len) };
         let Rest { first, value } = rests.get(index)?;
-        let last = self.lasts.as_flattened().get(index)?;
+        let last = self.head.lasts.as_flattened().get(index)?;
         Some(Slot {
             first: *first,
             last: *last,
@@ -91,10 +104,14 @@ impl<T, M: Memory> Slots<T, M> {
     /// Inserts a span before the one at `index`; `None` if there is no room.
     #[inline]
     pub(crate) fn insert(&mut self, index: usize, span: Span, value: Own<T, M>) -> Option<&mut T> {
-        if self.len >= ROOM {
+        if self.head.len >= ROOM {
             return None;
         }
-        let lasts = self.lasts.as_flattened_mut().get_mut(index..=self.len)?;
+        let lasts = self
+            .head
+            .lasts
+            .as_flattened_mut()
+            .get_mut(index..=self.head.len)?;
         let moved = lasts.len().checked_sub(1)?;
         lasts.copy_within(..moved, 1);
         *lasts.first_mut()? = span.last();
@@ -109,15 +126,19 @@ impl<T, M: Memory> Slots<T, M> {
             first: span.first(),
             value,
         });
-        self.len += 1;
-        self.end = self.end.max(span.last());
+        self.head.len += 1;
+        self.head.end = self.head.end.max(span.last());
         Some(&mut rest.value)
     }
 
     /// Removes the span at `index`.
     #[inline]
     pub(crate) fn remove(&mut self, index: usize) -> Option<Own<T, M>> {
-        let lasts = self.lasts.as_flattened_mut().get_mut(index..self.len)?;
+        let lasts = self
+            .head
+            .lasts
+            .as_flattened_mut()
+            .get_mut(index..self.head.len)?;
         let moved = lasts.len().checked_sub(1)?;
         lasts.copy_within(1.., 0);
         *lasts.last_mut()? = u64::MAX;
@@ -129,7 +150,7 @@ impl<T, M: Memory> Slots<T, M> {
         let removed = unsafe { rest.cast::<Rest<T, M>>().read() };
         // SAFETY: so many are behind it.
         unsafe { ptr::copy(after, rest, moved) };
-        self.len -= 1;
+        self.head.len -= 1;
         self.find_end();
         Some(removed.value)
     }
@@ -137,11 +158,11 @@ impl<T, M: Memory> Slots<T, M> {
     /// Moves the spans from `index` on behind those of `to`, all of which are lower,
     /// if there is room for them.
     pub(crate) fn give(&mut self, index: usize, to: &mut Self) {
-        let (len, to_len) = (self.len, to.len);
-        let lasts = self.lasts.as_flattened_mut().get_mut(index..len);
+        let (len, to_len) = (self.head.len, to.head.len);
+        let lasts = self.head.lasts.as_flattened_mut().get_mut(index..len);
         let lasts = lasts.unwrap_or_default();
         let n = lasts.len();
-        let to_lasts = to.lasts.as_flattened_mut().get_mut(to_len..to_len + n);
+        let to_lasts = to.head.lasts.as_flattened_mut().get_mut(to_len..to_len + n);
         let Some(to_lasts) = to_lasts else {
             return;
         };
@@ -150,23 +171,27 @@ impl<T, M: Memory> Slots<T, M> {
         let end = to.rests.get_mut(to_len..).unwrap_or_default().as_mut_ptr();
         // SAFETY: there are so many from `index` on, and room for so many in `to`.
         unsafe { ptr::copy_nonoverlapping(from, end, n) };
-        self.len -= n;
-        to.len += n;
+        self.head.len -= n;
+        to.head.len += n;
         self.find_end();
         to.find_end();
     }
 
     #[inline]
     fn find_end(&mut self) {
-        let last = self.lasts.as_flattened().get(self.len.wrapping_sub(1));
-        self.end = last.copied().unwrap_or(self.end);
+        let last = self
+            .head
+            .lasts
+            .as_flattened()
+            .get(self.head.len.wrapping_sub(1));
+        self.head.end = last.copied().unwrap_or(self.head.end);
     }
 }
 
 impl<T, M: Memory> Drop for Slots<T, M> {
     fn drop(&mut self) {
         let rests = self.rests.as_mut_ptr().cast::<Rest<T, M>>();
-        let rests = ptr::slice_from_raw_parts_mut(rests, self.len);
+        let rests = ptr::slice_from_raw_parts_mut(rests, self.head.len);
         // SAFETY: `len` of them are initialised, and dropped once.
         unsafe { rests.drop_in_place() };
     }

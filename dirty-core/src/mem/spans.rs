@@ -13,6 +13,7 @@
 
 use core::hint;
 use core::iter;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
 use intrusive_collections::{intrusive_adapter, Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef};
@@ -36,6 +37,24 @@ struct Chunk<T, M: Memory> {
     slots: Slots<T, M>,
 }
 
+impl<T, M: Memory> Chunk<T, M> {
+    /// Makes a chunk without spans. It is written where it stays, because it is large
+    /// for a kernel's stack.
+    fn new(mem: &M) -> Result<NonNull<Self>, NoMemory> {
+        let place = Own::new(mem, MaybeUninit::<Self>::uninit)?.into_raw();
+        let chunk = place.cast::<Self>();
+        // SAFETY: in bounds of its memory.
+        let link = unsafe { ptr::addr_of_mut!((*chunk.as_ptr()).link) };
+        // SAFETY: valid for writes, and nobody else has it.
+        unsafe { link.write(RBTreeLink::new()) };
+        // SAFETY: in bounds of its memory.
+        let slots = unsafe { ptr::addr_of_mut!((*chunk.as_ptr()).slots) };
+        // SAFETY: valid for writes, and nobody else has it.
+        unsafe { Slots::init(slots) };
+        Ok(chunk)
+    }
+}
+
 intrusive_adapter!(
     ChunkAdapter<T, M> = UnsafeRef<Chunk<T, M>>: Chunk<T, M> { link => RBTreeLink } where M: Memory
 );
@@ -49,7 +68,7 @@ impl<'a, T, M: Memory> KeyAdapter<'a> for ChunkAdapter<T, M> {
     }
 }
 
-/// INVARIANT: every chunk in `tree` came from `Own::into_raw` with `mem`, is in no
+/// INVARIANT: every chunk in `tree` came from `Chunk::new` with `mem`, is in no
 /// other tree and is reachable through this `Spans` only.
 pub(crate) struct Spans<T, M: Memory> {
     /// In ascending order. INVARIANT: two neighbours have more than `FEW` spans
@@ -220,11 +239,7 @@ impl<T, M: Memory> Spans<T, M> {
         place: Option<Place<T, M>>,
         iova: u64,
     ) -> Result<Place<T, M>, NoMemory> {
-        let added = Own::new(&self.mem, || Chunk {
-            link: RBTreeLink::new(),
-            slots: Slots::new(),
-        })?;
-        let added = added.into_raw();
+        let added = Chunk::new(&self.mem)?;
         let mut cursor = match place {
             // SAFETY: it is in the tree.
             Some(place) => unsafe { self.tree.cursor_mut_from_ptr(place.chunk.as_ptr()) },
