@@ -12,6 +12,7 @@ use crate::rescale::lanes::{collapse, collapse_any, spread, spread_any};
 #[allow(dead_code, unsafe_code)]
 mod memory;
 mod pins;
+mod spans;
 
 use memory::TestMemory;
 

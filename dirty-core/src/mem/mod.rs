@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host's memory as owned values: [`Words`] and [`List`].
 //!
-//! The core uses `unsafe` here, in `mem/tree` and in `bitmap/layout`, and for
+//! The core uses `unsafe` in this folder and in `bitmap/layout`, and for
 //! instructions of x86 in `bits/stream` and `rescale/sse2`.
 #![allow(unsafe_code)]
 
+pub(crate) mod own;
+mod slots;
+pub(crate) mod spans;
 pub(crate) mod tree;
 
 use core::alloc::Layout;
@@ -20,33 +23,35 @@ use crate::host::Memory;
 pub(crate) use core::hint::spin_loop;
 pub(crate) use core::sync::atomic::AtomicU64;
 
-/// The alignment of every array of words: a cache line.
-const LINE: usize = 64;
-
 /// Allocates a zeroed array; `Ok(None)` if it has no bytes.
-fn alloc_array<T, M: Memory>(
-    mem: &M,
-    len: usize,
-    align: usize,
-) -> Result<Option<(NonNull<T>, Layout)>, NoMemory> {
-    let layout = Layout::array::<T>(len)
-        .and_then(|l| l.align_to(align))
-        .map_err(|_| NoMemory)?;
+fn alloc_array<T, M: Memory>(mem: &M, layout: Layout) -> Result<Option<NonNull<T>>, NoMemory> {
     if layout.size() == 0 {
         return Ok(None);
     }
-    let ptr = mem.alloc_zeroed(layout).ok_or(NoMemory)?;
-    Ok(Some((ptr.cast(), layout)))
+    let array = mem.alloc_zeroed(layout).ok_or(NoMemory)?;
+    Ok(Some(array.cast()))
+}
+
+/// The memory of `len` words. They start with a cache line, but for few words: an
+/// allocator takes long for what is aligned to more than all that it hands out.
+fn words_layout(len: usize) -> Result<Layout, NoMemory> {
+    const LINE: usize = 64;
+    let align = if len < LINE {
+        align_of::<AtomicU64>()
+    } else {
+        LINE
+    };
+    let words = Layout::array::<u64>(len).and_then(|words| words.align_to(align));
+    words.map_err(|_| NoMemory)
 }
 
 /// A fixed number of 64-bit words, zero at first: plain words through `&mut self`,
 /// atomics through `&self`.
 pub(crate) struct Words<M: Memory> {
-    /// INVARIANT: `len` initialised words, allocated from `mem` with `layout`;
-    /// or dangling, and `len` is 0.
+    /// INVARIANT: `len` initialised words, allocated from `mem` with the layout of
+    /// so many; or dangling, and `len` is 0.
     array: NonNull<u64>,
     len: usize,
-    layout: Layout,
     mem: M,
 }
 
@@ -57,12 +62,10 @@ unsafe impl<M: Memory + Sync> Sync for Words<M> {}
 
 impl<M: Memory> Words<M> {
     pub(crate) fn new(mem: &M, len: usize) -> Result<Self, NoMemory> {
-        let array = alloc_array(mem, len, LINE)?;
-        let (array, layout) = array.unwrap_or((NonNull::dangling(), Layout::new::<()>()));
+        let array = alloc_array(mem, words_layout(len)?)?;
         Ok(Words {
-            array,
+            array: array.unwrap_or(NonNull::dangling()),
             len,
-            layout,
             mem: mem.clone(),
         })
     }
@@ -70,7 +73,7 @@ impl<M: Memory> Words<M> {
     #[inline]
     pub(crate) fn shared(&self) -> &[AtomicU64] {
         // SAFETY: `len` initialised words, alive as long as `self`; AtomicU64
-        // has the layout of u64 (alignment is LINE), and plain access needs
+        // has the size of u64, and the array its alignment; plain access needs
         // `&mut self`, which cannot exist beside this borrow.
         unsafe { slice::from_raw_parts(self.array.as_ptr().cast::<AtomicU64>(), self.len) }
     }
@@ -85,9 +88,9 @@ impl<M: Memory> Words<M> {
 
 impl<M: Memory> Drop for Words<M> {
     fn drop(&mut self) {
-        if self.len != 0 {
+        if let (Ok(layout), true) = (words_layout(self.len), self.len != 0) {
             // SAFETY: allocated from `mem` with this layout, and dropped once.
-            unsafe { self.mem.free(self.array.cast(), self.layout) };
+            unsafe { self.mem.free(self.array.cast(), layout) };
         }
     }
 }
@@ -121,7 +124,8 @@ impl<T, M: Memory> List<T, M> {
     /// An empty list with room for `capacity` values.
     fn with_capacity(mem: &M, capacity: usize) -> Result<Self, NoMemory> {
         let mut list = List::new(mem);
-        if let Some((array, _)) = alloc_array(mem, capacity, align_of::<T>())? {
+        let layout = Layout::array::<T>(capacity).map_err(|_| NoMemory)?;
+        if let Some(array) = alloc_array(mem, layout)? {
             list.array = array;
             list.capacity = capacity;
         }
@@ -226,35 +230,6 @@ impl<T, M: Memory> Drop for List<T, M> {
             unsafe { self.mem.free(self.array.cast(), layout) };
         }
     }
-}
-
-/// Makes a value in memory of its own, if there is some.
-#[inline]
-pub(crate) fn into_raw<T, M: Memory>(
-    mem: &M,
-    value: impl FnOnce() -> T,
-) -> Result<NonNull<T>, NoMemory> {
-    const { assert!(size_of::<T>() != 0) };
-    let ptr = mem
-        .alloc_zeroed(Layout::new::<T>())
-        .ok_or(NoMemory)?
-        .cast::<T>();
-    // SAFETY: fresh memory of T's size and alignment.
-    unsafe { ptr.write(value()) };
-    Ok(ptr)
-}
-
-/// Drops a value and frees its memory.
-///
-/// # Safety
-///
-/// `ptr` came from [`into_raw`] with `mem` or a clone of it, and is not used
-/// any more.
-pub(crate) unsafe fn drop_raw<T, M: Memory>(mem: &M, ptr: NonNull<T>) {
-    // SAFETY: `ptr` holds a value that nobody else uses.
-    unsafe { ptr.drop_in_place() };
-    // SAFETY: allocated from `mem` with this layout.
-    unsafe { mem.free(ptr.cast(), Layout::new::<T>()) };
 }
 
 /// The bytes of `words`, as they lie in memory.

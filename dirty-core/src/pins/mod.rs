@@ -181,8 +181,7 @@ impl<M: Memory> Pins<M> {
     /// `last`. There is none at `iova`, whose pin has just gone.
     #[inline]
     pub(crate) fn any_beside(&self, iova: u64, first: u64, last: u64) -> bool {
-        let mut others = self.others.range(first, |pin| pin.iova >= first);
-        let other = others.find(|pin| pin.iova >= first);
+        let other = self.others.from(first).next();
         if other.is_some_and(|pin| pin.iova <= last) {
             return true;
         }
@@ -203,7 +202,7 @@ impl<M: Memory> Pins<M> {
         let pages = self.windows.iter().flat_map(Window::iter);
         let iova = |page| self.base.wrapping_add(u64::from(page) << self.page.shift());
         let pages = pages.map(move |(page, pfn)| (iova(page), pfn));
-        let others = self.others.range(0, |_| false);
+        let others = self.others.from(0);
         pages.chain(others.map(|pin| (pin.iova, pin.pfn)))
     }
 }

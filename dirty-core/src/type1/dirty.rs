@@ -152,7 +152,7 @@ impl<M: Memory> Type1<M> {
     }
 
     /// Steps 12 to 15 of A6.
-    fn dirty_range(&self, span: Span, pgsize: PageSize) -> Result<Range, Error> {
+    fn dirty_range(&mut self, span: Span, pgsize: PageSize) -> Result<Range, Error> {
         let aligned = span.first() | span.size();
         if !pgsize.max(self.dirty_page()).aligns(aligned) {
             return Err(Error::Misaligned);
@@ -160,7 +160,8 @@ impl<M: Memory> Type1<M> {
         if self.tracking.is_none() {
             return Err(Error::NotTracking);
         }
-        if self.dmas.bisected(span) {
+        self.dmas.seek(span.first());
+        if self.dmas.bisects(span) {
             return Err(Error::Bisects);
         }
         Ok(Range { span, pgsize })

@@ -1,37 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A mapping, and the tree of mappings ordered by iova.
+//! A mapping of user memory for devices.
 
 use crate::bitmap::Bitmap;
-use crate::error::{Errno, Error, NoMemory};
+use crate::error::{Errno, Error};
 use crate::host::{Host, Memory, Mm, PageKind, Prot, Run};
-use crate::mem::tree::{Taken, Tree};
+use crate::mem::spans::Spans;
 use crate::pgsize::PageSize;
 use crate::pins::Pins;
 use crate::span::Span;
 use crate::type1::budget::Budget;
 
 /// A mapping of user memory for devices.
+#[repr(C)] // so that what marks and reports read is together, in front
 pub(super) struct Dma<M: Memory> {
     /// Its iovas.
     pub(super) span: Span,
+    /// INVARIANT: there while tracking is on, and only then. If there are pins, it
+    /// has pinned bits.
+    pub(super) bitmap: Option<Bitmap<M>>,
     pub(super) vaddr: u64,
     pub(super) vaddr_invalid: bool,
-    pub(super) prot: Prot,
+    /// Whether its pages are pinned and mapped in every domain.
+    pub(super) iommu_mapped: bool,
     /// Whether whoever mapped it might lock memory without limit.
     pub(super) lock_cap: bool,
+    pub(super) prot: Prot,
     /// Held by `Accounting::grab` until the mapping goes.
     pub(super) mm: Mm,
     /// Pages charged to `mm` for this mapping.
     pub(super) locked: u64,
-    /// Whether its pages are pinned and mapped in every domain.
-    pub(super) iommu_mapped: bool,
     /// The pages at which a run of consecutive pfns starts in the domains, counted
     /// from the start of the mapping and combined by OR.
     pub(super) run_starts: u64,
     pub(super) pins: Pins<M>,
-    /// INVARIANT: there while tracking is on, and only then. If there are pins, it
-    /// has pinned bits.
-    pub(super) bitmap: Option<Bitmap<M>>,
 }
 
 impl<M: Memory> Dma<M> {
@@ -163,87 +164,5 @@ impl<M: Memory> Dma<M> {
     }
 }
 
-/// The mappings of a container; none overlap.
-pub(super) struct Dmas<M: Memory> {
-    tree: Tree<Dma<M>, M>,
-}
-
-impl<M: Memory> Dmas<M> {
-    pub(super) fn new(mem: &M) -> Self {
-        Dmas {
-            tree: Tree::new(mem),
-        }
-    }
-
-    /// Adds a mapping where none is; it starts at `iova`.
-    pub(super) fn insert(
-        &mut self,
-        iova: u64,
-        dma: impl FnOnce() -> Dma<M>,
-    ) -> Result<&mut Dma<M>, NoMemory> {
-        self.tree.insert(iova, dma)
-    }
-
-    /// Takes out the first mapping that overlaps `span`.
-    pub(super) fn remove_first(&mut self, span: Span) -> Option<Taken<Dma<M>, M>> {
-        self.tree.remove_first(
-            span.first(),
-            |dma| dma.span.last() < span.first(),
-            |dma| dma.span.first() <= span.last(),
-        )
-    }
-
-    /// The mapping that `iova` lies in.
-    pub(super) fn find(&self, iova: u64) -> Option<&Dma<M>> {
-        self.tree.floor(iova).filter(|dma| dma.span.last() >= iova)
-    }
-
-    /// As [`find`](Dmas::find), to change it.
-    pub(super) fn find_mut(&mut self, iova: u64) -> Option<&mut Dma<M>> {
-        self.tree
-            .floor_mut(iova)
-            .filter(|dma| dma.span.last() >= iova)
-    }
-
-    /// The mappings that overlap `span`, in ascending order.
-    pub(super) fn range(&self, span: Span) -> impl Iterator<Item = &Dma<M>> {
-        self.tree
-            .range(span.first(), move |dma| dma.span.last() >= span.last())
-            .skip_while(move |dma| dma.span.last() < span.first())
-            .take_while(move |dma| dma.span.first() <= span.last())
-    }
-
-    /// As [`range`](Dmas::range), to change them.
-    pub(super) fn range_mut(&mut self, span: Span) -> impl Iterator<Item = &mut Dma<M>> {
-        self.tree
-            .range_mut(span.first(), move |dma| dma.span.last() >= span.last())
-            .skip_while(move |dma| dma.span.last() < span.first())
-            .take_while(move |dma| dma.span.first() <= span.last())
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Dma<M>> {
-        self.range(Span::ALL)
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Dma<M>> {
-        self.range_mut(Span::ALL)
-    }
-
-    pub(super) fn overlaps(&self, span: Span) -> bool {
-        self.range(span).next().is_some()
-    }
-
-    /// Whether `span` starts or ends inside a mapping.
-    pub(super) fn bisected(&self, span: Span) -> bool {
-        let first = self.range(span).next();
-        first.is_some_and(|first| self.bisected_from(span, first))
-    }
-
-    /// As [`bisected`](Dmas::bisected), for whoever has the first mapping that overlaps
-    /// `span`.
-    pub(super) fn bisected_from(&self, span: Span, first: &Dma<M>) -> bool {
-        let last = Some(first).filter(|dma| dma.span.last() >= span.last()); // most often
-        let last = last.or_else(|| self.find(span.last()));
-        first.span.first() < span.first() || last.is_some_and(|dma| dma.span.last() > span.last())
-    }
-}
+/// The mappings of a container.
+pub(super) type Dmas<M> = Spans<Dma<M>, M>;

@@ -54,6 +54,7 @@ impl<M: Memory> Type1<M> {
         let Some(prot) = map.prot else {
             return self.set_vaddr(host, span, map.vaddr);
         };
+        self.dmas.seek(span.first());
         if self.dmas.overlaps(span) {
             return Err(Error::Overlap);
         }
@@ -78,7 +79,7 @@ impl<M: Memory> Type1<M> {
             pins: Pins::new(&self.mem, map.iova, self.options.page_size),
             bitmap: None,
         };
-        let dma = match self.dmas.insert(map.iova, dma) {
+        let dma = match self.dmas.insert(span, dma) {
             Ok(dma) => dma,
             Err(e) => {
                 host.release(mm);

@@ -5,9 +5,9 @@
 //! `command` turns the bytes of an ioctl into a command, and `ioctl` runs it. `groups` attaches and detaches; `map`,
 //! `unmap` and `dirty` do what the user of the container asks for; `access`
 //! does what devices ask for. `report` and `user_report` carry dirty pages out.
-//! `dma` is a mapping and the tree of mappings, `domain` a mapping's pages in an
-//! IOMMU, `iommu_dirty` the dirty pages that an IOMMU knows of, `iova` the valid
-//! iovas, `budget` the memory of bitmaps.
+//! `dma` is a mapping, `domain` a mapping's pages in an IOMMU, `iommu_dirty` the
+//! dirty pages that an IOMMU knows of, `iova` the valid iovas, `budget` the memory of
+//! bitmaps.
 
 pub(crate) mod access;
 mod budget;

@@ -156,6 +156,7 @@ impl<M: Memory> Type1<M> {
         }
         let span = self.unmap_span(unmap.target)?;
         let dirty = self.harvest_range(span, &harvest)?;
+        self.dmas.seek(span.first());
         match self.going(unmap, span)? {
             Going::Nothing => self.finish(host, harvest, dirty, None),
             Going::Pinned(mapping) => unmap.notify(mapping),
@@ -168,7 +169,7 @@ impl<M: Memory> Type1<M> {
     fn going(&self, unmap: &Unmap, span: Span) -> Result<Going, Error> {
         let mut hits = self.dmas.range(span).peekable();
         if let (Target::Range { .. }, Some(first)) = (unmap.target, hits.peek()) {
-            if self.v2 && self.dmas.bisected_from(span, first) {
+            if self.v2 && self.dmas.bisects(span) {
                 return Err(Error::Bisects);
             }
             // Version 1 stops at a mapping that starts before the range.
