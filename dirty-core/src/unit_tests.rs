@@ -63,6 +63,37 @@ fn the_summary_has_the_lines_that_are_dirty_or_pinned() {
     }
 }
 
+/// A mark of whole lines changes the summaries only; a line that is cut off by
+/// the end is marked by its words.
+#[test]
+fn whole_lines_are_full() {
+    let runs = [
+        (0, NPAGES),
+        (512, 512),
+        (511, 1025),
+        (600, 3000),
+        (63 * 512, 1024),
+    ];
+    for (first, n) in runs {
+        for shared in [false, true] {
+            let mut bitmap = Bitmap::new(&TestMemory::default(), NPAGES).expect("memory");
+            match shared {
+                true => bitmap.mark(first, n),
+                false => bitmap.set(first, n),
+            }
+            assert!(bitmap.is_summarised());
+            let (view, end) = (bitmap.view(), first + n);
+            for (line, words) in (0..).zip(view.dirty.chunks(8)) {
+                let full = first <= line * 512 && (line + 1) * 512 <= end;
+                assert_eq!(crate::bits::get(view.full, line), full, "{line}");
+                assert!(!full || words.iter().all(|w| *w == 0), "{line}");
+            }
+            bitmap.clear();
+            assert!(bitmap.is_summarised() && bitmap.pages().next().is_none());
+        }
+    }
+}
+
 /// Marks whose first and last page are dirty already take a short way, which
 /// must leave no line out that lies between.
 #[test]

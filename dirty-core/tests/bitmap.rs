@@ -93,6 +93,15 @@ fn length() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// Whole lines: one, or many of three blocks.
+fn lines() -> impl Strategy<Value = (u64, u64)> {
+    let some = (
+        prop_oneof![0..4u64, 60..68u64, 0..192u64],
+        prop_oneof![Just(1u64), 0..130u64],
+    );
+    some.prop_map(|(line, n)| (line * 512, n * 512))
+}
+
 /// An index or a number of words in a report.
 fn place() -> impl Strategy<Value = usize> {
     prop_oneof![0..40usize, 500..520usize, 0..1600usize]
@@ -103,6 +112,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (page(), length()).prop_map(|(first, n)| Op::Set(first, n)),
         4 => (page(), length()).prop_map(|(first, n)| Op::Mark(first, n)),
+        3 => lines().prop_map(|(first, n)| Op::Set(first, n)),
+        3 => lines().prop_map(|(first, n)| Op::Mark(first, n)),
         1 => Just(Op::SetAll),
         4 => page().prop_map(Op::Pin),
         4 => page().prop_map(Op::Unpin),
@@ -243,12 +254,14 @@ fn large_images() {
     let words = npages.div_ceil(64) as usize;
     for (shift, at) in [(0, 0), (0, 1), (1, 0), (13, 1), (63, 1)] {
         // Every other block has dirty pages in all its lines, the last block in
-        // few.
+        // few. Some blocks are full, some have full lines.
         for first in (0..npages).step_by(2 * BLOCK as usize) {
             for line in 0..64 {
                 bitmap.set(first + 512 * line + line, 100);
             }
         }
+        bitmap.set(10 * BLOCK, 2 * BLOCK);
+        bitmap.set(21 * BLOCK + 512, 30 * 512);
         bitmap.set(npages - 3, 3);
         bitmap.pin(&mem, BLOCK * 2 + 7).expect("memory");
         let mut before = garbage(words);
@@ -298,6 +311,37 @@ fn a_first_pin_without_memory_changes_nothing() {
     bitmap.pin(&mem, 998).expect("it has its memory");
     bitmap.clear();
     assert!(bitmap.pages().eq([998, 999]));
+}
+
+/// Whole lines are dirty beside pages of them, and all of them are clean after a
+/// report, whichever came first.
+#[test]
+fn whole_lines_and_pages_of_them() {
+    const NPAGES: u64 = 3 * 512 + 70;
+    let mem = TestMemory::default();
+    let mut bitmap = Bitmap::new(&mem, NPAGES).expect("memory");
+    let mut model = Model::new(NPAGES);
+    let marks = [
+        (0, 512),
+        (512, 1024),
+        (100, 1),
+        (500, 600),
+        (1536, 70),
+        (3, 1),
+        (0, NPAGES),
+    ];
+    for (first, second) in marks.iter().flat_map(|a| marks.map(|b| (*a, b))) {
+        for op in [Op::Set, Op::Mark] {
+            for shift in [0, 1, 63] {
+                for (first, n) in [first, second] {
+                    apply(&op(first, n), &mem, &mut bitmap, &mut model);
+                }
+                apply(&Op::Image(shift, 1, 9), &mem, &mut bitmap, &mut model);
+                apply(&Op::Take(shift), &mem, &mut bitmap, &mut model);
+                apply(&Op::Take(shift), &mem, &mut bitmap, &mut model);
+            }
+        }
+    }
 }
 
 /// A tracked GiB without pins takes at most 3 % more than its dirty bits.
@@ -371,6 +415,8 @@ fn what_was_cleared_never_comes_back() {
         for way in ["set", "mark", "pin", "unpin"] {
             let mem = TestMemory::default();
             let mut bitmap = Bitmap::new(&mem, NPAGES).expect("memory");
+            (0..NPAGES).for_each(|page| bitmap.set(page, 1)); // by words
+            bitmap.clear();
             bitmap.set_all();
             bitmap.clear();
             match way {

@@ -58,7 +58,9 @@ proptest! {
 
     #[test]
     fn of_a_bitmap(
-        npages in prop_oneof![0..3000u64, 32_700..33_300u64],
+        npages in prop_oneof![0..3000u64, 32_700..33_300u64, 65_500..98_400u64],
+        lines in vec((0..200u64, prop_oneof![Just(1u64), 0..140u64]), 0..4),
+        skip in 0..2000usize,
         dirty in vec((0..33_300u64, prop_oneof![Just(1u64), 0..1200u64]), 0..8),
         words in vec(0..520u64, 0..8),
         pinned in vec(0..33_300u64, 0..8),
@@ -67,6 +69,7 @@ proptest! {
         let mut bitmap = Bitmap::new(&mem, npages).expect("memory");
         dirty.into_iter().for_each(|(first, n)| bitmap.set(first, n));
         words.into_iter().for_each(|word| bitmap.set(64 * word, 64));
+        lines.into_iter().for_each(|(line, n)| bitmap.set(512 * line, 512 * n));
         pinned.into_iter().for_each(|page| bitmap.pin(&mem, page).expect("memory"));
         let mut words = vec![0; npages.div_ceil(64) as usize];
         for _ in 0..2 {
@@ -79,7 +82,21 @@ proptest! {
             prop_assert_eq!(&found, &all);
             let mut found = Vec::new();
             bitmap.runs().for_each(|run| found.push(run));
-            prop_assert_eq!(found, naive_runs(&all));
+            let runs = naive_runs(&all);
+            prop_assert_eq!(&found, &runs);
+            // `for_each` on a walk that has begun visits the rest.
+            let mut rest = bitmap.pages();
+            rest.by_ref().take(skip).for_each(drop);
+            let mut found = Vec::new();
+            rest.for_each(|page| found.push(page));
+            prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+            for skip in 0..3 {
+                let mut rest = bitmap.runs();
+                rest.by_ref().take(skip).for_each(drop);
+                let mut found = Vec::new();
+                rest.for_each(|run| found.push(run));
+                prop_assert_eq!(&found[..], runs.get(skip..).unwrap_or_default());
+            }
             bitmap.clear(); // pinned pages stay dirty
         }
     }

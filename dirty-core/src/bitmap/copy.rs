@@ -3,15 +3,17 @@
 //! of the first word.
 //!
 //! A copy goes block by block; a block is what one word of a summary stands for.
-//! A block whose lines are all dirty and have no pins is copied as it is. Where
-//! few lines are nonempty (have a dirty or a pinned page), only these lines are
-//! visited. Otherwise every line is visited, and its words are masked. The
-//! border between the two is where both cost the same.
+//! Ones are written for a block whose lines are all full. A block whose lines are
+//! all dirty by their words and have no pins is copied as it is. Where few lines
+//! are nonempty (have a dirty or a pinned page) by their words, only these lines
+//! and the full ones are visited. Otherwise every line is visited, and its words
+//! are masked. The border between the two is where both cost the same.
 #![allow(clippy::arithmetic_side_effects)] // words of one bitmap: fewer than 2^26
 
 use core::ops::Range;
 
 use crate::bitmap::layout::{View, LINE_WORDS};
+use crate::bitmap::lines::Lines;
 use crate::bitmap::Bitmap;
 use crate::bits;
 use crate::bits::shift::{shift_words, spill, stream_shifted, AHEAD_STEPS, STEP_WORDS};
@@ -21,9 +23,6 @@ use crate::host::Memory;
 
 /// Words in a block.
 pub(crate) const BLOCK_WORDS: usize = 64 * LINE_WORDS;
-
-/// A block with more nonempty lines than these is copied as a whole.
-pub(crate) const FEW_LINES: u32 = 44;
 
 /// Copies of so many words (16 MiB) or more go past the caches, which they would
 /// only flush: 0.7 x the time from here on, 1.5 x below.
@@ -76,36 +75,32 @@ impl<M: Memory> Bitmap<M> {
     /// at 16 words. Returns whether a page is dirty or pinned.
     #[inline]
     pub(crate) fn copy_small(&mut self, shift: u32, out: &mut [u64]) -> bool {
-        let (dirty, pinned) = self.layout.first_lines();
-        if dirty | pinned == 0 {
+        if self.layout.is_first_block_empty() {
             return false;
         }
+        let lines = self.layout.only_block();
         let len = self.layout.dirty().len();
-        let lines = Lines {
-            dirty,
-            pinned,
-            all: last_lines(len),
-        };
+        let (out, after) = out.split_at_mut_checked(len).unwrap_or_default();
         let mode = Mode {
             shift,
             zeroed: true,
             stream: false,
         };
-        let carry = match lines.is_whole() {
-            true => put_words(mode, self.layout.dirty(), out, 0),
-            false => {
-                let view = self.view();
-                let out = out.get_mut(..len).unwrap_or_default();
-                let source = Source {
-                    lines,
-                    at: 0,
-                    dirty: view.dirty,
-                    pinned: view.pinned,
-                };
-                copy_block(mode, source, out, 0)
-            }
+        let carry = if lines.is_plain() {
+            put_words(mode, self.layout.dirty(), out, 0)
+        } else if lines.is_full() {
+            put_ones(mode, out, 0)
+        } else {
+            let view = self.view();
+            let source = Source {
+                lines,
+                at: 0,
+                dirty: view.dirty,
+                pinned: view.pinned,
+            };
+            copy_block(mode, source, out, 0)
         };
-        if let Some(out) = out.get_mut(len) {
+        if let Some(out) = after.first_mut() {
             *out = carry;
         }
         true
@@ -171,14 +166,18 @@ impl<M: Memory> Bitmap<M> {
         };
         let mut at = first;
         while at < end {
-            let lines = Lines::of(view, at);
+            let lines = view.block(at / BLOCK_WORDS);
             if lines.nonempty() == 0 && mode.zeroed && carry == 0 {
                 at = end.min(next_nonempty_block(view, at..end) * BLOCK_WORDS);
                 continue;
             }
             let mut next = end.min((at / BLOCK_WORDS + 1) * BLOCK_WORDS);
-            let whole = lines.is_whole();
-            while whole && next < end && Lines::of(view, next).is_whole() {
+            let (full, plain) = (lines.is_full(), lines.is_plain());
+            while (full || plain) && next < end {
+                let lines = view.block(next / BLOCK_WORDS);
+                if (lines.is_full(), lines.is_plain()) != (full, plain) {
+                    break;
+                }
                 next = end.min(next + BLOCK_WORDS); // all of them at once
             }
             let (Some(dirty), Some(pinned), Some(out)) = (
@@ -192,12 +191,15 @@ impl<M: Memory> Bitmap<M> {
             if lines.nonempty() == 0 {
                 touched(from, from);
                 carry = copy_clean(mode, out, carry);
-            } else if whole {
+            } else if full {
+                touched(from, next - first - 1);
+                carry = put_ones(mode, out, carry);
+            } else if plain {
                 touched(from, next - first - 1);
                 let dirty = dirty.get(..out.len()).unwrap_or_default();
                 carry = put_words(mode, dirty, out, carry);
             } else if let (true, Some(dirty), Some(pinned), Some(out)) = (
-                lines.nonempty().count_ones() <= FEW_LINES,
+                lines.is_few(),
                 dirty.first_chunk(),
                 pinned.first_chunk(),
                 out.first_chunk_mut(),
@@ -240,59 +242,6 @@ impl<M: Memory> Bitmap<M> {
     }
 }
 
-/// The lines of a block, a bit each: those with dirty pages, those with pins.
-#[derive(Clone, Copy)]
-struct Lines {
-    dirty: u64,
-    pinned: u64,
-    /// Those that are in the bitmap at all.
-    all: u64,
-}
-
-impl Lines {
-    /// The lines of the block that word `at` is in.
-    #[inline]
-    fn of(view: View<'_>, at: usize) -> Lines {
-        let block = at / BLOCK_WORDS;
-        let last = block + 1 == view.lines.len();
-        Lines {
-            dirty: view.lines.get(block).copied().unwrap_or(0),
-            pinned: view.pinned_lines.get(block).copied().unwrap_or(0),
-            all: match last {
-                true => last_lines(view.dirty.len()),
-                false => !0,
-            },
-        }
-    }
-
-    /// The lines with a dirty or a pinned page.
-    fn nonempty(self) -> u64 {
-        self.dirty | self.pinned
-    }
-
-    /// Only line `number`.
-    fn only(self, number: usize) -> Lines {
-        let Lines { dirty, pinned, all } = self;
-        let bit = 1 << (number & 63);
-        Lines {
-            dirty: dirty & bit,
-            pinned: pinned & bit,
-            all: all & bit,
-        }
-    }
-
-    /// Whether every line is dirty and none has a pin.
-    fn is_whole(self) -> bool {
-        self.dirty == self.all && self.pinned == 0
-    }
-}
-
-/// The lines of the last block of a bitmap of so many words, at least one.
-#[inline]
-fn last_lines(words: usize) -> u64 {
-    bits::up_to_bit((words as u64 - 1) / LINE_WORDS as u64)
-}
-
 /// The first nonempty block of those with these words, or the block after them.
 fn next_nonempty_block(view: View<'_>, words: Range<usize>) -> usize {
     let blocks = words.start / BLOCK_WORDS..words.end.div_ceil(BLOCK_WORDS);
@@ -310,6 +259,7 @@ fn words_at(npages: u64, shift: u32) -> u64 {
 
 /// Copies an empty block. `carry` is what the word before it pushes into it;
 /// returns what its last word pushes out, which is nothing.
+#[inline]
 fn copy_clean(mode: Mode, out: &mut [u64], carry: u64) -> u64 {
     if !mode.zeroed {
         out.fill(0);
@@ -321,8 +271,8 @@ fn copy_clean(mode: Mode, out: &mut [u64], carry: u64) -> u64 {
 }
 
 /// Writes words of a block to `out`, from its word `at` on: the dirty bits of
-/// lines in the summary, and the pinned bits. The words are whole lines, or in
-/// one line.
+/// lines in the summary, ones for full lines, and the pinned bits. The words are
+/// whole lines, or in one line.
 #[inline]
 fn merge_lines<const N: usize>(
     lines: Lines,
@@ -336,6 +286,12 @@ fn merge_lines<const N: usize>(
         for (number, words) in (at / LINE_WORDS..).zip(out.chunks_mut(LINE_WORDS)) {
             let valid = 0u64.wrapping_sub(lines.dirty >> number & 1);
             words.iter_mut().for_each(|w| *w &= valid);
+        }
+    }
+    if lines.full != 0 {
+        for (number, words) in (at / LINE_WORDS..).zip(out.chunks_mut(LINE_WORDS)) {
+            let full = 0u64.wrapping_sub(lines.full >> number & 1);
+            words.iter_mut().for_each(|w| *w |= full);
         }
     }
     // Not line by line: the processor fetches reads with gaps late, 2 x the time.
@@ -363,7 +319,12 @@ fn copy_lines(
     mut touched: impl FnMut(usize, usize),
 ) -> u64 {
     let mut carry = copy_clean(mode, out, carry);
-    for number in bits::ones(block.lines.nonempty()) {
+    let mut lines = block.lines;
+    if lines.full != 0 {
+        carry = fill_lines(mode, lines.full, out, &mut touched);
+        lines = lines.by_words();
+    }
+    for number in bits::ones(lines.nonempty()) {
         let first = number % 64 * LINE_WORDS; // `% 64` lets the compiler drop checks
         let (Some(dirty), Some(pinned), Some((out, after))) = (
             block.dirty.get(first..).and_then(|d| d.first_chunk()),
@@ -375,7 +336,7 @@ fn copy_lines(
         };
         touched(first, first + LINE_WORDS);
         let mut words = [0; LINE_WORDS];
-        merge_lines(block.lines.only(number), first, dirty, pinned, &mut words);
+        merge_lines(lines.only(number), first, dirty, pinned, &mut words);
         if mode.shift == 0 {
             *out = words;
             continue;
@@ -386,6 +347,33 @@ fn copy_lines(
         match after.first_mut() {
             Some(out) => *out |= spill(last, mode.shift),
             None => carry = spill(last, mode.shift),
+        }
+    }
+    carry
+}
+
+/// Writes ones for the lines of a block in `full`, where zeros are but for what
+/// other lines push in, and calls `touched` for the words of each.
+#[inline(never)]
+fn fill_lines(
+    mode: Mode,
+    full: u64,
+    out: &mut [u64; BLOCK_WORDS],
+    touched: &mut impl FnMut(usize, usize),
+) -> u64 {
+    let stream = false; // a line alone is not worth it
+    let mode = Mode { stream, ..mode };
+    let mut carry = 0;
+    for number in bits::ones(full) {
+        let first = number * LINE_WORDS;
+        touched(first, first + LINE_WORDS);
+        let (_, out) = out.split_at_mut_checked(first).unwrap_or_default();
+        let (out, after) = out.split_at_mut_checked(LINE_WORDS).unwrap_or_default();
+        let before = out.first().copied().unwrap_or(0);
+        let spilt = put_ones(mode, out, before);
+        match after.first_mut() {
+            Some(out) => *out |= spilt,
+            None => carry = spilt,
         }
     }
     carry
@@ -457,13 +445,42 @@ fn put_words(mode: Mode, words: &[u64], out: &mut [u64], carry: u64) -> u64 {
     words.last().map_or(carry, |last| spill(*last, mode.shift))
 }
 
+/// As [`put_words`], for words that are all ones.
+#[inline]
+fn put_ones(mode: Mode, out: &mut [u64], carry: u64) -> u64 {
+    fill(mode.stream, out);
+    if let Some(first) = out.first_mut() {
+        *first = !0 << mode.shift | carry;
+    }
+    spill(!0, mode.shift)
+}
+
+/// Sets all bits of the words.
+#[inline]
+fn fill(stream: bool, out: &mut [u64]) {
+    if stream {
+        return stream::fill(out);
+    }
+    out.fill(!0);
+}
+
 /// Writes words `first..` of the whole copy of `npages` pages that are all dirty.
 pub(crate) fn copy_full(npages: u64, shift: u32, first: u64, out: &mut [u64]) {
-    out.fill(0);
-    let bounds = first * 64..(first + out.len() as u64) * 64;
-    let start = u64::from(shift).max(bounds.start);
-    let end = (u64::from(shift) + npages).min(bounds.end);
-    if start < end {
-        bits::set(out, start - bounds.start, end - bounds.start - 1);
+    let words = words_at(npages, shift).saturating_sub(first);
+    let words = usize::try_from(words).unwrap_or(usize::MAX);
+    let behind = out.get_mut(words..).unwrap_or_default();
+    behind.fill(0);
+    let len = out.len().min(words);
+    let out = out.get_mut(..len).unwrap_or_default();
+    let stream = len >= STREAM_WORDS;
+    fill(stream, out);
+    if stream {
+        stream::fence();
+    }
+    if let (Some(out), 0) = (out.first_mut(), first) {
+        *out &= bits::from_bit(shift.into());
+    }
+    if let (Some(out), true) = (out.last_mut(), len == words) {
+        *out &= bits::up_to_bit(u64::from(shift) + npages - 1);
     }
 }

@@ -4,7 +4,8 @@
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 use core::arch::x86_64::{
-    __m128i, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _MM_HINT_T0,
+    __m128i, _mm_loadu_si128, _mm_prefetch, _mm_set1_epi8, _mm_sfence, _mm_stream_si128,
+    _MM_HINT_T0,
 };
 
 /// Words in a cache line.
@@ -46,7 +47,24 @@ pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
     }
 }
 
-/// Orders what [`copy`] stored before whatever comes next.
+/// Sets every bit of the words. As with [`copy`], other threads see it only after
+/// [`fence`].
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+#[inline]
+pub(crate) fn fill(out: &mut [u64]) {
+    // SAFETY: eight u64 may be used as four __m128i.
+    let (head, lines, tail) = unsafe { out.align_to_mut::<Line>() };
+    head.fill(!0);
+    tail.fill(!0);
+    // SAFETY: SSE2 is there.
+    let ones = unsafe { _mm_set1_epi8(-1) };
+    for out in lines.iter_mut().flatten() {
+        // SAFETY: an aligned place, borrowed exclusively.
+        unsafe { _mm_stream_si128(out, ones) };
+    }
+}
+
+/// Orders what [`copy`] and [`fill`] stored before whatever comes next.
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[inline]
 pub(crate) fn fence() {
@@ -69,6 +87,11 @@ pub(crate) fn copy(words: &[u64], out: &mut [u64]) {
     out.iter_mut()
         .zip(words)
         .for_each(|(out, word)| *out = *word);
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+pub(crate) fn fill(out: &mut [u64]) {
+    out.fill(!0);
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]

@@ -9,8 +9,9 @@
 
 use core::mem;
 
-use crate::bitmap::copy::{copy_full, BLOCK_WORDS, FEW_LINES};
+use crate::bitmap::copy::{copy_full, BLOCK_WORDS};
 use crate::bitmap::layout::LINE_WORDS;
+use crate::bitmap::lines::FEW_LINES;
 use crate::bits;
 use crate::error::Error;
 use crate::host::{Host, Memory};

@@ -80,7 +80,7 @@ impl Guest {
 
     /// Reports the pages written since the last report.
     pub(crate) fn report(&self) -> Vec<u64> {
-        let mut words = vec![0; ALL.len()];
+        let mut words = vec![0; self.npages.div_ceil(64) as usize];
         self.change(|bitmap| bitmap.take_sparse(0, &mut words).expect("room"));
         words
     }

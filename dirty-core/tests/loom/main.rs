@@ -33,11 +33,12 @@ use std::sync::Arc;
 use guest::{Guest, ALL};
 use mem::Or;
 
-/// Sizes of bitmaps in pages: three words, two lines, and a block of lines,
-/// from which on a report visits single lines.
+/// Sizes of bitmaps in pages: three words, two lines of which the second is cut
+/// off, and a block of lines, from which on a report visits single lines.
 const THREE_WORDS: u64 = 192;
-const TWO_LINES: u64 = 513;
-const BLOCK: u64 = 64 * 512;
+const LINE: u64 = 512;
+const TWO_LINES: u64 = LINE + 1;
+const BLOCK: u64 = 64 * LINE;
 
 /// Runs a model in which two threads write and mark pages of a guest while a
 /// third makes a report. At the end the copies of the `watched` pages must be
@@ -132,14 +133,99 @@ fn a_summary_without_an_atomic_or_loses_writes() {
     two_writers(BLOCK, &[0, 1030], Or::Torn, [(0, 1), (1030, 1)]);
 }
 
+/// The mark of a page may find the line in the dirty summary before or after the
+/// mark of the whole line, or wipe it in between.
+#[test]
+fn a_whole_line_and_a_page_of_it() {
+    let watched = &[0, 100, 511];
+    two_writers(LINE, watched, Or::Atomic, [(0, LINE), (100, 1)]);
+}
+
+#[test]
+fn a_whole_line_and_a_run_across_its_end() {
+    let watched = &[0, 511, 512];
+    two_writers(TWO_LINES, watched, Or::Atomic, [(0, LINE), (511, 2)]);
+}
+
+#[test]
+fn a_whole_line_and_more_and_a_page_of_the_next() {
+    let watched = &[0, 511, 512, 600];
+    two_writers(2 * LINE, watched, Or::Atomic, [(0, LINE + 1), (600, 1)]);
+}
+
+#[test]
+fn a_whole_line_twice() {
+    two_writers(LINE, &[0, 511], Or::Atomic, [(0, LINE), (0, LINE)]);
+}
+
+/// Their bits share a word in each summary.
+#[test]
+fn two_whole_lines() {
+    let runs = [(0, LINE), (LINE, LINE)];
+    two_writers(2 * LINE, &[0, LINE], Or::Atomic, runs);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn whole_lines_without_an_atomic_or_lose_writes() {
+    let runs = [(0, LINE), (LINE, LINE)];
+    two_writers(2 * LINE, &[0, LINE], Or::Torn, runs);
+}
+
+/// The mark of many lines stores words of the summaries without reading them, in
+/// whose lines another thread marks.
+#[test]
+fn words_of_the_summaries_and_a_page_in_their_middle() {
+    let page = 70 * LINE + 3;
+    let watched = &[63 * LINE, 70 * LINE + 3, 129 * LINE - 1];
+    let run = (63 * LINE, 66 * LINE);
+    two_writers(129 * LINE, watched, Or::Atomic, [run, (page, 1)]);
+}
+
+/// One thread makes a line full while two others mark its pages, of which one
+/// wipes it: what the wipe takes away is dirty with the line.
+#[test]
+fn a_wipe_beside_a_whole_line_and_a_page_of_it() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3); // days without
+    model.check(|| {
+        let guest = Arc::new(Guest::new(LINE, &[3, 100], Or::Atomic));
+        guest.start();
+        let mark = |first, n| {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || {
+                guest.write(first, n);
+                guest.mark_without_lock(first, n);
+            })
+        };
+        let writers = [mark(0, LINE), mark(100, 1)];
+        guest.write(3, 1);
+        guest.mark_without_lock(3, 1);
+        for writer in writers {
+            writer.join().expect("writer");
+        }
+        guest.finish(&mut guest.copy());
+    });
+}
+
 /// Runs a model in which one thread writes page 3 and this one reports.
 fn one_writer(
     writer: impl Fn(&Guest) + Send + Sync + 'static,
     owner: impl Fn(&Guest, &mut [u64]) + Send + Sync + 'static,
 ) {
+    one_writer_of(64, &[3], writer, owner);
+}
+
+/// As [`one_writer`], of a guest of `npages`.
+fn one_writer_of(
+    npages: u64,
+    watched: &'static [u64],
+    writer: impl Fn(&Guest) + Send + Sync + 'static,
+    owner: impl Fn(&Guest, &mut [u64]) + Send + Sync + 'static,
+) {
     let writer = Arc::new(writer);
     loom::model(move || {
-        let guest = Arc::new(Guest::new(64, &[3], Or::Atomic));
+        let guest = Arc::new(Guest::new(npages, watched, Or::Atomic));
         guest.start();
         let thread = thread::spawn({
             let (guest, writer) = (Arc::clone(&guest), Arc::clone(&writer));
@@ -162,6 +248,21 @@ fn a_page_written_again_and_again() {
     let twice = |guest: &Guest| (0..2).for_each(|_| write_then_mark(guest));
     one_writer(twice, |guest, copy| {
         (0..3).for_each(|_| guest.harvest(copy));
+    });
+}
+
+/// A report may come between the mark of a whole line and that of a page in it,
+/// whose words are stale then.
+#[test]
+fn a_whole_line_and_then_a_page_of_it() {
+    let writer = |guest: &Guest| {
+        for (first, n) in [(3, 1), (0, LINE), (100, 1)] {
+            guest.write(first, n);
+            guest.mark(0, first, n);
+        }
+    };
+    one_writer_of(LINE, &[3, 100, 511], writer, |guest, copy| {
+        (0..2).for_each(|_| guest.harvest(copy));
     });
 }
 

@@ -50,12 +50,12 @@ pub(super) struct Backend {
 }
 
 /// What the core's bitmap of so many pages costs: a dirty bit for each page, the
-/// summaries, and with `pins` a pinned bit for each page.
+/// four summaries, and with `pins` a pinned bit for each page.
 fn bitmap_bytes(pages: u64, pins: bool) -> u64 {
     let words = pages.div_ceil(64);
     let summary = words.div_ceil(8).div_ceil(64);
     let pinned = if pins { words } else { 0 };
-    8 * (words + pinned + 3 * summary)
+    8 * (words + pinned + 4 * summary)
 }
 
 /// What is left of `ranges` inside an aperture and outside reserved regions.
