@@ -63,7 +63,7 @@ impl<M: Memory> Pins<M> {
 
     /// The number of pins, each of which may be taken several times.
     pub(crate) fn count(&self) -> u64 {
-        (self.len as u64).saturating_add(self.others.range(0, |_| false).count() as u64)
+        (self.len as u64).saturating_add(self.others.from(0).count() as u64)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
