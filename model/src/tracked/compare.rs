@@ -456,9 +456,9 @@ impl Run {
         self.report = tracker.report();
         self.tracker = tracker;
         add_kvm(&self.tracker, &self.logs);
-        for view in 0..VIEWS {
+        for (view, name) in LOGS.into_iter().enumerate() {
             let logged = self.sources[view].is_some() && self.world.on;
-            let restored = restored.view(LOGS[view]);
+            let restored = restored.view(name);
             expect("a view for each log", restored.is_some() == logged)?;
             let new = || self.tracker.iova_view();
             self.views[view] = restored.cloned().unwrap_or_else(new);
