@@ -19,10 +19,15 @@ impl Run {
             self.world.departed.clear();
         }
         self.remapped();
-        // What the report has of memory that is no slot goes to the bits that the VMM
-        // keeps, and so does what is pending there.
+        // The VMM keeps the bits of memory that is no slot, and puts into them what the
+        // report has of it. The report may have it as a slot until the next take.
         for (slot, words) in self.report.removed() {
             let _ = self.bits[slot.id as usize].mark_bitmap(words);
+        }
+        for memory in (0..MEMORIES).filter(|memory| self.world.place[*memory].is_none()) {
+            if let Some(words) = self.report.slot(memory as u32) {
+                let _ = self.bits[memory].mark_bitmap(words);
+            }
         }
         let world = &mut self.world;
         // A report that was not delivered becomes marks, which no discard reaches.
