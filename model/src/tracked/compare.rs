@@ -22,6 +22,8 @@ pub(super) struct Run {
     pub(super) handles: Vec<(Mapping, Vec<Target>)>,
     pub(super) logs: Logs,
     pub(super) report: Report,
+    /// The memories that must not come back as known ones.
+    pub(super) unknown: [bool; MEMORIES],
 }
 
 /// Runs operations, and a last take.
@@ -80,6 +82,7 @@ impl Run {
             handles: Vec::new(),
             logs,
             report: tracker.report(),
+            unknown: [false; MEMORIES],
             tracker,
         })
     }
@@ -251,11 +254,13 @@ impl Run {
     fn add(&mut self, memory: usize, place: u64, known: bool) -> Result<(), String> {
         let slot = self.slot(memory, place);
         let free = self.world.place[memory].is_none() && self.world.is_free(memory, place);
+        let known = known && !self.unknown[memory];
         let added = match known {
             true => self.tracker.add_known(slot),
             false => self.tracker.add(slot),
         };
         if free {
+            self.unknown[memory] = false;
             self.world.place[memory] = Some(place * PLACE);
             if !known {
                 let all = 0..self.world.pages[memory];

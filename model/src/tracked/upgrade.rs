@@ -19,16 +19,6 @@ impl Run {
             self.world.departed.clear();
         }
         self.remapped();
-        // The VMM keeps the bits of memory that is no slot, and puts into them what the
-        // report has of it. The report may have it as a slot until the next take.
-        for (slot, words) in self.report.removed() {
-            let _ = self.bits[slot.id as usize].mark_bitmap(words);
-        }
-        for memory in (0..MEMORIES).filter(|memory| self.world.place[*memory].is_none()) {
-            if let Some(words) = self.report.slot(memory as u32) {
-                let _ = self.bits[memory].mark_bitmap(words);
-            }
-        }
         let world = &mut self.world;
         // A report that was not delivered becomes marks, which no discard reaches.
         world.since.extend(&world.written);
@@ -36,13 +26,15 @@ impl Run {
         let tracker = Tracker::new(None);
         self.handles.clear();
         for memory in 0..MEMORIES {
+            let size = world.pages[memory] * PAGE;
+            let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
+            let bits = DirtyBits::new(size, pgsize).map_err(|cause| cause.to_string())?;
+            self.bits[memory] = bits.clone();
+            // What is pending in memory that is no slot is not saved, so if it comes back,
+            // all of it is dirty.
+            self.unknown[memory] |= world.place[memory].is_none();
             if let Some(place) = world.place[memory] {
-                let size = world.pages[memory] * PAGE;
-                let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
-                let bits = DirtyBits::new(size, pgsize).map_err(|cause| cause.to_string())?;
-                self.bits[memory] = bits;
-                let mut slot =
-                    Slot::new(memory as u32, place * PAGE, size, self.bits[memory].clone());
+                let mut slot = Slot::new(memory as u32, place * PAGE, size, bits);
                 slot.host = Some((memory as u64 + 1) << 40);
                 tracker.add(slot).map_err(|cause| cause.to_string())?;
             }
