@@ -99,8 +99,8 @@
 //!   0.18, and `Tracker::add_memory` takes all of a guest's memory at once. Without the feature,
 //!   [`Tracker::add_slot`] returns the bits to mark.
 //! - `tracing`: a span of the crate tracing for each take and each source, and an event
-//!   for what is told as dirty as a whole, with the cause. Without the feature
-//!   [`Tracker::stats`] counts the same.
+//!   for what is told as dirty as a whole, with the cause. A subscriber must not call the
+//!   tracker, whose locks may be held. [`Tracker::stats`] counts the same without it.
 //!
 //! [`Tracker`]: guest::Tracker
 //! [`Tracker::take`]: guest::Tracker::take

@@ -26,6 +26,7 @@ mod saved;
 mod slots;
 mod sources;
 mod stats;
+mod taken;
 mod tracker;
 mod view;
 #[cfg(feature = "vm-memory")]
@@ -40,7 +41,8 @@ pub use self::pages::{Range, SlotInfo};
 pub use self::report::Report;
 pub use self::saved::{RestoreError, Restored, RestoredSource};
 pub use self::slots::Slot;
-pub use self::stats::{SlotStats, SourceStats, TakeStats, TrackerStats};
+pub use self::stats::TrackerStats;
+pub use self::taken::{SlotStats, SourceStats, TakeStats};
 pub use self::tracker::Tracker;
 pub use self::view::IovaView;
 pub use self::whole::{Whole, WhollyDirty};

@@ -7,7 +7,7 @@ use dirty_core::{normalise, Error, Extent, PageSize};
 
 use super::pages::{Range, SlotInfo, SlotPages};
 use super::slots::{Slot, State};
-use super::stats::SlotStats;
+use super::taken::SlotStats;
 use crate::error::TrackError;
 use crate::host_page::host_page;
 

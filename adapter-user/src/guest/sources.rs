@@ -9,7 +9,7 @@ use super::handles::{SourceError, TakeError};
 use super::harvest::harvest;
 use super::log::{DirtyIovas, DirtyLog, IovaRange};
 use super::report::Report;
-use super::stats::Asked;
+use super::taken::Asked;
 use super::view::IovaView;
 use super::whole::{Wholes, Why};
 use crate::trace;

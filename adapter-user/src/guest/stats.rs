@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an operator sees of a tracker: numbers, which are counted in each take and
-//! never in a mark.
+//! What an operator sees of a tracker.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::taken::TakeStats;
+use super::tracker::Tracker;
+use super::view::{IovaView, WeakView};
 use super::whole::WhollyDirty;
 
 /// What a tracker has, and what its last take found.
@@ -38,78 +37,53 @@ pub struct TrackerStats {
     pub wholly_dirty: WhollyDirty,
 }
 
-/// What one take found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TakeStats {
-    /// How long the take was, sources included.
-    pub time: Duration,
-    /// The sources, in the order in which they were asked.
-    pub sources: Vec<SourceStats>,
-    /// The slots, sorted by address.
-    pub slots: Vec<SlotStats>,
-}
-
-/// What one source told in a take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SourceStats {
-    /// The source's name.
-    pub name: String,
-    /// How long it was asked. For a log by IOVA that includes the translation.
-    pub time: Duration,
-    /// The bytes that it told, in whole pages of its own page size. What it told twice
-    /// counts twice, and what two sources told counts for both. A source that failed
-    /// has what it told before it failed.
-    pub bytes: u64,
-    /// Whether it failed.
-    pub failed: bool,
-}
-
-/// What one take found in a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SlotStats {
-    /// The slot's number.
-    pub id: u32,
-    /// The bytes that were marked since the take before, in whole pages: by the VMM, by
-    /// devices through mappings, and by logs by IOVA, whose dirty pages are marks too.
-    /// Each page counts once.
-    pub marked: u64,
-    /// The bytes that sources by guest address told, as in [`SourceStats::bytes`].
-    pub told: u64,
-}
-
-/// The last take, as the tracker keeps it. Its lists are used again in each take.
-#[derive(Default)]
-pub(super) struct LastTake {
-    pub(super) takes: u64,
-    pub(super) time: Duration,
-    pub(super) sources: Vec<Asked>,
-    pub(super) slots: Vec<SlotStats>,
-}
-
-/// A source that was asked.
-#[derive(Clone)]
-pub(super) struct Asked {
-    pub(super) name: Arc<str>,
-    pub(super) time: Duration,
-    pub(super) bytes: u64,
-    pub(super) failed: bool,
-}
-
-impl LastTake {
-    pub(super) fn stats(&self) -> TakeStats {
-        let sources = self.sources.iter().map(|asked| SourceStats {
-            name: asked.name.to_string(),
-            time: asked.time,
-            bytes: asked.bytes,
-            failed: asked.failed,
-        });
-        TakeStats {
-            time: self.time,
-            sources: sources.collect(),
-            slots: self.slots.clone(),
+impl Tracker {
+    /// Returns what the tracker has, and what the last take found. It does not wait for
+    /// a take that is going on.
+    ///
+    /// ```
+    /// use adapter_user::guest::{Report, Tracker};
+    ///
+    /// let tracker = Tracker::new(None);
+    /// let ram = tracker.add_slot(0, 0, None, 1 << 30)?;
+    /// tracker.add_source("kvm", |report| Ok(report.or_ring([(0, 7), (0, 8)])?));
+    /// tracker.start()?;
+    /// ram.mark(0x1000, 1)?;
+    /// tracker.take(&mut Report::new())?;
+    ///
+    /// let stats = tracker.stats();
+    /// assert_eq!(stats.last_take.sources[0].bytes, 8192);
+    /// assert_eq!(stats.last_take.slots[0].marked, 4096);
+    /// assert_eq!(stats.bitmap_bytes, 32 << 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> TrackerStats {
+        let mut stats = TrackerStats::default();
+        {
+            let last = self.inner.last();
+            stats.takes = last.takes;
+            stats.last_take = last.stats();
         }
+        let views = self
+            .inner
+            .views()
+            .iter()
+            .filter_map(WeakView::upgrade)
+            .collect::<Vec<_>>();
+        stats.views = views.len();
+        for (live, gone) in views.iter().map(IovaView::counts) {
+            stats.mappings += live;
+            stats.remembered_mappings += gone;
+        }
+        let slots = &self.inner.slots;
+        stats.budget = slots.budget;
+        stats.wholly_dirty = slots.wholes.sum();
+        let state = slots.read();
+        stats.on = state.on;
+        stats.slots = state.list.len();
+        stats.bitmap_bytes = state.used();
+        stats.remembered_slots = state.departed();
+        stats
     }
 }

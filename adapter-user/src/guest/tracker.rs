@@ -12,7 +12,7 @@ use super::log::DirtyLog;
 use super::report::Report;
 use super::slots::{Slot, Slots};
 use super::sources::{Kind, Sources};
-use super::stats::{LastTake, TrackerStats};
+use super::taken::LastTake;
 use super::view::{IovaView, WeakView};
 use super::whole::Why;
 use crate::dirty_bits::DirtyBits;
@@ -79,7 +79,7 @@ impl Inner {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn last(&self) -> MutexGuard<'_, LastTake> {
+    pub(super) fn last(&self) -> MutexGuard<'_, LastTake> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -479,55 +479,6 @@ impl Tracker {
         last.slots.extend(report.slot_stats());
         last.time = began.elapsed();
         result
-    }
-
-    /// Returns what the tracker has, and what the last take found. It does not wait for
-    /// a take that is going on.
-    ///
-    /// ```
-    /// use adapter_user::guest::{Report, Tracker};
-    ///
-    /// let tracker = Tracker::new(None);
-    /// let ram = tracker.add_slot(0, 0, None, 1 << 30)?;
-    /// tracker.add_source("kvm", |report| Ok(report.or_ring([(0, 7), (0, 8)])?));
-    /// tracker.start()?;
-    /// ram.mark(0x1000, 1)?;
-    /// tracker.take(&mut Report::new())?;
-    ///
-    /// let stats = tracker.stats();
-    /// assert_eq!(stats.last_take.sources[0].bytes, 8192);
-    /// assert_eq!(stats.last_take.slots[0].marked, 4096);
-    /// assert_eq!(stats.bitmap_bytes, 32 << 10);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn stats(&self) -> TrackerStats {
-        let mut stats = TrackerStats::default();
-        {
-            let last = self.inner.last();
-            stats.takes = last.takes;
-            stats.last_take = last.stats();
-        }
-        let views = self
-            .inner
-            .views()
-            .iter()
-            .filter_map(WeakView::upgrade)
-            .collect::<Vec<_>>();
-        stats.views = views.len();
-        for (live, gone) in views.iter().map(IovaView::counts) {
-            stats.mappings += live;
-            stats.remembered_mappings += gone;
-        }
-        let slots = &self.inner.slots;
-        stats.budget = slots.budget;
-        stats.wholly_dirty = slots.wholes.sum();
-        let state = slots.read();
-        stats.on = state.on;
-        stats.slots = state.list.len();
-        stats.bitmap_bytes = state.used();
-        stats.remembered_slots = state.departed();
-        stats
     }
 }
 

@@ -11,17 +11,19 @@ use super::ops::{LogKind, Op, IOVAS, MEMORIES, PAGE, PLACE, SMALL, VIEWS};
 use super::world::{Page, Target, World};
 
 /// The names of the views' logs.
-const LOGS: [&str; VIEWS] = ["log 0", "log 1"];
+pub(super) const LOGS: [&str; VIEWS] = ["log 0", "log 1"];
 
-struct Run {
-    world: World,
-    tracker: Tracker,
-    bits: Vec<DirtyBits>,
-    views: Vec<IovaView>,
-    sources: [Option<(Source, Keeper)>; VIEWS],
-    handles: Vec<(Mapping, Vec<Target>)>,
-    logs: Logs,
-    report: Report,
+pub(super) struct Run {
+    pub(super) world: World,
+    pub(super) tracker: Tracker,
+    pub(super) bits: Vec<DirtyBits>,
+    pub(super) views: Vec<IovaView>,
+    pub(super) sources: [Option<(Source, Keeper)>; VIEWS],
+    pub(super) handles: Vec<(Mapping, Vec<Target>)>,
+    pub(super) logs: Logs,
+    pub(super) report: Report,
+    /// The memories that must not come back as known ones.
+    pub(super) unknown: [bool; MEMORIES],
 }
 
 /// Runs operations, and a last take.
@@ -42,7 +44,7 @@ pub fn run(ops: &[Op]) -> Result<(), String> {
     Ok(())
 }
 
-fn expect(what: &str, right: bool) -> Result<(), String> {
+pub(super) fn expect(what: &str, right: bool) -> Result<(), String> {
     match right {
         true => Ok(()),
         false => Err(format!("wrong: {what}")),
@@ -53,7 +55,7 @@ fn describe(cause: SourceError) -> String {
     cause.to_string()
 }
 
-fn add_kvm(tracker: &Tracker, logs: &Logs) {
+pub(super) fn add_kvm(tracker: &Tracker, logs: &Logs) {
     let logs = logs.clone();
     tracker.add_source("kvm", move |report| {
         let mut shared = logs.lock();
@@ -80,6 +82,7 @@ impl Run {
             handles: Vec::new(),
             logs,
             report: tracker.report(),
+            unknown: [false; MEMORIES],
             tracker,
         })
     }
@@ -251,11 +254,13 @@ impl Run {
     fn add(&mut self, memory: usize, place: u64, known: bool) -> Result<(), String> {
         let slot = self.slot(memory, place);
         let free = self.world.place[memory].is_none() && self.world.is_free(memory, place);
+        let known = known && !self.unknown[memory];
         let added = match known {
             true => self.tracker.add_known(slot),
             false => self.tracker.add(slot),
         };
         if free {
+            self.unknown[memory] = false;
             self.world.place[memory] = Some(place * PLACE);
             if !known {
                 let all = 0..self.world.pages[memory];
@@ -371,7 +376,7 @@ impl Run {
     }
 
     /// Adds the log of a view to the tracker.
-    fn add_log(&mut self, view: usize, keeper: Keeper) -> Result<(), String> {
+    pub(super) fn add_log(&mut self, view: usize, keeper: Keeper) -> Result<(), String> {
         let log = Log {
             view,
             iommu: self.views[view].clone(),
@@ -395,7 +400,7 @@ impl Run {
 
     /// What a take or a save may make dirty. Returns whether a source fails, or the
     /// tracker is off.
-    fn allow_sources(&mut self) -> bool {
+    pub(super) fn allow_sources(&mut self) -> bool {
         let on = self.world.on;
         let (fail_log, fail_kvm) = {
             let shared = self.logs.lock();
@@ -416,82 +421,6 @@ impl Run {
         }
         self.allow_remaps();
         !on || fail_kvm || fail_log.contains(&true)
-    }
-
-    /// Another process goes on with what the tracker saves. Devices and KVM keep their
-    /// logs; slots and mappings are made anew, as the guest has them.
-    fn upgrade(&mut self) -> Result<(), String> {
-        let fails = self.allow_sources();
-        let saved = self.tracker.save(&self.report);
-        let saved = saved.map_err(|cause| cause.to_string())?;
-        if !fails {
-            self.world.departed.clear();
-        }
-        self.remapped();
-        // What the report has of memory that is no slot goes to the bits that the VMM
-        // keeps, and so does what is pending there.
-        for (slot, words) in self.report.removed() {
-            let _ = self.bits[slot.id as usize].mark_bitmap(words);
-        }
-        let world = &mut self.world;
-        // A report that was not delivered becomes marks, which no discard reaches.
-        world.since.extend(&world.written);
-
-        let tracker = Tracker::new(None);
-        self.handles.clear();
-        for memory in 0..MEMORIES {
-            if let Some(place) = world.place[memory] {
-                let size = world.pages[memory] * PAGE;
-                let pgsize = PageSize::new(PAGE).ok_or("no page size")?;
-                let bits = DirtyBits::new(size, pgsize).map_err(|cause| cause.to_string())?;
-                self.bits[memory] = bits;
-                let mut slot =
-                    Slot::new(memory as u32, place * PAGE, size, self.bits[memory].clone());
-                slot.host = Some((memory as u64 + 1) << 40);
-                tracker.add(slot).map_err(|cause| cause.to_string())?;
-            }
-        }
-        let restored = tracker.restore(&saved);
-        let restored = restored.map_err(|cause| cause.to_string())?;
-        self.report = tracker.report();
-        self.tracker = tracker;
-        add_kvm(&self.tracker, &self.logs);
-        for (view, log) in LOGS.into_iter().enumerate() {
-            let logged = self.sources[view].is_some() && self.world.on;
-            let restored = restored.view(log);
-            expect("a view for each log", restored.is_some() == logged)?;
-            let new = || self.tracker.iova_view();
-            self.views[view] = restored.cloned().unwrap_or_else(new);
-            if let Some((_, keeper)) = self.sources[view].take() {
-                self.add_log(view, keeper)?;
-            }
-        }
-        for view in 0..VIEWS {
-            for iova in 0..IOVAS {
-                self.map_anew(view, iova)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The new process maps a page that the devices see, at its guest address. What the
-    /// device wrote before may still be in its log.
-    fn map_anew(&mut self, view: usize, iova: u64) -> Result<(), String> {
-        let world = &mut self.world;
-        let Some(old) = world.views[view].live[iova as usize] else {
-            return Ok(());
-        };
-        world.unmap(view, iova, 1);
-        let mapping = self.views[view].map(iova * PAGE, old.gpa * PAGE, PAGE);
-        let mapping = mapping.map_err(|cause| cause.to_string())?;
-        let bound = world.at(old.gpa);
-        let target = Target {
-            gpa: old.gpa,
-            bound,
-        };
-        world.views[view].live[iova as usize] = Some(target);
-        self.handles.push((mapping, vec![target]));
-        Ok(())
     }
 
     fn take(&mut self, delivered: bool) -> Result<(), String> {
@@ -552,7 +481,7 @@ impl Run {
     }
 
     /// What the guest did in the midst of a take, after its log was read.
-    fn remapped(&mut self) {
+    pub(super) fn remapped(&mut self) {
         let remapped = std::mem::take(&mut self.logs.lock().remapped);
         for done in remapped {
             let Remap { iova, gpa } = done.remap;

@@ -9,6 +9,7 @@
 mod compare;
 mod logs;
 mod ops;
+mod upgrade;
 mod world;
 
 pub use compare::run;
