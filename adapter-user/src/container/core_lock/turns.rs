@@ -77,14 +77,14 @@ pub(crate) const OFTEN: u64 = 1024;
 /// The slots never open.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// How long a store may be on its way to other processors: a million times as long as
-/// it is.
+/// How long a store gets to reach the other processors. It takes less than a
+/// microsecond.
 const GRACE: Duration = Duration::from_millis(10);
 
 /// A reader-writer lock around nothing.
 pub(crate) struct Turns {
-    /// Whether threads may enter by their slots. True only if nobody has `turn` for
-    /// writing, or has it and waits for the slots.
+    /// Whether threads may enter by their slots. Only a thread that has `turn` changes
+    /// it: one that shares to true, and one that excludes to false.
     open: AtomicBool,
     /// How many entries by turn open the slots.
     opens_after: AtomicU64,
