@@ -15,7 +15,7 @@ mod sync {
     pub(crate) use loom::hint::spin_loop;
     use loom::sync::atomic::fence;
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub(crate) use loom::sync::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use loom::sync::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
     use super::{Wrong, WRONG};
 
@@ -109,12 +109,13 @@ impl World {
     /// Writes, then marks. As in the core, the mark skips a bit that is set.
     fn write(&self, page: u64) {
         self.page.fetch_max(page, Relaxed);
-        let _inside = self.turns.enter();
-        // SAFETY: loom checks that nobody changes it now.
-        self.value.with(|value| unsafe { *value });
-        if self.bit.load(Relaxed) == 0 {
-            self.bit.store(1, Relaxed);
-        }
+        self.turns.share(|| {
+            // SAFETY: loom checks that nobody changes it now.
+            self.value.with(|value| unsafe { *value });
+            if self.bit.load(Relaxed) == 0 {
+                self.bit.store(1, Relaxed);
+            }
+        });
     }
 
     /// Takes the bit, then copies the page if it was set.
@@ -144,7 +145,7 @@ fn run(writes: &'static [u64], reports: u32, wrong: Option<Wrong>) {
             bit: AtomicU64::new(0),
             value: UnsafeCell::new(0),
         });
-        drop(world.turns.enter());
+        world.turns.share(|| ());
         let mut threads = Vec::new();
         for (k, writes) in writes.iter().enumerate() {
             let world = Arc::clone(&world);

@@ -200,8 +200,10 @@ impl Device {
     /// As [`write`](Device::write), but a mapping need only allow READ.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared().state, Caller::Process);
-        let core = self.shared().read();
-        let read = core.read(&mut call, self.pins.id, iova, data);
+        let id = self.pins.id;
+        let read = self
+            .shared()
+            .read(|core| core.read(&mut call, id, iova, data));
         read.map_err(Error::from)
     }
 
@@ -218,15 +220,16 @@ impl Device {
 
     fn write_by(&self, caller: Caller, iova: u64, data: &[u8]) -> Result<(), Error> {
         let mut call = Call::new(&self.shared().state, caller);
-        let core = self.shared().read();
-        let written = core.write(&mut call, self.pins.id, iova, data);
-        let written = written.map_err(Error::from);
-        match written {
-            Err(Error::UnknownDevice | Error::NoIommu | Error::ZeroSize | Error::VaddrInvalid) => {
-                written // nothing was written
+        self.shared().read(|core| {
+            let written = core.write(&mut call, self.pins.id, iova, data);
+            let written = written.map_err(Error::from);
+            match written {
+                Err(
+                    Error::UnknownDevice | Error::NoIommu | Error::ZeroSize | Error::VaddrInvalid,
+                ) => written, // nothing was written
+                _ => written.and(self.tell(iova, data.len() as u64)),
             }
-            _ => written.and(self.tell(iova, data.len() as u64)),
-        }
+        })
     }
 
     /// Marks as dirty every page that the `size` bytes at `iova` touch, which the
@@ -252,9 +255,10 @@ impl Device {
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         let more = size.checked_sub(1).ok_or(Error::ZeroSize)?;
         iova.checked_add(more).ok_or(Error::Wraps)?;
-        let core = self.shared().read();
-        let marked = core.backend().and_then(|type1| type1.mark(iova, size));
-        marked.and(self.tell(iova, size))
+        self.shared().read(|core| {
+            let marked = core.backend().and_then(|type1| type1.mark(iova, size));
+            marked.and(self.tell(iova, size))
+        })
     }
 
     /// Tells the device's own log. Whoever wrote memory of the container has its lock during

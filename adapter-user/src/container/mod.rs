@@ -67,8 +67,8 @@ pub struct Container {
 
 impl fmt::Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let core = self.shared.read();
-        let tracking = core.backend().ok().and_then(|type1| type1.tracking());
+        let shared = &self.shared;
+        let tracking = shared.read(|core| core.backend().ok()?.tracking());
         f.debug_struct("Container")
             .field("tracking", &tracking)
             .finish_non_exhaustive()

@@ -12,7 +12,7 @@ use dirty_core::host::Prot;
 use dirty_core::uapi::{DIRTY_BITMAP_SIZE_MAX, VFIO_SET_IOMMU};
 use dirty_core::{Command, Error, Options, Outcome, Progress, Type1};
 
-use super::core_lock::{Lock, Reader, Writer};
+use super::core_lock::{Lock, Writer};
 use super::heap::Heap;
 use super::host::{Call, Caller, State};
 use super::memory::LARGEST_PAGE;
@@ -48,8 +48,8 @@ impl Shared {
     }
 
     #[inline]
-    pub(super) fn read(&self) -> Reader<'_, Core> {
-        self.core.read()
+    pub(super) fn read<R>(&self, act: impl FnOnce(&Core) -> R) -> R {
+        self.core.read(act)
     }
 
     pub(super) fn write(&self) -> Writer<'_, Core> {
@@ -114,7 +114,7 @@ impl Shared {
         if nr == VFIO_SET_IOMMU {
             self.check_page()?;
         }
-        let iommu = self.read().iommu_type();
+        let iommu = self.read(Core::iommu_type);
         let mut command = Command::read(iommu, nr, arg, read_process)?;
         loop {
             if let Some((addr, bytes)) = command.bitmap() {

@@ -106,7 +106,7 @@ impl Container {
     /// - [`Error::Unmapped`] if some of the bytes are in no mapping, so that no report
     ///   has them; the others are marked all the same.
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
-        self.shared.read().backend()?.mark(iova, size)
+        self.shared.read(|core| core.backend()?.mark(iova, size))
     }
 
     /// Marks the pages that another tracker reports: bit `extent.bit + k` of `words`
@@ -123,6 +123,7 @@ impl Container {
     /// - [`Error::Unmapped`] if a dirty page is in no mapping; the others are marked
     ///   all the same.
     pub fn mark_bitmap(&self, words: &[u64], extent: Extent) -> Result<(), Error> {
-        self.shared.read().backend()?.mark_bitmap(words, extent)
+        let shared = &self.shared;
+        shared.read(|core| core.backend()?.mark_bitmap(words, extent))
     }
 }

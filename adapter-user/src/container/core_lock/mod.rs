@@ -11,14 +11,14 @@ mod turns;
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 
-use self::turns::{Alone, Inside, Turns, NEVER, OFTEN};
+use self::turns::{Alone, Turns, NEVER, OFTEN};
 
 /// What the protocol is built of. The loom tests replace it.
 mod sync {
     pub(super) use crate::barrier::{heavy, light};
     pub(super) use std::hint::spin_loop;
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub(super) use std::sync::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(super) use std::sync::{Condvar, Mutex, RwLock, RwLockWriteGuard};
     pub(super) use std::thread::sleep;
 
     /// How often a thread looks whether another has left before it sleeps.
@@ -52,16 +52,17 @@ impl<T> Lock<T> {
         }
     }
 
-    /// Waits until nobody changes the value, and reads it. A thread must not read
-    /// while it changes the value, nor, while another thread waits to change it, read
-    /// twice at once.
+    /// Waits until nobody changes the value, and calls `act` with it.
+    ///
+    /// `act` must not change the value through the lock, and should not read it through
+    /// the lock either: that waits forever if another thread waits to change it.
     #[inline]
-    pub(super) fn read(&self) -> Reader<'_, T> {
-        let inside = self.turns.enter();
-        Reader {
-            value: &self.value,
-            _inside: inside,
-        }
+    pub(super) fn read<R>(&self, act: impl FnOnce(&T) -> R) -> R {
+        self.turns.share(|| {
+            // SAFETY: while `Turns` runs this there is no `Alone`, and only an `Alone`
+            // lends the value as `&mut T`. `R` cannot borrow the value.
+            act(unsafe { &*self.value.get() })
+        })
     }
 
     /// Waits until nobody else has the value.
@@ -78,28 +79,10 @@ impl<T> Lock<T> {
     }
 }
 
-/// The value, to read. Not `Send`, as `Inside`.
-pub(super) struct Reader<'a, T> {
-    value: &'a UnsafeCell<T>,
-    _inside: Inside<'a>,
-}
-
 /// The value, to change.
 pub(super) struct Writer<'a, T> {
     value: &'a UnsafeCell<T>,
     _alone: Alone<'a>,
-}
-
-impl<T> Deref for Reader<'_, T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        // SAFETY: while there is an `Inside` of its turns there is no `Alone`, and only
-        // an `Alone` lends the value as `&mut T`. What this returns borrows `self`,
-        // which has the `Inside`.
-        unsafe { &*self.value.get() }
-    }
 }
 
 impl<T> Deref for Writer<'_, T> {
@@ -114,8 +97,8 @@ impl<T> Deref for Writer<'_, T> {
 
 impl<T> DerefMut for Writer<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: while there is an `Alone` there is no `Inside` and no other `Alone`
-        // of its turns, so nobody else has a reference to the value. What this returns
+        // SAFETY: while there is an `Alone` its turns run nothing in `share`, and there is
+        // no other `Alone`. So nobody else has a reference to the value. What this returns
         // borrows `self`, which has the `Alone`.
         unsafe { &mut *self.value.get() }
     }

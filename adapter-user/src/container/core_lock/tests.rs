@@ -33,7 +33,7 @@ fn nobody_reads_while_another_writes() {
                 scope.spawn(|| {
                     while !done.load(Relaxed) {
                         for _ in 0..100 {
-                            lock.read().check();
+                            lock.read(Pair::check);
                             marks.fetch_add(1, Relaxed);
                         }
                     }
@@ -43,7 +43,7 @@ fn nobody_reads_while_another_writes() {
             scope.spawn(|| {
                 while !done.load(Relaxed) {
                     thread::scope(|scope| {
-                        scope.spawn(|| (0..3).map(|_| lock.read().check()).max());
+                        scope.spawn(|| (0..3).map(|_| lock.read(Pair::check)).max());
                     });
                 }
             });
@@ -63,7 +63,7 @@ fn nobody_reads_while_another_writes() {
             done.store(true, Relaxed);
             assert!(ended.iter().all(Result::is_ok));
         });
-        assert_eq!(lock.read().check(), 2 * WRITES);
+        assert_eq!(lock.read(Pair::check), 2 * WRITES);
         assert_ne!(marks.into_inner(), 0);
     }
 }
@@ -76,16 +76,13 @@ fn inside() -> Option<u64> {
 #[test]
 fn a_thread_enters_by_its_slot_once_it_has_entered_by_turn() {
     let lock = Lock::opens_after(2, 7);
-    drop((lock.read(), lock.read()));
+    (0..2).for_each(|_| lock.read(|_| ()));
     assert_eq!(inside(), Some(0), "the second has opened the slots");
-    let reader = lock.read();
-    assert_ne!(inside(), Some(0));
-    drop(reader);
+    lock.read(|_| assert_ne!(inside(), Some(0)));
     assert_eq!(inside(), Some(0));
     *lock.write() += 1;
     // Somebody has excluded since, so the entries are counted anew.
-    let reader = lock.read();
-    assert_eq!((*reader, inside()), (8, Some(0)));
+    lock.read(|value| assert_eq!((*value, inside()), (8, Some(0))));
 }
 
 #[test]
@@ -93,7 +90,7 @@ fn without_a_barrier_nobody_has_a_slot() {
     let lock = Lock::opens_after(NEVER, 7);
     thread::scope(|scope| {
         scope.spawn(|| {
-            (0..2 * OFTEN).for_each(|_| drop(lock.read()));
+            (0..2 * OFTEN).for_each(|_| lock.read(|_| ()));
             assert_eq!(inside(), None);
         });
     });
@@ -102,18 +99,17 @@ fn without_a_barrier_nobody_has_a_slot() {
 #[test]
 fn two_locks_and_one_lock_twice() {
     let (one, two) = (Lock::opens_after(1, 1), Lock::opens_after(1, 2));
-    drop((one.read(), two.read()));
-    let outer = one.read();
-    let key = inside();
-    let (other, again) = (two.read(), one.read());
-    assert_eq!(inside(), key);
-    // The slot tells what the thread is inside of, whatever ends first.
-    drop(outer);
-    assert_eq!((inside(), *other, *again), (Some(0), 2, 1));
-    drop((other, again));
+    one.read(|_| two.read(|_| ()));
+    one.read(|outer| {
+        let key = inside();
+        assert_ne!(key, Some(0));
+        two.read(|inner| assert_eq!((inside(), outer, inner), (key, &1, &2)));
+        one.read(|inner| assert_eq!((inside(), inner), (key, &1)));
+        *two.write() = 4;
+        assert_eq!(inside(), key);
+    });
     *one.write() = 3;
-    *two.write() = 4;
-    assert_eq!((*one.read(), *two.read()), (3, 4));
+    assert_eq!(one.read(|one| two.read(|two| (*one, *two))), (3, 4));
 }
 
 #[test]
@@ -122,8 +118,7 @@ fn a_panic_inside_lets_others_in() {
         let lock = Lock::opens_after(way, 0);
         for _ in 0..3 {
             let read = catch_unwind(AssertUnwindSafe(|| {
-                let _reader = lock.read();
-                std::panic::resume_unwind(Box::new("a callback's bug"));
+                lock.read(|_| std::panic::resume_unwind(Box::new("a callback's bug")));
             }));
             assert!(read.is_err());
             let written = catch_unwind(AssertUnwindSafe(|| {
@@ -133,7 +128,7 @@ fn a_panic_inside_lets_others_in() {
             }));
             assert!(written.is_err());
         }
-        assert_eq!(*lock.read(), 3);
+        assert_eq!(lock.read(|value| *value), 3);
     }
 }
 
@@ -143,13 +138,14 @@ fn a_reader_that_is_not_running_is_waited_for_asleep() {
     let (inside, go_on) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            drop(lock.read());
-            let reader = lock.read();
-            inside.store(true, Relaxed);
-            while !go_on.load(Relaxed) {
-                thread::park();
-            }
-            assert_eq!(*reader, 0);
+            lock.read(|_| ());
+            lock.read(|value| {
+                inside.store(true, Relaxed);
+                while !go_on.load(Relaxed) {
+                    thread::park();
+                }
+                assert_eq!(*value, 0);
+            });
         });
         while !inside.load(Relaxed) {
             thread::yield_now();
@@ -162,7 +158,7 @@ fn a_reader_that_is_not_running_is_waited_for_asleep() {
         reader.thread().unpark();
         assert!(waits, "somebody is inside");
     });
-    assert_eq!(*lock.read(), 1);
+    assert_eq!(lock.read(|value| *value), 1);
 }
 
 thread_local! {
@@ -174,7 +170,7 @@ struct Late(Arc<Lock<u64>>);
 
 impl Drop for Late {
     fn drop(&mut self) {
-        assert_eq!(*self.0.read(), 5);
+        assert_eq!(self.0.read(|value| *value), 5);
     }
 }
 
@@ -184,7 +180,7 @@ fn a_destructor_of_a_thread_may_read() {
     for slot_first in [true, false] {
         let lock = Arc::clone(&lock);
         let thread = thread::spawn(move || {
-            let touch = || (0..2).for_each(|_| drop(lock.read()));
+            let touch = || (0..2).for_each(|_| lock.read(|_| ()));
             if slot_first {
                 touch();
             }

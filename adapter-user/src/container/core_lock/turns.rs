@@ -77,14 +77,14 @@ pub(crate) const OFTEN: u64 = 1024;
 /// The slots never open.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// How long a store may be on its way to other processors: a million times as long as
-/// it is.
+/// How long a store gets to reach the other processors. It takes less than a
+/// microsecond.
 const GRACE: Duration = Duration::from_millis(10);
 
 /// A reader-writer lock around nothing.
 pub(crate) struct Turns {
-    /// Whether threads may enter by their slots. True only if nobody has `turn` for
-    /// writing, or has it and waits for the slots.
+    /// Whether threads may enter by their slots. Only a thread that has `turn` changes
+    /// it: one that shares to true, and one that excludes to false.
     open: AtomicBool,
     /// How many entries by turn open the slots.
     opens_after: AtomicU64,
@@ -95,12 +95,8 @@ pub(crate) struct Turns {
     left: Condvar,
 }
 
-/// A thread that shares. It ends in the thread in which it began: a slot belongs to a
-/// thread, and this is not `Send`, because a `RwLockReadGuard` is not.
-pub(crate) enum Inside<'a> {
-    BySlot(&'a Turns, &'static Slot),
-    ByTurn(#[allow(dead_code)] RwLockReadGuard<'a, ()>),
-}
+/// A thread that is inside by its slot, and leaves when this is dropped.
+struct BySlot<'a>(&'a Turns, &'static Slot);
 
 /// A thread that excludes.
 pub(crate) struct Alone<'a>(#[allow(dead_code)] RwLockWriteGuard<'a, ()>);
@@ -124,41 +120,30 @@ impl Turns {
         ptr::from_ref(self) as u64
     }
 
-    /// Waits until nobody excludes.
+    /// Waits until nobody excludes, and calls `act` while nobody does.
     #[inline]
-    pub(crate) fn enter(&self) -> Inside<'_> {
-        // A thread that cannot get in must not touch its slot: it would have to wake.
-        if self.open.load(Ordering::Relaxed) {
-            if let Some(slot) = slot::own() {
-                if self.enter_slot(slot) {
-                    return Inside::BySlot(self, slot);
-                }
-            }
+    pub(crate) fn share<R>(&self, act: impl FnOnce() -> R) -> R {
+        match self.enter_by_slot() {
+            Some(_inside) => act(),
+            None => self.share_by_turn(act),
         }
-        self.enter_by_turn()
     }
 
     #[inline]
-    fn enter_slot(&self, slot: &Slot) -> bool {
+    fn enter_by_slot(&self) -> Option<BySlot<'_>> {
+        // Whoever cannot get in must not touch its slot: it would have to wake.
+        if !self.open.load(Ordering::Relaxed) {
+            return None;
+        }
+        let slot = slot::own()?;
         if slot.inside.load(Ordering::Relaxed) != 0 {
-            return false; // inside another lock, or of this one once more
+            return None; // inside another lock, or of this one once more
         }
         slot.inside.store(self.key(), Ordering::Release); // E1
         light(); // E2
-        let open = self.open.load(Ordering::Acquire); // E3
-        if !open {
-            self.leave_slot(slot);
-        }
-        open
-    }
-
-    #[inline]
-    fn leave_slot(&self, slot: &Slot) {
-        slot.inside.store(0, Ordering::Release); // L1
-        light(); // L2
-        if !self.open.load(Ordering::Relaxed) {
-            self.wake(); // L3
-        }
+        let inside = BySlot(self, slot);
+        // E3. If it is false, `inside` leaves.
+        self.open.load(Ordering::Acquire).then_some(inside)
     }
 
     #[cold]
@@ -169,8 +154,14 @@ impl Turns {
 
     #[cold]
     #[inline(never)]
-    fn enter_by_turn(&self) -> Inside<'_> {
-        let turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+    fn share_by_turn<R>(&self, act: impl FnOnce() -> R) -> R {
+        let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        self.count_entry();
+        act()
+    }
+
+    /// Opens the slots if there were many entries, for a thread that is inside by turn.
+    fn count_entry(&self) {
         // Some may be lost, which does no harm.
         let entries = self.by_turn.load(Ordering::Relaxed).saturating_add(1);
         self.by_turn.store(entries, Ordering::Relaxed);
@@ -180,7 +171,6 @@ impl Turns {
                 self.open.store(true, Ordering::Release); // O
             }
         }
-        Inside::ByTurn(turn)
     }
 
     /// Waits until nobody else is inside, and lets nobody in.
@@ -221,11 +211,14 @@ impl Turns {
     }
 }
 
-impl Drop for Inside<'_> {
+impl Drop for BySlot<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Inside::BySlot(turns, slot) = self {
-            turns.leave_slot(slot);
+        let BySlot(turns, slot) = self;
+        slot.inside.store(0, Ordering::Release); // L1
+        light(); // L2
+        if !turns.open.load(Ordering::Relaxed) {
+            turns.wake(); // L3
         }
     }
 }
