@@ -38,20 +38,21 @@ impl Container {
     ///
     /// [`Error::NoIommu`].
     pub fn stats(&self) -> Result<ContainerStats, Error> {
-        let core = self.shared.read();
-        let type1 = core.backend()?;
-        let mut stats = ContainerStats {
-            pgsize: type1.tracking().map(PageSize::bytes),
-            pinned_pages: type1.pinned_pages(),
-            bitmap_bytes: type1.bitmap_bytes(),
-            budget: self.shared.bitmap_budget,
-            wholly_dirty_groups: type1.wholly_dirty_groups(),
-            ..ContainerStats::default()
-        };
-        for (_, size) in type1.mappings(0, u64::MAX) {
-            stats.mappings += 1;
-            stats.mapped_bytes = stats.mapped_bytes.saturating_add(size);
-        }
-        Ok(stats)
+        self.shared.read(|core| {
+            let type1 = core.backend()?;
+            let mut stats = ContainerStats {
+                pgsize: type1.tracking().map(PageSize::bytes),
+                pinned_pages: type1.pinned_pages(),
+                bitmap_bytes: type1.bitmap_bytes(),
+                budget: self.shared.bitmap_budget,
+                wholly_dirty_groups: type1.wholly_dirty_groups(),
+                ..ContainerStats::default()
+            };
+            for (_, size) in type1.mappings(0, u64::MAX) {
+                stats.mappings += 1;
+                stats.mapped_bytes = stats.mapped_bytes.saturating_add(size);
+            }
+            Ok(stats)
+        })
     }
 }
