@@ -123,8 +123,8 @@ impl View<'_> {
     /// dirty pages.
     #[inline]
     pub(crate) fn prefetch(self, block: usize) {
-        let lines = self.block(block);
-        for line in bits::ones(lines.dirty & !lines.full) {
+        let lines = |summary: &[u64]| summary.get(block).copied().unwrap_or(0);
+        for line in bits::ones(lines(self.lines) & !lines(self.full)) {
             let first = (block * 64 + line) * LINE_WORDS;
             stream::prefetch(self.dirty.get(first..first + 1).unwrap_or_default());
         }
