@@ -400,5 +400,5 @@ fn no_write_is_lost() {
 
 #[test]
 fn no_write_is_lost_without_membarrier() {
-    barred::run("no_write_is_lost");
+    barred::run(module_path!(), "no_write_is_lost");
 }

@@ -340,7 +340,7 @@ fn no_mark_is_lost() {
 
 #[test]
 fn no_mark_is_lost_without_membarrier() {
-    barred::run("no_mark_is_lost");
+    barred::run(module_path!(), "no_mark_is_lost");
 }
 
 /// A seccomp filter comes to a thread that reports after others have begun to mark.

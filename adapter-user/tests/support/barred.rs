@@ -51,9 +51,12 @@ pub(crate) fn is_barred() -> bool {
 }
 
 /// Runs the test `name` of this executable once more, in a process where membarrier(2)
-/// is refused.
-pub(crate) fn run(name: &str) {
-    let name = name.to_owned();
+/// is refused. `module` is the `module_path!` of the test.
+pub(crate) fn run(module: &str, name: &str) {
+    let name = match module.split_once("::") {
+        Some((_crate, module)) => format!("{module}::{name}"),
+        None => name.to_owned(),
+    };
     let test = thread::spawn(move || {
         bar();
         let exe = env::current_exe().expect("the path of this test");

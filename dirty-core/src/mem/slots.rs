@@ -12,7 +12,7 @@ use crate::span::Span;
 
 /// The most spans.
 pub(crate) const ROOM: usize = GROUPS * GROUP;
-const GROUPS: usize = 4;
+const GROUPS: usize = 8;
 const GROUP: usize = 8;
 
 /// A span and its value.

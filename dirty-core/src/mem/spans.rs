@@ -8,7 +8,7 @@
 //!
 //! Nobody can make the map slow or large by the order in which spans come and go. Two
 //! neighbouring chunks have more than `FEW` spans together. So n spans take at most
-//! 2 n / 17 + 1 chunks, and each operation takes O(log n) steps.
+//! 2 n / 33 + 1 chunks, and each operation takes O(log n) steps.
 #![allow(unsafe_code)]
 
 use core::hint;
@@ -28,7 +28,7 @@ use crate::span::Span;
 const FEW: usize = ROOM / 2;
 /// How many spans stay in a full chunk when another one comes behind all of them. The
 /// room is for spans that come between them later.
-const MOST: usize = ROOM / 4 * 3;
+const MOST: usize = ROOM / 8 * 5;
 
 #[repr(C)] // A search of the tree reads one line: the link, and the slots' end.
 struct Chunk<T, M: Memory> {

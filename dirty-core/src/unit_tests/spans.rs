@@ -140,7 +140,7 @@ impl Pair {
         assert!(found.eq(expected), "a span is lost or made up");
         // Besides the values only chunks are allocated.
         let chunks = self.mem.live() - self.model.len();
-        assert!(chunks <= 2 * self.model.len() / 17 + 1, "{chunks} chunks");
+        assert!(chunks <= 2 * self.model.len() / 33 + 1, "{chunks} chunks");
         assert_eq!(chunks == 0, self.model.is_empty());
     }
 }
@@ -225,7 +225,7 @@ const ORDERS: [fn(u64, u64) -> u64; 4] = [
 #[test]
 fn each_place_at_each_fill() {
     for order in ORDERS {
-        for n in (0..75).filter(|n| n % 4 != 3) {
+        for n in (0..150).filter(|n| n % 16 < 3 || n % 11 == 0) {
             let mut pair = Pair::new();
             for k in 0..n {
                 pair.insert(span(order(k, n), order(k, n)), 0);
@@ -270,7 +270,7 @@ fn no_order_makes_it_large() {
                 pair.model.insert(at.first(), (at.last(), k));
             }
             pair.check();
-            for keep in [2, 16, 500] {
+            for keep in [2, 32, 500] {
                 for k in (0..n).filter(|k| go(*k, n) / 2 % keep != 0) {
                     let at = go(k, n);
                     if pair.model.remove(&at).is_some() {
