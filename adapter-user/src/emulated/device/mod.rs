@@ -22,6 +22,7 @@ use crate::emulated::model::DeviceModel;
 use crate::emulated::transfer::Migrating;
 use crate::emulated::uapi::*;
 
+#[cfg(feature = "vfio-user")]
 pub(crate) use self::ioctl::{irq_flags, region_flags, DEVICE_FLAGS};
 
 /// Which version of migration a device offers.
