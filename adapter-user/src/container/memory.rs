@@ -34,7 +34,7 @@ pub(super) const LARGEST_PAGE: PageSize = match PageSize::new(64 << 10) {
 /// # Invariants
 ///
 /// `start` is the start of a shared, readable and writable mapping of `len` bytes, rounded up to
-/// whole pages. It is aligned to a page of the host and to [`LARGEST_PAGE`], so that a page of a
+/// whole pages. It is aligned to a page of the host and to 64 KiB, so that a page of a
 /// container starts there. The mapping belongs to this value until it is dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
@@ -210,7 +210,7 @@ impl Drop for GuestMemory {
 }
 
 /// Maps `len` bytes of a file, at an address that is free and aligned to a page of the host and
-/// to [`LARGEST_PAGE`].
+/// to 64 KiB.
 fn map(file: &File, len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: the kernel chooses an address that is free, so no other object is replaced.

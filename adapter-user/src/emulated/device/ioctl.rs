@@ -26,6 +26,8 @@ impl DeviceFile {
     /// [`DeviceFeature::read`] says; then as the call of the same name, and as
     /// [`DeviceLog::ioctl`].
     ///
+    /// [`DeviceLog::ioctl`]: crate::device_log::DeviceLog::ioctl
+    ///
     /// # Safety
     ///
     /// It reads and writes memory of this process as the system call would: what the structure
