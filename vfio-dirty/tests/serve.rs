@@ -7,7 +7,7 @@ mod registers;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -199,10 +199,12 @@ fn fails(path: &Path) -> Output {
 fn a_path_in_use_is_refused_and_one_left_behind_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
+    // A listener of this process would outlive its drop in a child that another test
+    // has just forked.
+    let server = Server::start(&path);
     let text = String::from_utf8(fails(&path).stderr).unwrap();
     assert!(text.contains("name another path with --socket"), "{text}");
-    drop(listener);
+    drop(server);
     drop(Server::start(&path));
     drop(Server::start(&path));
 
