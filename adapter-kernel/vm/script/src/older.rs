@@ -74,6 +74,12 @@ fn ends_at_the_end(iova: u64, size: u64) -> bool {
 pub(crate) enum Rule {
     /// A sum that overflows is EINVAL.
     OverflowIsEinval,
+    /// A mapping beyond an IOMMU's aperture is not found when the IOMMU comes to a container
+    /// that has none any more: the sum that ends the search is 2^64. Intel's page tables
+    /// refuse it then.
+    MappingBeyondIsMissed,
+    /// Intel's page tables refuse an IOVA beyond them with EFAULT.
+    BeyondTablesIsEfault,
     /// There is IOMMU type 6.
     NestingExists,
     /// GET_INFO puts capabilities after each other without a gap.
@@ -87,6 +93,8 @@ impl Rule {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "overflow-is-einval" => Some(Rule::OverflowIsEinval),
+            "mapping-beyond-is-missed" => Some(Rule::MappingBeyondIsMissed),
+            "beyond-tables-is-efault" => Some(Rule::BeyondTablesIsEfault),
             "nesting-exists" => Some(Rule::NestingExists),
             "no-gap-before-capability" => Some(Rule::NoGapBeforeCapability),
             "zero-page-is-free" => Some(Rule::ZeroPageIsFree),
@@ -101,11 +109,12 @@ impl Rule {
                 let pins = ours.replace("ret=-75 EOVERFLOW", "ret=-22 EINVAL");
                 ours != real && real == pins.replace("EOVERFLOW", "EINVAL")
             }
+            Rule::MappingBeyondIsMissed => attaches(real, "EFAULT", ours, "EINVAL"),
             Rule::NestingExists => (real, ours) == ("ext n=6 => 1 ok", "ext n=6 => 0 ok"),
             Rule::NoGapBeforeCapability => {
                 ours.starts_with("info ") && without_gap(ours).as_deref() == Some(real)
             }
-            Rule::ZeroPageIsFree => false,
+            Rule::BeyondTablesIsEfault | Rule::ZeroPageIsFree => false,
         }
     }
 
@@ -116,9 +125,22 @@ impl Rule {
             let kib = line.strip_prefix("vmlck => ")?.strip_suffix(" kB")?;
             kib.parse().ok()
         };
-        let less = locked(ours).zip(locked(ideal)).is_some_and(|(o, i)| o < i);
-        self == Rule::ZeroPageIsFree && less
+        match self {
+            Rule::ZeroPageIsFree => locked(ours).zip(locked(ideal)).is_some_and(|(o, i)| o < i),
+            Rule::BeyondTablesIsEfault => attaches(ours, "EFAULT", ideal, "ERANGE"),
+            _ => false,
+        }
     }
+}
+
+/// Whether both lines are of an attach that fails in its container's IOMMUs, with these
+/// errnos.
+fn attaches(line: &str, errno: &str, other: &str, other_errno: &str) -> bool {
+    let fails = |line: &str, errno: &str| -> Option<String> {
+        let attach = line.strip_suffix(errno)?.strip_suffix(":set_container=")?;
+        attach.starts_with("attach ").then(|| attach.to_owned())
+    };
+    fails(line, errno).is_some_and(|attach| fails(other, other_errno) == Some(attach))
 }
 
 /// An answer of GET_INFO in which the third capability follows the second, which ends 4
@@ -135,4 +157,24 @@ fn without_gap(line: &str) -> Option<String> {
         "{before}=> 0 ok argsz={} {rest}",
         size.checked_sub(4)?
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_explains_the_same_attach_only() {
+        let line = |errno: &str| format!("attach dev=xpci1 xpci1:set_container={errno}");
+        let rule = Rule::MappingBeyondIsMissed;
+        assert!(rule.explains(&line("EFAULT"), &line("EINVAL")));
+        assert!(!rule.explains(&line("EINVAL"), &line("EFAULT")));
+        let other = "attach dev=pci0 pci0:set_container=EINVAL";
+        assert!(!rule.explains(&line("EFAULT"), other));
+        assert!(!rule.explains("map iova=0x0 => -1 EFAULT", "map iova=0x0 => -1 EINVAL"));
+        let rule = Rule::BeyondTablesIsEfault;
+        assert!(rule.explains_both(&line("EFAULT"), &line("ERANGE")));
+        assert!(!rule.explains_both(&line("EFAULT"), &line("EINVAL")));
+        assert!(!rule.explains(&line("EFAULT"), &line("ERANGE")));
+    }
 }
