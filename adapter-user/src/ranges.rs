@@ -26,3 +26,36 @@ pub(crate) fn check_covered(
         false => Ok(()),
     }
 }
+
+/// As `slice::partition_point`. It takes O(1) if the answer is `near` or a little above,
+/// so it suits look-ups of ascending ranges.
+pub(crate) fn partition_near<T>(items: &[T], near: usize, pred: impl Fn(&T) -> bool) -> usize {
+    let (below, above) = items.split_at(near.min(items.len()));
+    if below.last().is_some_and(|item| !pred(item)) {
+        return below.partition_point(pred);
+    }
+    let mut end = 0; // `pred` holds for those below `end.div_ceil(2)`
+    while above.get(end).is_some_and(&pred) {
+        end = 2 * end + 1;
+    }
+    let start = end.div_ceil(2);
+    let between = &above[start..end.min(above.len())];
+    below.len() + start + between.partition_point(pred)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::partition_near;
+
+    #[test]
+    fn near_makes_no_difference() {
+        for len in 0..20 {
+            let items: Vec<usize> = (0..len).collect();
+            for want in 0..=len {
+                for near in 0..22 {
+                    assert_eq!(partition_near(&items, near, |item| *item < want), want);
+                }
+            }
+        }
+    }
+}

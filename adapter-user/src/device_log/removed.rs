@@ -130,7 +130,7 @@ impl Removed {
 
     /// ORs dirty bits into an entry.
     fn or(&mut self, entry: u64, words: &[u64; WORDS]) {
-        if *words == [0; WORDS] {
+        if words.iter().fold(0, |any, word| any | word) == 0 {
             return;
         }
         if let Some(there) = self.words.get_mut(&entry) {

@@ -51,6 +51,12 @@ fn between<T>(
     all.map(|(start, item)| (*start, item))
 }
 
+/// The item of such a map that all addresses from `first` to `last` are in.
+fn around<T>(map: &BTreeMap<u64, T>, first: u64, last: u64, end: impl Fn(&T) -> u64) -> Option<&T> {
+    let (_, item) = map.range(..=first).next_back()?;
+    (end(item) >= last).then_some(item)
+}
+
 /// The parts of a range that are in the filter.
 fn cut(filter: &[(u64, u64)], first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
     let skip = filter.partition_point(|(_, end)| *end < first);
@@ -118,14 +124,16 @@ impl State {
 
     /// Adds a mapped range. On an error nothing changes.
     pub(super) fn add(&mut self, first: u64, last: u64) -> Result<(), TrackError> {
-        if between(&self.mapped, first, last, |end| *end)
-            .next()
-            .is_some()
-        {
+        let below = self.mapped.range(..=last).next_back();
+        if below.is_some_and(|(_, end)| *end >= first) {
             return Err(Error::Overlap.into());
         }
         if let Some(on) = &mut self.on {
-            on.add(&[(first, last)], self.options.budget)?;
+            let logged = cut(&on.filter, first, last).next();
+            match logged == Some((first, last)) {
+                true => on.add_piece(first, last, self.options.budget)?,
+                false => on.add(&[(first, last)], self.options.budget)?,
+            }
         }
         self.mapped.insert(first, last);
         Ok(())
@@ -165,7 +173,11 @@ impl State {
     /// Marks pages. Fails if an IOVA is not mapped; the others are marked all the
     /// same.
     pub(super) fn mark(&self, first: u64, last: u64) -> Result<(), TrackError> {
-        for piece in self.on()?.live(first, last) {
+        let on = self.on()?;
+        if let Some(piece) = around(&on.live, first, last, |piece| piece.last) {
+            return Ok(piece.mark(first, last)?); // most often
+        }
+        for piece in on.live(first, last) {
             piece.mark(first.max(piece.first), last.min(piece.last))?;
         }
         let mut next = first; // the first IOVA that is not known to be mapped
@@ -200,13 +212,26 @@ impl On {
         Ok(())
     }
 
+    /// As `add`, for one range that is in the filter as a whole, as most are.
+    fn add_piece(&mut self, first: u64, last: u64, budget: Option<u64>) -> Result<(), TrackError> {
+        let wanted = Piece::bytes(first, last, self.pgsize);
+        check_budget(budget, self.used, wanted)?;
+        let piece = Piece::new(first, last, self.pgsize)?;
+        self.live.insert(first, piece);
+        self.used = self.used.saturating_add(wanted);
+        Ok(())
+    }
+
     /// Takes the bits of a range that is no longer mapped, and keeps its dirty pages.
     fn remove(&mut self, first: u64, last: u64) {
         while let Some((start, piece)) = self.live.range(first..=last).next() {
-            let start = *start;
+            let (start, end) = (*start, piece.last);
             self.removed.keep(piece);
-            self.used -= Piece::bytes(piece.first, piece.last, self.pgsize);
+            self.used -= Piece::bytes(start, end, self.pgsize);
             self.live.remove(&start);
+            if end == last {
+                break;
+            }
         }
     }
 

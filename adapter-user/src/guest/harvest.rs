@@ -24,7 +24,7 @@ use crate::ranges::check_covered;
 
 /// How often a mapping may be hit by a dirty run in one log's harvest. A guest can
 /// stack its mappings so that each run hits all of them; then all count as dirty.
-const MOST_HITS: u64 = 1 << 22;
+const MOST_HITS: usize = 1 << 22;
 
 /// Reads a log and marks what it has in the guest's slots. Adds the bytes of it to
 /// `told`.
@@ -81,32 +81,61 @@ pub(super) fn translate(
         let maps = view.read();
         (maps.all(), maps.forgot_some())
     };
-    let index = Index::new(mappings);
-    let mut result = Ok(());
-    let mut hits = 0;
-    for run in runs {
+    // A mapping that is not remembered was marked when it went, so a page that is in no
+    // mapping may have been in that one.
+    let ask = match expected {
+        Expected::Asked(ask) if !forgot_some => Some(ask),
+        _ => None,
+    };
+    let mut translation = Translation {
+        index: Index::new(mappings),
+        ask,
+        told: *told,
+        hits: 0,
+        result: Ok(()),
+    };
+    runs.for_each(|run| translation.mark(run, view));
+    *told = translation.told;
+    translation.result
+}
+
+/// A translation of a log's dirty IOVAs.
+struct Translation<'a> {
+    index: Index,
+    /// The ranges that were asked for, or `None` where any dirty IOVA is legal.
+    ask: Option<&'a [IovaRange]>,
+    told: u64,
+    hits: usize,
+    result: Result<(), TrackError>,
+}
+
+impl Translation<'_> {
+    /// Marks the memory behind a run.
+    fn mark(&mut self, run: Run, view: &IovaView) {
         let Run { first, last, .. } = run;
-        *told = told.saturating_add((last - first).saturating_add(1));
-        index.overlapping(first, last, |mapping| {
-            mapping.mark_inside(first.max(mapping.iova()), last.min(mapping.last()));
-            hits += 1;
-        });
-        if hits > MOST_HITS {
-            let what = "more than 2^22 mappings have dirty IOVAs";
-            mark_all(view, index.all(), Why::StackedMappings, &what);
-            return result;
+        if self.hits > MOST_HITS {
+            return; // all is marked
         }
-        // A mapping that is not remembered was marked when it went, so the page may
-        // have been in that one.
-        if let (Expected::Asked(ask), false) = (&expected, forgot_some) {
-            result = result.and_then(|()| check_known(run, &index, ask));
+        self.told = self.told.saturating_add((last - first).saturating_add(1));
+        let hit = self.index.overlapping(first, last);
+        self.hits += hit.len();
+        let mut mapped = false; // as a whole
+        for mapping in hit {
+            let (from, to) = (mapping.iova(), mapping.last());
+            mapped |= from <= first && last <= to;
+            mapping.mark_inside(first.max(from), last.min(to));
+        }
+        if self.hits > MOST_HITS {
+            let what = "more than 2^22 mappings have dirty IOVAs";
+            mark_all(view, self.index.all(), Why::StackedMappings, &what);
+        } else if let (Some(ask), Ok(()), false) = (self.ask, self.result, mapped) {
+            self.result = check_known(run, &mut self.index, ask);
         }
     }
-    result
 }
 
 /// Checks that each page of a run was asked for in part, or is in a mapping in part.
-fn check_known(run: Run, index: &Index, ask: &[IovaRange]) -> Result<(), TrackError> {
+fn check_known(run: Run, index: &mut Index, ask: &[IovaRange]) -> Result<(), TrackError> {
     let from = ask.partition_point(|range| range.last() < run.first);
     if ask
         .get(from)
@@ -119,8 +148,7 @@ fn check_known(run: Run, index: &Index, ask: &[IovaRange]) -> Result<(), TrackEr
         .iter()
         .take_while(|range| range.iova <= run.last);
     let mut seen: Vec<_> = asked.map(|range| whole(range.iova, range.last())).collect();
-    index.overlapping(run.first, run.last, |mapping| {
-        seen.push(whole(mapping.iova(), mapping.last()));
-    });
+    let mapped = index.overlapping(run.first, run.last);
+    seen.extend(mapped.map(|mapping| whole(mapping.iova(), mapping.last())));
     check_covered(seen, run.first, run.last)
 }

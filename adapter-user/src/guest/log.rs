@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Logs by IOVA that somebody else keeps: what they are asked, and what they answer.
 
+use std::ops::Range;
+
 use dirty_core::{Error, Extent};
 
 use super::handles::SourceError;
@@ -66,13 +68,16 @@ impl IovaRange {
 #[derive(Debug, Default)]
 pub struct DirtyIovas {
     parts: Vec<Part>,
+    /// The words of all bitmaps.
+    words: Vec<u64>,
     /// Whether pages that are neither asked for nor mapped are no sign of an error.
     beside: bool,
 }
 
 #[derive(Debug)]
 enum Part {
-    Bitmap(Extent, Vec<u64>),
+    /// What the bits of a bitmap stand for, and the place of its words.
+    Bitmap(Extent, Range<usize>),
     Range(u64, u64),
 }
 
@@ -103,7 +108,10 @@ impl DirtyIovas {
     pub(crate) fn or(&mut self, words: &[u64], extent: Extent) -> Result<(), Error> {
         let clean = extent.ranges(words)?.next().is_none();
         if !clean {
-            self.parts.push(Part::Bitmap(extent, words.to_vec()));
+            let start = self.words.len();
+            self.words.extend_from_slice(words);
+            let place = start..self.words.len();
+            self.parts.push(Part::Bitmap(extent, place));
         }
         Ok(())
     }
@@ -136,7 +144,10 @@ impl DirtyIovas {
     pub(super) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.parts.iter().flat_map(|part| {
             let (bitmap, range) = match part {
-                Part::Bitmap(extent, words) => (runs(words, *extent).ok(), None),
+                Part::Bitmap(extent, place) => {
+                    let words = &self.words[place.clone()];
+                    (runs(words, *extent).ok(), None)
+                }
                 Part::Range(first, last) => {
                     let (first, last, inside) = (*first, *last, 0);
                     (

@@ -2,7 +2,11 @@
 //! A mapping of IOVAs to guest memory, which a device marks through.
 
 use std::fmt;
+use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
+
+use dirty_core::Error;
 
 use super::slots::{Slot, Slots};
 use crate::dirty_bits::DirtyBits;
@@ -20,7 +24,6 @@ use crate::error::TrackError;
 #[derive(Clone)]
 pub struct Mapping {
     iova: u64,
-    gpa: u64,
     size: u64,
     behind: Arc<Behind>,
     /// How many bytes of `behind` come before this mapping, which an unmap may have
@@ -34,8 +37,14 @@ struct Behind {
     /// How often the list of slots had changed when the mapping was made.
     version: u64,
     /// In order; there may be holes.
-    parts: Box<[Part]>,
+    parts: Parts,
     slots: Arc<Slots>,
+}
+
+/// The parts of a mapping. Most mappings have one, which then needs no memory of its own.
+enum Parts {
+    One(Part),
+    Many(Box<[Part]>),
 }
 
 /// A slot behind a mapping.
@@ -62,7 +71,6 @@ impl Mapping {
         let parts = parts.map(|slot| Part::new(slot, gpa, last)).collect();
         Mapping {
             iova,
-            gpa,
             size,
             behind: Arc::new(Behind {
                 gpa,
@@ -92,7 +100,6 @@ impl Mapping {
         });
         Mapping {
             iova,
-            gpa,
             size,
             behind: Arc::new(Behind {
                 gpa,
@@ -127,7 +134,7 @@ impl Mapping {
     /// Returns the first guest-physical address, as the mapping was made.
     #[must_use]
     pub fn gpa(&self) -> u64 {
-        self.gpa
+        self.behind.gpa + self.skip
     }
 
     /// Returns the length in bytes.
@@ -211,7 +218,6 @@ impl Mapping {
             let before = first - self.iova;
             Mapping {
                 iova: first,
-                gpa: self.gpa + before,
                 size: last - first + 1,
                 behind: Arc::clone(&self.behind),
                 skip: self.skip + before,
@@ -223,7 +229,21 @@ impl Mapping {
 impl Behind {
     /// Marks the bytes `first` to `last`. If they were written some time `since` the
     /// logs were read, what no part has counts for each slot that was there.
+    #[inline]
     fn mark(&self, first: u64, last: u64, since: bool) -> Result<(), TrackError> {
+        // Most often one part has all.
+        if let Parts::One(part) = &self.parts {
+            let inside = part.first <= first && last <= part.last;
+            if inside && part.mark(first, last).is_ok() {
+                return Ok(());
+            }
+        }
+        self.mark_parts(first, last, since)
+    }
+
+    /// As `mark`, part by part.
+    #[inline(never)]
+    fn mark_parts(&self, first: u64, last: u64, since: bool) -> Result<(), TrackError> {
         let from = self.parts.partition_point(|part| part.last < first);
         let mut result = Ok(());
         let mut next = first; // the first byte that is not marked yet
@@ -236,10 +256,7 @@ impl Behind {
                 let (from, to) = (self.gpa + next, self.gpa + (first - 1));
                 self.slots.mark(from, to, since);
             }
-            if let Err(cause) = part
-                .bits
-                .mark(part.at + (first - part.first), stop - first + 1)
-            {
+            if let Err(cause) = part.mark(first, stop) {
                 // The slot is gone. Another may have its address.
                 let (from, to) = (self.gpa + first, self.gpa + stop);
                 if !self.slots.mark(from, to, since) {
@@ -256,6 +273,28 @@ impl Behind {
     }
 }
 
+impl FromIterator<Part> for Parts {
+    fn from_iter<I: IntoIterator<Item = Part>>(parts: I) -> Self {
+        let mut parts = parts.into_iter();
+        match (parts.next(), parts.next()) {
+            (Some(one), None) => Parts::One(one),
+            (one, two) => Parts::Many(one.into_iter().chain(two).chain(parts).collect()),
+        }
+    }
+}
+
+impl Deref for Parts {
+    type Target = [Part];
+
+    #[inline]
+    fn deref(&self) -> &[Part] {
+        match self {
+            Parts::One(part) => slice::from_ref(part),
+            Parts::Many(parts) => parts,
+        }
+    }
+}
+
 impl Part {
     /// The part of `slot` between two guest addresses; the first is that of the
     /// mapping.
@@ -269,10 +308,17 @@ impl Part {
             host: slot.host.map(|host| host + (from - slot.gpa)),
         }
     }
+
+    /// Marks the bytes `first` to `last`, counted from the start of the mapping.
+    #[inline]
+    fn mark(&self, first: u64, last: u64) -> Result<(), Error> {
+        let offset = self.at + (first - self.first);
+        self.bits.mark(offset, last - first + 1)
+    }
 }
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}+{:#x} -> {:#x}", self.iova, self.size, self.gpa)
+        write!(f, "{:#x}+{:#x} -> {:#x}", self.iova, self.size, self.gpa())
     }
 }

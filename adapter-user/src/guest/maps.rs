@@ -3,6 +3,7 @@
 //! may still report.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use super::log::IovaRange;
 use super::mapping::Mapping;
@@ -37,6 +38,18 @@ impl Maps {
         let before = before.map(|(_, m)| m).filter(move |m| m.last() >= first);
         let inside = self.live.range(first..=last).map(|(_, m)| m);
         before.into_iter().chain(inside)
+    }
+
+    /// The live mapping that all of a range is in, if there is one.
+    pub(super) fn around(&self, first: u64, last: u64) -> Option<&Mapping> {
+        let (_, mapping) = self.live.range(..=first).next_back()?;
+        (mapping.last() >= last).then_some(mapping)
+    }
+
+    /// Whether a live mapping overlaps a range.
+    pub(super) fn has(&self, first: u64, last: u64) -> bool {
+        let below = self.live.range(..=last).next_back();
+        below.is_some_and(|(_, mapping)| mapping.last() >= first)
     }
 
     /// Unmaps a range, and returns how many bytes of it were mapped, and the
@@ -97,19 +110,29 @@ impl Maps {
         self.not_remembered.is_some()
     }
 
-    /// The mappings that a log may report: the live ones and the gone ones.
+    /// The mappings that a log may report, which are the live ones and the gone ones, in
+    /// the order of their first IOVAs.
     pub(super) fn all(&self) -> Vec<Mapping> {
-        let gone = self.gone.values().map(|(_, mapping)| mapping);
-        self.live.values().chain(gone).cloned().collect()
+        let mut all = Vec::with_capacity(self.live.len() + self.gone.len());
+        all.extend(self.ascending().cloned());
+        all
+    }
+
+    /// The live and the gone mappings, in the order of their first IOVAs.
+    fn ascending(&self) -> impl Iterator<Item = &Mapping> {
+        let mut live = self.live.values().peekable();
+        let mut gone = self.gone.values().map(|(_, mapping)| mapping).peekable();
+        iter::from_fn(move || match (live.peek(), gone.peek()) {
+            (Some(live), Some(next)) if next.iova() < live.iova() => gone.next(),
+            (Some(_), _) => live.next(),
+            (None, _) => gone.next(),
+        })
     }
 
     /// The IOVAs of all these mappings: disjoint, in order, and those merged that
     /// are at most `gap` bytes apart.
     pub(super) fn ranges(&self, gap: u64) -> Vec<IovaRange> {
-        let gone = self.gone.values().map(|(_, mapping)| mapping);
-        let all = self.live.values().chain(gone);
-        let mut all: Vec<(u64, u64)> = all.map(|m| (m.iova(), m.last())).collect();
-        all.sort_unstable();
+        let all = self.ascending().map(|m| (m.iova(), m.last()));
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for (mut first, last) in all {
             if let Some((start, end)) = merged.last_mut() {

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The dirty pages of one slot in a report.
 
+use std::borrow::Cow;
+
 use dirty_core::{normalise, Error, Extent, PageSize};
 
+use super::ranges::Ranges;
 use super::slots::Slot;
 use super::words::{clear, count, or, set};
 use crate::error::TrackError;
-
-/// A range of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// First guest-physical address.
-    pub gpa: u64,
-    /// Length in bytes.
-    pub size: u64,
-}
 
 /// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,13 +69,13 @@ impl SlotPages {
     }
 
     /// Sets the pages that hold bytes `first` to `last` of the slot, which a source
-    /// told.
-    pub(super) fn set(&mut self, first: u64, last: u64) {
+    /// told. Returns how many bytes it has told with that.
+    pub(super) fn set(&mut self, first: u64, last: u64) -> u64 {
         let pgsize = self.slot.bits.pgsize();
         let first = pgsize.pages(first);
         let npages = pgsize.pages(last) - first + 1;
         set(&mut self.words, first, npages);
-        self.add_told(npages, pgsize);
+        self.add_told(npages, pgsize)
     }
 
     /// Sets all pages, which nobody told one by one.
@@ -90,9 +84,10 @@ impl SlotPages {
         set(&mut self.words, 0, npages);
     }
 
-    fn add_told(&mut self, npages: u64, pgsize: PageSize) {
+    fn add_told(&mut self, npages: u64, pgsize: PageSize) -> u64 {
         let bytes = npages.saturating_mul(pgsize.bytes());
         self.told = self.told.saturating_add(bytes);
+        bytes
     }
 
     /// Takes the marks of the slot.
@@ -114,26 +109,29 @@ impl SlotPages {
         clear(&mut self.words, from, end.saturating_sub(from));
     }
 
-    pub(super) fn ranges(
-        &self,
-        pgsize: PageSize,
-    ) -> Result<impl Iterator<Item = Range> + '_, Error> {
-        let (start, end) = (self.slot.gpa, self.slot.last());
-        let inside = pgsize.bytes() - 1;
-        let ranges = self.extent().ranges(&self.words)?;
-        let mut runs = ranges
-            .map(move |(first, last)| ((first & !inside).max(start), (last | inside).min(end)))
-            .peekable();
-        Ok(std::iter::from_fn(move || {
-            let (first, mut last) = runs.next()?;
-            while let Some((_, next)) = runs.next_if(|(next, _)| *next <= last.saturating_add(1)) {
-                last = last.max(next);
-            }
-            Some(Range {
-                gpa: first,
-                size: last - first + 1,
-            })
-        }))
+    /// The dirty ranges, in whole pages of `pgsize` that the ends of the slot may cut.
+    pub(super) fn ranges(&self, pgsize: PageSize) -> Result<Ranges<'_>, Error> {
+        let bounds = (self.slot.gpa, self.slot.last());
+        let own = self.extent();
+        if pgsize <= own.pgsize {
+            let words = Cow::Borrowed(&self.words[..]);
+            return Ok(Ranges::new(words, own.pgsize, own.iova, bounds));
+        }
+        let coarse = self.extent_in(pgsize);
+        let mut words = vec![0; coarse.npages.div_ceil(64) as usize];
+        normalise(&self.words, own, &mut words, coarse)?;
+        Ok(Ranges::new(words.into(), pgsize, coarse.iova, bounds))
+    }
+
+    /// The pages of `pgsize` that share a byte with the slot. The first has bit 0.
+    pub(super) fn extent_in(&self, pgsize: PageSize) -> Extent {
+        let first = pgsize.pages(self.slot.gpa);
+        Extent {
+            bit: 0,
+            iova: first << pgsize.shift(),
+            npages: pgsize.pages(self.slot.last()) - first + 1,
+            pgsize,
+        }
     }
 
     /// Returns how many pages of `extent` lie wholly in the slot.
@@ -149,8 +147,8 @@ impl SlotPages {
     }
 
     /// ORs the bits of `words` that are in the slot. `log` says which pages `words`
-    /// stands for.
-    pub(super) fn or(&mut self, words: &[u64], log: Extent) -> Result<(), TrackError> {
+    /// stands for. Returns how many bytes they are.
+    pub(super) fn or(&mut self, words: &[u64], log: Extent) -> Result<u64, TrackError> {
         let own = self.extent();
         if log == own {
             // The bits stand for the same pages, so whole words can be ORed.
@@ -162,13 +160,11 @@ impl SlotPages {
                 let beyond = words.last().map_or(0, |last| last >> rest);
                 npages -= u64::from(beyond.count_ones());
             }
-            self.add_told(npages, own.pgsize);
-            return Ok(());
+            return Ok(self.add_told(npages, own.pgsize));
         }
         normalise(words, log, &mut self.words, own)?;
         let (skip, npages) = self.inside(log);
-        self.add_told(count(words, log.bit + skip, npages), log.pgsize);
-        Ok(())
+        Ok(self.add_told(count(words, log.bit + skip, npages), log.pgsize))
     }
 
     /// The pages of `extent`, which describes a bitmap, that share a byte with the slot:

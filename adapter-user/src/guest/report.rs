@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use dirty_core::{normalise, Error, Extent, PageSize};
 
-use super::pages::{Range, SlotInfo, SlotPages};
+use super::pages::{SlotInfo, SlotPages};
+use super::ranges::Range;
 use super::slots::{Slot, State};
 use super::taken::SlotStats;
 use crate::error::TrackError;
@@ -46,7 +47,7 @@ pub struct Report {
     removed: Vec<SlotPages>,
     /// The tracker and the version of its slots that the report follows.
     follows: (u64, u64),
-    /// The bytes that sources have told when they were counted last.
+    /// The bytes that sources have told since they were counted last.
     told: u64,
 }
 
@@ -105,10 +106,11 @@ impl Report {
     /// The bytes that were told since the call before, or since
     /// [`count_anew`](Report::count_anew).
     pub(super) fn newly_told(&mut self) -> u64 {
-        let told = self.slots.iter().map(|pages| pages.told);
-        let told = told.fold(0, u64::saturating_add);
-        let before = std::mem::replace(&mut self.told, told);
-        told.saturating_sub(before)
+        std::mem::take(&mut self.told)
+    }
+
+    fn add_told(&mut self, bytes: u64) {
+        self.told = self.told.saturating_add(bytes);
     }
 
     /// What the take found in each slot.
@@ -209,7 +211,9 @@ impl Report {
             npages,
             pgsize,
         };
-        pages.or(words, log)
+        let told = pages.or(words, log)?;
+        self.add_told(told);
+        Ok(())
     }
 
     /// ORs a bitmap by guest address, at any page size: bit `extent.bit + k` of
@@ -230,10 +234,12 @@ impl Report {
     pub fn or_bitmap(&mut self, words: &[u64], extent: Extent) -> Result<(), TrackError> {
         let ranges = extent.ranges(words)?;
         let mut inside = 0;
+        let mut told = 0u64;
         for pages in &mut self.slots {
-            pages.or(words, extent)?;
+            told = told.saturating_add(pages.or(words, extent)?);
             inside += pages.overlap(extent);
         }
+        self.add_told(told);
         // If every page of the extent is inside a slot, no bit can be outside.
         if inside < extent.npages {
             for (first, last) in ranges {
@@ -296,7 +302,8 @@ impl Report {
                     return Err(TrackError::Unmapped { addr });
                 }
                 let last = addr | (pgsize.bytes() - 1);
-                pages.set(addr, last.min(pages.slot.size - 1));
+                let told = pages.set(addr, last.min(pages.slot.size - 1));
+                self.add_told(told);
                 Ok(())
             });
             result = result.and(entry);
@@ -323,6 +330,7 @@ impl Report {
                 break;
             }
         }
+        self.add_told(covered.told);
         covered.result()
     }
 
@@ -346,6 +354,7 @@ impl Report {
                 break;
             }
         }
+        self.add_told(covered.told);
         covered.result()
     }
 
@@ -447,13 +456,7 @@ impl Report {
     pub fn bitmap(&self, id: u32, pgsize: u64, out: &mut [u64]) -> Result<(), TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
         let pages = &self.slots[self.at(id)?];
-        let first = pgsize.pages(pages.slot.gpa);
-        let to = Extent {
-            bit: 0,
-            iova: first << pgsize.shift(),
-            npages: pgsize.pages(pages.slot.last()) - first + 1,
-            pgsize,
-        };
+        let to = pages.extent_in(pgsize);
         Ok(normalise(&pages.words, pages.extent(), out, to)?)
     }
 
@@ -485,6 +488,8 @@ struct Covered {
     first: u64,
     last: u64,
     missing: u128,
+    /// The bytes of the slots' pages that were set.
+    told: u64,
 }
 
 impl Covered {
@@ -494,6 +499,7 @@ impl Covered {
             first,
             last,
             missing,
+            told: 0,
         }
     }
 
@@ -503,7 +509,8 @@ impl Covered {
         let first = self.first.max(base);
         let last = self.last.min(base + (pages.slot.size - 1));
         if first <= last {
-            pages.set(first - base, last - base);
+            let told = pages.set(first - base, last - base);
+            self.told = self.told.saturating_add(told);
             self.missing -= u128::from(last - first) + 1;
         }
         base <= self.last

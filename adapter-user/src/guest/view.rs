@@ -148,7 +148,7 @@ impl IovaView {
         gpa.checked_add(size - 1).ok_or(Error::Wraps)?;
         let mapping = Mapping::new(iova, gpa, size, &self.inner.slots);
         let mut maps = self.write();
-        if maps.overlapping(iova, last).next().is_some() {
+        if maps.has(iova, last) {
             return Err(Error::Overlap.into());
         }
         maps.live.insert(iova, mapping.clone());
@@ -232,9 +232,13 @@ impl IovaView {
             return Ok(());
         };
         let last = iova.checked_add(more).ok_or(Error::Wraps)?;
+        let maps = self.read();
+        if let Some(mapping) = maps.around(iova, last) {
+            return mapping.mark(iova, len); // most often
+        }
         let mut result = Ok(());
         let mut next = Some(iova); // the first byte that no mapping had so far
-        for mapping in self.read().overlapping(iova, last) {
+        for mapping in maps.overlapping(iova, last) {
             let (first, end) = (iova.max(mapping.iova()), last.min(mapping.last()));
             if next != Some(first) {
                 result = result.and(Err(TrackError::Unmapped {

@@ -20,8 +20,30 @@ pub(crate) fn set(words: &mut [u64], first: u64, n: u64) {
 }
 
 /// ORs `more` into `words`, which are as many, and returns how many bits `more` has.
-/// Most words are clean: some at a time are passed over.
 pub(crate) fn or(words: &mut [u64], more: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("popcnt") {
+        // SAFETY: the processor has the instruction.
+        return unsafe { or_popcnt(words, more) };
+    }
+    or_counting(words, more)
+}
+
+/// As `or`, with the instruction POPCNT, which baseline x86-64 does not have. Counting
+/// without it takes longer than all the rest.
+///
+/// # Safety
+///
+/// The processor has the instruction.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "popcnt")]
+unsafe fn or_popcnt(words: &mut [u64], more: &[u64]) -> u64 {
+    or_counting(words, more)
+}
+
+/// Most words are clean: some at a time are passed over.
+#[inline(always)]
+fn or_counting(words: &mut [u64], more: &[u64]) -> u64 {
     const BLOCK: usize = 16;
     let mut ones = 0;
     let mut or = |words: &mut [u64], more: &[u64]| {
