@@ -11,8 +11,10 @@
 //! with a dirty page, the lines whose pages are all dirty, and the lines with a
 //! pinned page. A clean line costs a report nothing, and neither does cleaning
 //! one. A line that is not in the dirty summary is clean, whatever its words
-//! hold: it is *stale*, and its words are wiped before the next page in it is
-//! marked. So to clean all pages is to clear two summaries, 1/256 of the words.
+//! hold: it is *stale* until its words are wiped, which happens before the next
+//! page in it is marked. Lines are wiped in batches of eight, and a fourth summary
+//! has the batches that are wiped. So to clean all pages is to clear three
+//! summaries, 1/170 of the words.
 //!
 //! A line in the second summary is *full*. Its words are stale too, and nobody
 //! reads them: a report has ones for it. So a mark of whole lines, or of a whole
@@ -21,16 +23,16 @@
 //!
 //! There are two ways to mark. [`Bitmap::set`] is for the owner and uses plain
 //! words. [`Bitmap::mark`] needs only `&self`: threads mark at the same time,
-//! with atomic operations. Of the threads that find a line stale, one locks and
-//! wipes it, and the others wait for its eight stores. Reports and
-//! [`Bitmap::clear`] take `&mut self`.
+//! with atomic operations. Of the threads that need a batch wiped, one claims
+//! and wipes it, and the others wait for its 64 stores. Each then puts its own
+//! line into the dirty summary. Reports and [`Bitmap::clear`] take `&mut self`.
 //!
 //! A thread may make a line full while another wipes it, and neither waits.
 //! Whoever makes a line full sets its bit in the full summary first, then in the
-//! dirty summary; whoever wipes a line leaves the full summary alone. So once a
+//! dirty summary; whoever wipes a batch leaves the full summary alone. So once a
 //! line is full it stays full until the owner cleans it. If the wipe takes away
 //! the bit of a page that a third thread has marked meanwhile, that thread found
-//! the line in the dirty summary before the wipe put it there, so the line is
+//! the line in the dirty summary before its batch was wiped, so the line is
 //! full, and the page is dirty with it.
 //!
 //! No write is lost as long as four steps keep their order: write, mark, report,
@@ -49,7 +51,7 @@ mod walk;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use crate::bitmap::layout::{first_page, line, whole_lines, Layout, View, LINE_WORDS};
+use crate::bitmap::layout::{first_page, line, whole_lines, Layout, View};
 use crate::bits;
 use crate::error::Error;
 use crate::host::Memory;
@@ -60,7 +62,9 @@ pub struct Bitmap<M: Memory> {
     /// INVARIANT: no bit beyond the last page is pinned, or dirty in a line that
     /// is in the dirty summary. Each line in a summary has a dirty or a pinned
     /// page, and no other line has one. Each full line is in the dirty summary,
-    /// and has 512 pages. No line is locked while nobody marks.
+    /// and has 512 pages. Every other line in the dirty summary is in a wiped
+    /// batch. The words of the other lines in a wiped batch are zero. While nobody
+    /// marks, each batch that is claimed is wiped.
     layout: Layout<M>,
 }
 
@@ -168,19 +172,16 @@ impl<M: Memory> Bitmap<M> {
         [self.layout.full_bit(start), self.layout.line_bit(start)].map(|bit| bit..bit + n)
     }
 
-    /// Zeroes the dirty bits of a line if the line is stale.
+    /// Wipes the batch of a line unless it is wiped.
     #[inline]
     fn wipe(&mut self, line: u64) {
-        let (stale, bit) = (self.layout.words_of(line), self.layout.line_bit(line));
+        let (batch, wiped) = (self.layout.batch(line), self.layout.wiped_bit(line));
         let words = self.layout.exclusive();
-        if bits::get(words, bit) {
+        if bits::get(words, wiped) {
             return;
         }
-        let stale = words.get_mut(stale).unwrap_or_default();
-        match stale.first_chunk_mut::<LINE_WORDS>() {
-            Some(line) => *line = [0; LINE_WORDS],
-            None => stale.fill(0),
-        }
+        words.get_mut(batch).unwrap_or_default().fill(0);
+        bits::set(words, wiped, wiped);
     }
 
     /// Marks `n` pages from `first` on as dirty, beside other threads that mark.
@@ -191,8 +192,8 @@ impl<M: Memory> Bitmap<M> {
     /// bits are relaxed. Whatever hands out `&self` and `&mut self` orders the
     /// mark and the report.
     ///
-    /// A mark may wait for another thread that wipes the same line, so do not
-    /// call it in a signal handler that may have interrupted a mark.
+    /// A mark may wait for another thread that wipes the same lines, so do not call
+    /// it in a signal handler that may have interrupted a mark.
     #[inline]
     pub fn mark(&self, first: u64, n: u64) {
         let Some((first, last)) = self.clip(first, n) else {
@@ -236,7 +237,7 @@ impl<M: Memory> Bitmap<M> {
     #[inline(never)]
     fn mark_stale(&self, first: u64, last: u64) {
         for line in line(first)..=line(last) {
-            self.wipe_shared(line);
+            self.validate(line);
         }
         self.or_run(first, last);
     }
@@ -248,29 +249,34 @@ impl<M: Memory> Bitmap<M> {
         or_run(words.unwrap_or_default(), first, last);
     }
 
-    /// Makes the words of a line valid, or waits until another thread has.
-    #[cold]
-    #[inline(never)]
-    fn wipe_shared(&self, line: u64) {
-        let bits = [self.layout.line_bit(line), self.layout.lock_bit(line)];
-        let words = self.layout.shared();
-        let [Some(lines), Some(locks)] = bits.map(|bit| words.get(bits::word(bit))) else {
+    /// Makes a line valid: wipes its batch, or waits until another thread has, and
+    /// puts it into the dirty summary.
+    #[inline]
+    fn validate(&self, line: u64) {
+        let layout = &self.layout;
+        let (line_bit, claimed_bit) = (layout.line_bit(line), layout.claimed_bit(line));
+        let [bit, claimed, wiped] =
+            [line_bit, claimed_bit, layout.wiped_bit(line)].map(|bit| 1 << (bit & 63));
+        let words = layout.shared();
+        let [Some(lines), Some(batches)] =
+            [line_bit, claimed_bit].map(|bit| words.get(bits::word(bit)))
+        else {
             return; // unreachable: summaries have a bit for every line
         };
-        let bit = 1 << (line & 63);
-        while lines.load(Acquire) & bit == 0 {
-            if locks.fetch_or(bit, Acquire) & bit != 0 {
-                spin_loop();
-                continue;
-            }
-            // Another thread may have wiped it before this one had the lock.
-            if lines.load(Relaxed) & bit == 0 {
-                let stale = words.get(self.layout.words_of(line)).unwrap_or_default();
-                stale.iter().for_each(|w| w.store(0, Relaxed));
-                lines.fetch_or(bit, Release);
-            }
-            locks.fetch_and(!bit, Release);
+        if lines.load(Acquire) & bit != 0 {
+            return;
         }
+        if batches.load(Acquire) & wiped == 0 {
+            if batches.fetch_or(claimed, Relaxed) & claimed == 0 {
+                let stale = words.get(layout.batch(line)).unwrap_or_default();
+                stale.iter().for_each(|w| w.store(0, Relaxed));
+                batches.fetch_or(wiped, Release);
+            }
+            while batches.load(Acquire) & wiped == 0 {
+                spin_loop();
+            }
+        }
+        lines.fetch_or(bit, Release);
     }
 
     /// Marks every page.
@@ -280,9 +286,9 @@ impl<M: Memory> Bitmap<M> {
 
     /// Cleans every page: all lines are stale now, and none is full. Pins stay.
     pub fn clear(&mut self) {
-        let lines = self.layout.lines();
-        let lines = self.layout.exclusive().get_mut(lines);
-        lines.unwrap_or_default().fill(0);
+        let summaries = self.layout.dirty_summaries();
+        let summaries = self.layout.exclusive().get_mut(summaries);
+        summaries.unwrap_or_default().fill(0);
     }
 
     /// Has the bits of a page fetched that will be unpinned soon.
@@ -364,13 +370,33 @@ impl<M: Memory> Bitmap<M> {
 impl<M: Memory> Bitmap<M> {
     /// Whether each line in the dirty summary has a dirty page (a line without
     /// one costs a report time), each line in the pinned summary a pinned page,
-    /// no other line has a pinned page, and no line is locked.
+    /// no other line has a pinned page, no thread is at wiping a batch, and no line
+    /// counts by words that were not wiped.
     #[allow(dead_code)] // this file is in another test crate too
     pub(crate) fn is_summarised(&mut self) -> bool {
-        let lock_word = bits::word(self.layout.lock_bit(0));
-        let mut locks = self.layout.exclusive().iter().skip(lock_word);
-        if locks.any(|w| *w != 0) {
-            return false;
+        use crate::bitmap::layout::LINE_WORDS;
+
+        for line in 0..line(self.npages() + first_page(1) - 1) {
+            let layout = &self.layout;
+            let [claimed, wiped, dirty, full] = [
+                layout.claimed_bit(line),
+                layout.wiped_bit(line),
+                layout.line_bit(line),
+                layout.full_bit(line),
+            ]
+            .map(|bit| bits::get(self.layout.exclusive(), bit));
+            let words = self.layout.words_of(line);
+            let words = self.layout.dirty().get(words).unwrap_or_default();
+            let zero = words.iter().all(|w| *w == 0);
+            let valid = match (wiped, dirty) {
+                (true, true) => true,
+                (true, false) => zero,
+                (false, true) => full,
+                (false, false) => true,
+            };
+            if !valid || claimed && !wiped {
+                return false;
+            }
         }
         let has_pins = self.layout.has_pinned();
         let view = self.view();

@@ -265,6 +265,7 @@ impl<M: Memory> Type1<M> {
     /// mapping. The rest is marked then, but no report has that part, nor had
     /// the report of an unmap that came between the write and the mark. So stop
     /// writers before you unmap what they write to.
+    #[inline]
     pub fn mark(&self, iova: u64, size: u64) -> Result<(), Error> {
         self.mark_span(Span::new(iova, size)?)
     }
@@ -287,15 +288,23 @@ impl<M: Memory> Type1<M> {
         result
     }
 
+    #[inline]
     fn mark_span(&self, span: Span) -> Result<(), Error> {
-        let pgsize = self.dirty_page();
         // A mark seldom spans mappings, and one needs no walk.
-        if let Some(dma) = self.dmas.find(span.first()) {
-            if span.last() <= dma.span.last() {
-                dma.mark(span, pgsize);
-                return Ok(());
+        match self.dmas.find(span.first()) {
+            Some(dma) if span.last() <= dma.span.last() => {
+                dma.mark(span, self.dirty_page());
+                Ok(())
             }
+            _ => self.mark_across(span),
         }
+    }
+
+    /// As `mark_span`, where the span may be in several mappings, or in none.
+    #[cold]
+    #[inline(never)]
+    fn mark_across(&self, span: Span) -> Result<(), Error> {
+        let pgsize = self.dirty_page();
         let mut covered = true;
         let mut at = Some(span.first());
         for dma in self.dmas.range(span) {

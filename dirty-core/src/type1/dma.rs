@@ -53,6 +53,7 @@ impl<M: Memory> Dma<M> {
     }
 
     /// Marks the pages that `span`, inside the mapping, touches.
+    #[inline]
     pub(super) fn mark(&self, span: Span, pgsize: PageSize) {
         if let Some(bitmap) = &self.bitmap {
             let first = self.bit(span.first(), pgsize);

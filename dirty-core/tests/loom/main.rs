@@ -111,6 +111,12 @@ fn pages_of_one_line() {
     two_writers(BLOCK, &[512, 600], Or::Atomic, [(512, 1), (600, 1)]);
 }
 
+/// One of the two wipes both lines, whichever it marks.
+#[test]
+fn pages_of_two_lines_of_a_batch() {
+    two_writers(2 * LINE, &[3, 600], Or::Atomic, [(3, 1), (600, 1)]);
+}
+
 #[test]
 fn a_run_across_lines_and_a_page_of_one() {
     two_writers(
@@ -186,21 +192,34 @@ fn words_of_the_summaries_and_a_page_in_their_middle() {
 /// wipes it: what the wipe takes away is dirty with the line.
 #[test]
 fn a_wipe_beside_a_whole_line_and_a_page_of_it() {
+    three_writers(LINE, &[3, 100], [(0, LINE), (100, 1), (3, 1)]);
+}
+
+/// As before, but the wipe is for a page of another line of the batch.
+#[test]
+fn a_wipe_for_one_line_beside_a_whole_line_and_a_page_of_it() {
+    let runs = [(LINE, LINE), (LINE + 100, 1), (3, 1)];
+    three_writers(2 * LINE, &[3, LINE + 100], runs);
+}
+
+/// Runs a model in which three threads write and mark pages of a guest before a
+/// report.
+fn three_writers(npages: u64, watched: &'static [u64], runs: [(u64, u64); 3]) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3); // days without
-    model.check(|| {
-        let guest = Arc::new(Guest::new(LINE, &[3, 100], Or::Atomic));
+    model.check(move || {
+        let guest = Arc::new(Guest::new(npages, watched, Or::Atomic));
         guest.start();
-        let mark = |first, n| {
+        let [mine, others @ ..] = runs;
+        let writers = others.map(|(first, n)| {
             let guest = Arc::clone(&guest);
             thread::spawn(move || {
                 guest.write(first, n);
                 guest.mark_without_lock(first, n);
             })
-        };
-        let writers = [mark(0, LINE), mark(100, 1)];
-        guest.write(3, 1);
-        guest.mark_without_lock(3, 1);
+        });
+        guest.write(mine.0, mine.1);
+        guest.mark_without_lock(mine.0, mine.1);
         for writer in writers {
             writer.join().expect("writer");
         }
@@ -262,6 +281,21 @@ fn a_whole_line_and_then_a_page_of_it() {
         }
     };
     one_writer_of(LINE, &[3, 100, 511], writer, |guest, copy| {
+        (0..2).for_each(|_| guest.harvest(copy));
+    });
+}
+
+/// The batch is wiped when the second page is marked, or stale once more by a
+/// report in between.
+#[test]
+fn a_page_and_then_a_page_of_another_line_of_its_batch() {
+    let writer = |guest: &Guest| {
+        for page in [3, 600] {
+            guest.write(page, 1);
+            guest.mark(0, page, 1);
+        }
+    };
+    one_writer_of(2 * LINE, &[3, 600], writer, |guest, copy| {
         (0..2).for_each(|_| guest.harvest(copy));
     });
 }

@@ -51,10 +51,6 @@ impl AtomicU64 {
             }
         }
     }
-
-    pub(crate) fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
-        self.word.fetch_and(bits, order)
-    }
 }
 
 /// Words that are `loom`'s atomics, or plain words while they are lent.
