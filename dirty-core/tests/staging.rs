@@ -117,6 +117,28 @@ fn a_page_is_told_once_wherever_it_is() {
     }
 }
 
+#[test]
+fn a_full_line_is_told_once() {
+    for shift in [0, 1, 63] {
+        let mut rig = Rig::emulated();
+        if shift != 0 {
+            rig.map(BASE, shift * PAGE).expect("map");
+        }
+        let npages = 130 * 512;
+        rig.map(BASE + shift * PAGE, npages * PAGE).expect("map");
+        rig.start();
+        for line in [0, 1, 63, 64, 129] {
+            let first = shift + line * 512;
+            let marked = rig.backend().mark(BASE + first * PAGE, 512 * PAGE);
+            assert_eq!(marked, Ok(()));
+            let size = (shift + npages) * PAGE;
+            let pages: Vec<u64> = (first..first + 512).collect();
+            assert_eq!(rig.dirty(BASE, size), pages, "{shift}, {line}");
+            assert_eq!(rig.dirty(BASE, size), [], "{shift}, {line}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 

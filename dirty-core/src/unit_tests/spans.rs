@@ -131,12 +131,12 @@ impl Pair {
         self.at(one).is_some() && self.at(one) == self.at(other)
     }
 
-    fn check(&self) {
-        let found = self
-            .spans
-            .iter()
-            .map(|v| (v.span.first(), (v.span.last(), v.value)));
+    fn check(&mut self) {
+        let all = |v: &Value| (v.span.first(), (v.span.last(), v.value));
         let expected = self.model.iter().map(|(first, rest)| (*first, *rest));
+        let found = self.spans.iter().map(all);
+        assert!(found.eq(expected.clone()), "a span is lost or made up");
+        let found = self.spans.iter_mut().map(|v| all(v));
         assert!(found.eq(expected), "a span is lost or made up");
         // Besides the values only chunks are allocated.
         let chunks = self.mem.live() - self.model.len();
@@ -251,6 +251,41 @@ fn each_place_at_each_fill() {
                 pair.check();
             }
         }
+    }
+}
+
+/// A chunk that fills from below keeps some room: a span that comes between others
+/// later takes no new chunk.
+#[test]
+fn spans_in_ascending_order_leave_room_between_them() {
+    let n = 1200;
+    let mut pair = Pair::new();
+    for k in 0..n {
+        pair.insert(span(2 * k, 2 * k), 0);
+    }
+    let chunks = pair.mem.live() - pair.model.len();
+    assert!(chunks <= 31, "{chunks} chunks of 40 spans");
+    for k in (0..n).step_by(4) {
+        pair.insert(span(2 * k + 1, 2 * k + 1), 0);
+    }
+    pair.check();
+    assert_eq!(pair.mem.live() - pair.model.len(), chunks);
+}
+
+/// A map that is dropped with its spans frees them and their chunks.
+#[test]
+fn a_dropped_map_frees_its_spans() {
+    for n in [0, 1, 64, 65, 200] {
+        let mem = TestMemory::default();
+        let mut spans = Spans::new(&mem);
+        for value in 0..n {
+            let span = span(value, value);
+            spans
+                .insert(span, || Value { span, value })
+                .expect("memory");
+        }
+        drop(spans);
+        assert_eq!((mem.live(), mem.bytes()), (0, 0), "{n} spans");
     }
 }
 
