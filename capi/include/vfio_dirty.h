@@ -13,6 +13,9 @@
  *   view        what the devices behind one IOMMU domain see: IOVAs
  *   device_log  the log of a device that must answer DMA logging or iommufd's dirty tracking
  *   container   a VFIO type1 container in this process, with raw ioctls, and its devices
+ *   saved       a tracker as bytes, from which another process goes on: live upgrade
+ *   stats       what an operator sees of a tracker, a container and a log
+ *   rate        how fast memory becomes dirty, and an estimate of a migration's downtime
  *
  * No write is lost if everybody keeps this order
  *
@@ -34,9 +37,10 @@
  * Threads
  *
  *   Any number of threads may use a tracker, slot, view, device_log, container or device at
- *   the same time. A report belongs to one thread at a time, and a sink to the thread of its
- *   callback. take, start, stop and what adds or removes sources wait for each other. A
- *   handle is freed once, when no thread uses it any more; no order is asked for.
+ *   the same time. A report and a rate belong to one thread at a time, and a sink to the
+ *   thread of its callback. take, start, stop, save, restore and what adds or removes sources
+ *   wait for each other. A handle is freed once, when no thread uses it any more; no order is
+ *   asked for.
  *
  * Memory
  *
@@ -48,7 +52,8 @@
  *
  *   The number in the soname changes with every release that changes or removes what is
  *   here: the second number of the version before 1.0 (libvfio_dirty.so.0.1), and the first
- *   from then on. Releases in between only add.
+ *   from then on. Releases in between only add. A structure that begins with argsz may get
+ *   more fields at its end: set argsz to its sizeof in your header.
  */
 
 
@@ -63,6 +68,11 @@
  * Linux's drivers do. Without this flag the report fails with -EINVAL.
  */
 #define VFIO_DIRTY_LOG_HOLES_CLEAN 1
+
+/**
+ * The value of `rounds` if a migration does not end.
+ */
+#define VFIO_DIRTY_NEVER 4294967295
 
 /**
  * A VFIO container with type1 semantics, in this process: it maps memory for devices,
@@ -101,6 +111,18 @@ struct vfio_dirty_gpa_sink;
 struct vfio_dirty_iova_sink;
 
 /**
+ * Bytes that become dirty in a second, over a window of time, and an estimate of how a
+ * migration goes on. It has no clock: the caller says when each sample was taken, in
+ * nanoseconds since any moment that stays the same.
+ *
+ * The rate is that of distinct pages: a page that is written twice between two takes
+ * counts once. So longer rounds show a lower rate.
+ *
+ * A rate belongs to one thread at a time.
+ */
+struct vfio_dirty_rate;
+
+/**
  * The dirty pages of a guest: a bitmap for each slot. Pages stay in it until
  * `vfio_dirty_report_clear`.
  *
@@ -108,6 +130,16 @@ struct vfio_dirty_iova_sink;
  * same time.
  */
 struct vfio_dirty_report;
+
+/**
+ * The sources that a saved tracker had, which must be added again.
+ */
+struct vfio_dirty_restored;
+
+/**
+ * The bytes of a saved tracker.
+ */
+struct vfio_dirty_saved;
 
 /**
  * A slot's dirty pages, for whoever writes its memory. Any number of threads may mark
@@ -165,8 +197,9 @@ typedef int (*vfio_dirty_range_visit)(void *context, struct vfio_dirty_range ran
  * Reads and clears a log by guest-physical address, and puts what it has into `sink`.
  * It returns 0, or a negative errno if it cannot tell what is dirty: then every page is.
  *
- * It may mark, map and unmap, and add, move, grow and remove slots. What starts, stops,
- * takes, or adds or removes sources of its tracker fails with -EDEADLK in it.
+ * It may mark, map and unmap, ask for stats, and add, move, grow and remove slots. What
+ * starts, stops, takes, saves, restores, or adds or removes sources of its tracker fails
+ * with -EDEADLK in it.
  */
 typedef int (*vfio_dirty_source_read)(void *context, struct vfio_dirty_gpa_sink *sink);
 
@@ -208,6 +241,311 @@ struct vfio_dirty_device_log_options {
      * yet. Beyond it the log becomes coarser and forgets nothing. 0 is 16 MiB.
      */
     uint64_t removed;
+};
+
+/**
+ * How often some memory was told as dirty as a whole for one cause.
+ */
+struct vfio_dirty_whole {
+    /**
+     * How often it happened.
+     */
+    uint64_t times;
+    /**
+     * The bytes of memory of all these times together. Memory that is mapped twice
+     * counts twice.
+     */
+    uint64_t bytes;
+};
+
+/**
+ * What a tracker has, and what its last take found. Make it zero and set `argsz`.
+ *
+ * `whole_off` to `whole_restore_failed` is what was told as dirty as a whole since the
+ * tracker was created, because nobody knows which of its pages were written. All of it
+ * but `whole_new_memory` is more than what was written, and costs a larger round.
+ */
+struct vfio_dirty_tracker_stats {
+    /**
+     * `sizeof(struct vfio_dirty_tracker_stats)`. The call stores how many bytes it has
+     * filled, which are fewer if the library is older than the header.
+     */
+    uint32_t argsz;
+    /**
+     * 1 if the tracker is on, and 0 if it is off.
+     */
+    uint32_t on;
+    /**
+     * How many takes there were since the tracker was created.
+     */
+    uint64_t takes;
+    /**
+     * How long the last take was, in nanoseconds, sources included.
+     */
+    uint64_t take_ns;
+    /**
+     * How many slots there are.
+     */
+    uint64_t slots;
+    /**
+     * How many slots moved or went since the logs were read, and are remembered.
+     */
+    uint64_t remembered_slots;
+    /**
+     * How many views there are.
+     */
+    uint64_t views;
+    /**
+     * How many mappings all views have.
+     */
+    uint64_t mappings;
+    /**
+     * How many mappings that are gone all views remember, because a log may still
+     * report what was written through them.
+     */
+    uint64_t remembered_mappings;
+    /**
+     * The bytes that the slots' bitmaps take.
+     */
+    uint64_t bitmap_bytes;
+    /**
+     * The most bytes that they may take, or 0 if there is no limit.
+     */
+    uint64_t budget;
+    /**
+     * A take asked a tracker that is off: all memory.
+     */
+    struct vfio_dirty_whole whole_off;
+    /**
+     * A source by guest address failed: all memory.
+     */
+    struct vfio_dirty_whole whole_source_failed;
+    /**
+     * A log by IOVA failed: all memory behind its view.
+     */
+    struct vfio_dirty_whole whole_log_failed;
+    /**
+     * A bug interrupted the take before, so what sources had told is lost: all memory.
+     */
+    struct vfio_dirty_whole whole_source_panicked;
+    /**
+     * A guest had stacked so many mappings at the same IOVAs that it would have taken
+     * too long to mark them one by one: all memory behind the view.
+     */
+    struct vfio_dirty_whole whole_stacked_mappings;
+    /**
+     * A view remembered as many mappings as it can, and one more went: the memory
+     * behind that one.
+     */
+    struct vfio_dirty_whole whole_forgotten_mappings;
+    /**
+     * The tracker remembered as many moved and removed slots as it can, and one more
+     * moved or went: that slot.
+     */
+    struct vfio_dirty_whole whole_forgotten_slots;
+    /**
+     * A slot was added, or grew, while the tracker was on: the new memory.
+     */
+    struct vfio_dirty_whole whole_new_memory;
+    /**
+     * A saved tracker could not be restored: all memory.
+     */
+    struct vfio_dirty_whole whole_restore_failed;
+};
+
+/**
+ * What one source told in the last take.
+ */
+struct vfio_dirty_source_stats {
+    /**
+     * How many bytes this structure has in the library. A field beyond them is not there.
+     */
+    uint32_t argsz;
+    /**
+     * 1 if the source failed, and 0 if not.
+     */
+    uint32_t failed;
+    /**
+     * How long it was asked, in nanoseconds. For a log by IOVA that includes the
+     * translation.
+     */
+    uint64_t time_ns;
+    /**
+     * The bytes that it told, in whole pages of its own page size. What it told twice
+     * counts twice, and what two sources told counts for both. A source that failed has
+     * what it told before it failed.
+     */
+    uint64_t bytes;
+    /**
+     * The name that it was added with. The string exists until the callback returns.
+     */
+    const char *name;
+};
+
+/**
+ * Gets what one source told. It returns 0 to go on, and any other value to stop.
+ * `stats` exists until it returns.
+ */
+typedef int (*vfio_dirty_source_stats_visit)(void *context,
+                                             const struct vfio_dirty_source_stats *stats);
+
+/**
+ * What the last take found in one slot.
+ */
+struct vfio_dirty_slot_stats {
+    /**
+     * How many bytes this structure has in the library. A field beyond them is not there.
+     */
+    uint32_t argsz;
+    /**
+     * The slot's number.
+     */
+    uint32_t id;
+    /**
+     * The bytes that were marked since the take before, in whole pages: by the VMM, by
+     * devices through mappings, and by logs by IOVA, whose dirty pages are marks too.
+     * Each page counts once.
+     */
+    uint64_t marked;
+    /**
+     * The bytes that sources by guest address told. What was told twice counts twice.
+     */
+    uint64_t told;
+};
+
+/**
+ * Gets what the last take found in one slot. It returns 0 to go on, and any other value
+ * to stop. `stats` exists until it returns.
+ */
+typedef int (*vfio_dirty_slot_stats_visit)(void *context,
+                                           const struct vfio_dirty_slot_stats *stats);
+
+/**
+ * What a container has. Make it zero and set `argsz`.
+ */
+struct vfio_dirty_container_stats {
+    /**
+     * `sizeof(struct vfio_dirty_container_stats)`. The call stores how many bytes it has
+     * filled, which are fewer if the library is older than the header.
+     */
+    uint32_t argsz;
+    /**
+     * How many groups make all memory dirty in every report, because they are behind an
+     * IOMMU that does not track, and have not pinned what they write.
+     */
+    uint32_t wholly_dirty_groups;
+    /**
+     * The page size of the dirty bitmaps in bytes, or 0 while tracking is off.
+     */
+    uint64_t pgsize;
+    /**
+     * How many mappings there are.
+     */
+    uint64_t mappings;
+    /**
+     * The bytes of memory that they have together.
+     */
+    uint64_t mapped_bytes;
+    /**
+     * At how many IOVAs devices have pinned a page. Each of these pages is dirty in
+     * every report, because a device may write it at any time.
+     */
+    uint64_t pinned_pages;
+    /**
+     * The bytes that the dirty bitmaps take.
+     */
+    uint64_t bitmap_bytes;
+    /**
+     * The most bytes that they may take, or 0 if there is no limit.
+     */
+    uint64_t budget;
+};
+
+/**
+ * What a device's log has. Make it zero and set `argsz`.
+ */
+struct vfio_dirty_device_log_stats {
+    /**
+     * `sizeof(struct vfio_dirty_device_log_stats)`. The call stores how many bytes it has
+     * filled, which are fewer if the library is older than the header.
+     */
+    uint32_t argsz;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * The page size of the log in bytes, or 0 while it is off. `logged`, `bitmap_bytes`,
+     * `removed_ranges`, `removed_bytes` and `coarser` are 0 then.
+     */
+    uint64_t pgsize;
+    /**
+     * How many ranges are mapped.
+     */
+    uint64_t ranges;
+    /**
+     * How many pieces of them are logged. A range that the start named in two parts is
+     * two pieces.
+     */
+    uint64_t logged;
+    /**
+     * The bytes that the bitmaps of what is logged take.
+     */
+    uint64_t bitmap_bytes;
+    /**
+     * The most bytes that they may take, or 0 if there is no limit.
+     */
+    uint64_t budget;
+    /**
+     * How many ranges of IOVAs were removed and are still to be reported. Ranges that
+     * touch are one.
+     */
+    uint64_t removed_ranges;
+    /**
+     * About how many bytes the log keeps for removed ranges.
+     */
+    uint64_t removed_bytes;
+    /**
+     * About how many bytes it may keep for them.
+     */
+    uint64_t removed_limit;
+    /**
+     * How often that limit was reached since the log was switched on. The log became
+     * coarser then: pages may count as dirty that are not.
+     */
+    uint64_t coarser;
+};
+
+/**
+ * How a migration goes on at a dirty rate and a bandwidth that stay as they are. Make it
+ * zero and set `argsz`.
+ */
+struct vfio_dirty_estimate {
+    /**
+     * `sizeof(struct vfio_dirty_estimate)`. The call stores how many bytes it has filled,
+     * which are fewer if the library is older than the header.
+     */
+    uint32_t argsz;
+    /**
+     * How many rounds go before the guest can be stopped, or VFIO_DIRTY_NEVER if the rest
+     * never fits the downtime limit: too much becomes dirty for the bandwidth. More than
+     * 1000 rounds count as never.
+     */
+    uint32_t rounds;
+    /**
+     * The downtime in nanoseconds if the guest is stopped now: what remains, divided by
+     * the bandwidth. QEMU calls it the expected downtime.
+     */
+    uint64_t downtime_now_ns;
+    /**
+     * How long the rounds take together, in nanoseconds, or UINT64_MAX if they never end.
+     */
+    uint64_t time_ns;
+    /**
+     * The downtime in nanoseconds when the guest is stopped after these rounds, or
+     * UINT64_MAX if they never end.
+     */
+    uint64_t downtime_ns;
 };
 
 #ifdef __cplusplus
@@ -266,7 +604,7 @@ int vfio_dirty_tracker_add_slot(const struct vfio_dirty_tracker *tracker,
 
 /**
  * Removes slot `id`. Its pages are in no later report. Marks through its handle fail
- * with -EINVAL then. Unmap its memory from every view too.
+ * with -ESTALE then. Unmap its memory from every view too.
  *
  * -EINVAL if there is no such slot.
  *
@@ -351,8 +689,9 @@ int vfio_dirty_tracker_stop(const struct vfio_dirty_tracker *tracker);
  * The report is complete also if this fails, so a failure makes a round larger and
  * loses nothing:
  *
- * - The errno of the first source that failed, -EIO if its callback returned no errno;
- *   vfio_dirty_error() names it. The other sources were asked all the same. The report
+ * - The errno of the first source that failed, -EIO if its callback returned no errno, or
+ *   if it was saved and not added again; vfio_dirty_error() names it, and
+ *   vfio_dirty_tracker_source_stats() tells which failed. The other sources were asked all the same. The report
  *   has all memory behind the view of a log that failed, and every page if another
  *   source failed.
  * - -EINVAL if the tracker is off, and -ENOTRECOVERABLE: the report has every page.
@@ -391,7 +730,7 @@ int vfio_dirty_tracker_mark(const struct vfio_dirty_tracker *tracker,
  * bytes mark nothing. While the tracker is off, nothing is marked. Call it after the
  * write, and before you tell anybody that the write is done.
  *
- * -EINVAL if some of the bytes are beyond the slot's end, or if the slot was removed;
+ * -ESTALE if the slot was removed. -EINVAL if some of the bytes are beyond the slot's end;
  * the others are marked all the same.
  *
  * # Safety
@@ -407,7 +746,7 @@ int vfio_dirty_slot_mark(const struct vfio_dirty_slot *slot, uint64_t offset, ui
  *
  * It takes a log that ends between two takes, as KVM's of a slot that is about to move.
  *
- * -EINVAL unless `nwords` is what the slot's pages need, and if the slot was removed.
+ * -EINVAL unless `nwords` is what the slot's pages need. -ESTALE if the slot was removed.
  *
  * # Safety
  *
@@ -756,8 +1095,8 @@ int vfio_dirty_view_unmap_dirty(const struct vfio_dirty_view *view,
  * after the write, and before you tell anybody that the write is done.
  *
  * -EOVERFLOW if the IOVAs wrap; nothing is marked then. -EINVAL if some of the bytes are
- * in no mapping, or if the slot behind them was removed; the others are marked all the
- * same.
+ * in no mapping, and -ESTALE if the slot behind some was removed and no other slot came to
+ * its address; the others are marked all the same.
  *
  * # Safety
  *
@@ -1123,6 +1462,255 @@ int vfio_dirty_device_write(const struct vfio_dirty_device *device,
 int vfio_dirty_device_mark(const struct vfio_dirty_device *device,
                            uint64_t iova,
                            uint64_t size);
+
+/**
+ * Saves the tracker as bytes, from which vfio_dirty_tracker_restore() goes on in another
+ * process: a live upgrade of the VMM in the middle of a migration. docs/live-upgrade.md of
+ * the project has the whole order of steps.
+ *
+ * Before the call, stop everything that marks or maps in this process: CPUs, devices, the
+ * VMM's own threads. What they mark after it is not in the bytes. A device that has its
+ * log elsewhere may go on writing, as long as its mappings stay.
+ *
+ * The call asks every source once more, as a take does. If one fails, what would count as
+ * dirty in a take is dirty in the bytes, and the save does not fail. `undelivered` is the
+ * report of the migration, whose pages have not arrived and are in the bytes; it stays as
+ * it is. Give NULL if there is none. What it has of removed slots is not in the bytes.
+ *
+ * The tracker stays as it is and keeps all that is dirty, so the migration can go on here
+ * if the new process does not start.
+ *
+ * Errors, in this order; the tracker keeps what the sources told:
+ *
+ * - -EDEADLK in a callback of a source.
+ * - -EINVAL if the report is one of another tracker.
+ * - -ENOMEM if there is no memory for the bytes.
+ *
+ * # Safety
+ *
+ * No thread changes the report meanwhile. There is room for a pointer at `saved`.
+ */
+int vfio_dirty_tracker_save(const struct vfio_dirty_tracker *tracker,
+                            const struct vfio_dirty_report *undelivered,
+                            struct vfio_dirty_saved **saved);
+
+/**
+ * Stores where the bytes of a saved tracker are, and how many. They stay there until
+ * `vfio_dirty_saved_free`. Put them where the new process finds them, as in a memfd.
+ *
+ * # Safety
+ *
+ * `saved` is a saved tracker. There is room for the answers.
+ */
+int vfio_dirty_saved_bytes(const struct vfio_dirty_saved *saved,
+                           const void **bytes,
+                           size_t *nbytes);
+
+/**
+ * Frees the bytes of a saved tracker. NULL is ignored.
+ *
+ * # Safety
+ *
+ * Nobody uses the bytes any more.
+ */
+void vfio_dirty_saved_free(struct vfio_dirty_saved *saved);
+
+/**
+ * Goes on where the tracker was that vfio_dirty_tracker_save() made the `nbytes` bytes at
+ * `bytes` of, in another process.
+ *
+ * Before the call, add the same slots to a new tracker, with their numbers, guest
+ * addresses and sizes; host addresses may differ. Nothing may have written guest memory in
+ * this process yet. The call switches the tracker on, if the saved one was on. A slot that
+ * was not saved is dirty as a whole.
+ *
+ * After the call and before the first take, add each source of `restored` again, under its
+ * name, and logs by IOVA with the view that `restored` has for them. A source that does not
+ * come back is removed by its handle. Until then each take fails with -EIO, and has every
+ * page, or all memory behind the view of a log. Map in the views what the devices have
+ * mapped, before they write.
+ *
+ * Errors, in this order:
+ *
+ * - -EINVAL for a pointer, and -EDEADLK in a callback of a source. Nothing is restored
+ *   then: a tracker that is off has every page in each take.
+ * - -EINVAL if the bytes are damaged or incomplete, and -EOPNOTSUPP if they have another
+ *   version of the format. **Every page is dirty then**, and the tracker is on. It has
+ *   none of the saved sources or views. So the caller may go on with a round that sends
+ *   all memory.
+ * - -EINVAL if a saved slot is not in the tracker as it was. Every page is dirty then too.
+ * - -EPERM if the kernel refuses membarrier(2), and -ENOTRECOVERABLE. The tracker is off
+ *   then.
+ *
+ * # Safety
+ *
+ * There are `nbytes` bytes. There is room for a pointer at `restored`.
+ */
+int vfio_dirty_tracker_restore(const struct vfio_dirty_tracker *tracker,
+                               const void *bytes,
+                               size_t nbytes,
+                               struct vfio_dirty_restored **restored);
+
+/**
+ * Stores what is known of source number `at` of the saved tracker, from 0 on, in the order
+ * in which they were added. Each answer may be left out by NULL:
+ *
+ * - `name`: its name. The string stays there until `vfio_dirty_restored_free`.
+ * - `view`: for a log by IOVA, a new handle to the view to add it with, and NULL for
+ *   another source. Free it. The view has no mappings: make those that the devices have.
+ *   It remembers the mappings of the old view until its logs were read.
+ * - `source`: a new handle to remove it, if it does not come back.
+ *
+ * -ENOENT if there are not so many sources. A saved tracker that was off has none.
+ *
+ * # Safety
+ *
+ * `restored` is a restored tracker. There is room for each answer, or it is NULL.
+ */
+int vfio_dirty_restored_source(const struct vfio_dirty_restored *restored,
+                               size_t at,
+                               const char **name,
+                               struct vfio_dirty_view **view,
+                               struct vfio_dirty_source **source);
+
+/**
+ * Frees what a restore returned. The handles that were taken out of it stay. NULL is
+ * ignored.
+ *
+ * # Safety
+ *
+ * Nobody uses it or its names any more.
+ */
+void vfio_dirty_restored_free(struct vfio_dirty_restored *restored);
+
+/**
+ * Stores what the tracker has, and what its last take found. It does not wait for a take
+ * that is going on, so a callback of a source may call it.
+ *
+ * -EINVAL if `argsz` is too small.
+ *
+ * # Safety
+ *
+ * `stats` has `argsz` bytes.
+ */
+int vfio_dirty_tracker_stats(const struct vfio_dirty_tracker *tracker,
+                             struct vfio_dirty_tracker_stats *stats);
+
+/**
+ * Calls `visit` for each source of the last take, in the order in which they were asked.
+ * It is not called before the first take. `visit` may call anything but what frees the
+ * tracker.
+ *
+ * Returns 0, or what `visit` returned if that is not 0: no other source follows then.
+ * -EINVAL if `visit` is NULL.
+ *
+ * # Safety
+ *
+ * `visit` may be called with `context`.
+ */
+int vfio_dirty_tracker_source_stats(const struct vfio_dirty_tracker *tracker,
+                                    vfio_dirty_source_stats_visit visit,
+                                    void *context);
+
+/**
+ * Calls `visit` for each slot of the last take, sorted by address. It is not called
+ * before the first take. `visit` may call anything but what frees the tracker.
+ *
+ * Returns 0, or what `visit` returned if that is not 0: no other slot follows then.
+ * -EINVAL if `visit` is NULL.
+ *
+ * # Safety
+ *
+ * `visit` may be called with `context`.
+ */
+int vfio_dirty_tracker_slot_stats(const struct vfio_dirty_tracker *tracker,
+                                  vfio_dirty_slot_stats_visit visit,
+                                  void *context);
+
+/**
+ * Stores what the container has. It walks over the mappings.
+ *
+ * -EINVAL if `argsz` is too small, or if no IOMMU type is set.
+ *
+ * # Safety
+ *
+ * `stats` has `argsz` bytes.
+ */
+int vfio_dirty_container_stats(const struct vfio_dirty_container *container,
+                               struct vfio_dirty_container_stats *stats);
+
+/**
+ * Stores what the log has.
+ *
+ * -EINVAL if `argsz` is too small.
+ *
+ * # Safety
+ *
+ * `stats` has `argsz` bytes.
+ */
+int vfio_dirty_device_log_stats(const struct vfio_dirty_device_log *log,
+                                struct vfio_dirty_device_log_stats *stats);
+
+/**
+ * Creates a rate without samples, over the last `window_ns` nanoseconds. 0 has the last
+ * two samples.
+ *
+ * # Safety
+ *
+ * There is room for a pointer at `rate`.
+ */
+int vfio_dirty_rate_new(uint64_t window_ns, struct vfio_dirty_rate **rate);
+
+/**
+ * Frees a rate. NULL is ignored.
+ *
+ * # Safety
+ *
+ * Nobody uses the rate any more.
+ */
+void vfio_dirty_rate_free(struct vfio_dirty_rate *rate);
+
+/**
+ * Records that `bytes` became dirty between the sample before and the time `at_ns`: 4096
+ * times vfio_dirty_report_pages() of a report that was clear before the take. Of the first
+ * sample only the time counts. A time that is not later than that of the sample before
+ * adds its bytes to that sample.
+ *
+ * # Safety
+ *
+ * No other thread uses the rate.
+ */
+int vfio_dirty_rate_record(struct vfio_dirty_rate *rate, uint64_t at_ns, uint64_t bytes);
+
+/**
+ * Stores how many bytes became dirty in a second. -ENODATA before the second sample.
+ *
+ * # Safety
+ *
+ * No thread changes the rate meanwhile. There is room for the answer at `bytes`.
+ */
+int vfio_dirty_rate_bytes_per_second(const struct vfio_dirty_rate *rate, uint64_t *bytes);
+
+/**
+ * Estimates how a migration goes on that has `remaining` bytes to send, sends `bandwidth`
+ * bytes a second, and may stop the guest for `limit_ns` nanoseconds. Each round sends what
+ * became dirty in the round before.
+ *
+ * Pages that are written again and again become dirty less often than the rate of short
+ * rounds says, and a round never has more than all memory. So a guest that writes the same
+ * few pages may do better.
+ *
+ * -EINVAL if `argsz` is too small or `bandwidth` is 0. -ENODATA before the second sample.
+ *
+ * # Safety
+ *
+ * `estimate` has `argsz` bytes. No thread changes the rate meanwhile.
+ */
+int vfio_dirty_rate_estimate(const struct vfio_dirty_rate *rate,
+                             uint64_t remaining,
+                             uint64_t bandwidth,
+                             uint64_t limit_ns,
+                             struct vfio_dirty_estimate *estimate);
 
 /**
  * Returns why the last call failed that returned an error on this thread, as a

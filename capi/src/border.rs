@@ -9,7 +9,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use libc::{c_char, c_int};
 
 use crate::failure::Failure;
-use crate::pointer::Pointers;
+use crate::pointer::{text_of, Pointers};
 
 thread_local! {
     /// Why the last call failed that failed on this thread.
@@ -50,7 +50,7 @@ fn panicked(panic: &(dyn Any + Send)) -> String {
 }
 
 fn remember(text: &str) {
-    let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
+    let text = text_of(text);
     // It fails only on a thread that is about to end.
     let _ = LAST.try_with(|last| last.replace(text));
 }

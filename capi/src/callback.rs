@@ -11,8 +11,9 @@ use crate::sink::{GpaSink, IovaSink};
 /// Reads and clears a log by guest-physical address, and puts what it has into `sink`.
 /// It returns 0, or a negative errno if it cannot tell what is dirty: then every page is.
 ///
-/// It may mark, map and unmap, and add, move, grow and remove slots. What starts, stops,
-/// takes, or adds or removes sources of its tracker fails with -EDEADLK in it.
+/// It may mark, map and unmap, ask for stats, and add, move, grow and remove slots. What
+/// starts, stops, takes, saves, restores, or adds or removes sources of its tracker fails
+/// with -EDEADLK in it.
 pub type SourceRead =
     Option<unsafe extern "C" fn(context: *mut c_void, sink: *mut GpaSink<'_>) -> c_int>;
 

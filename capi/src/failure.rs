@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::{fmt, io};
 
-use adapter_user::guest::TakeError;
+use adapter_user::guest::{RestoreError, TakeError};
 use adapter_user::{Error, TrackError};
 use libc::c_int;
 
@@ -26,6 +26,16 @@ impl Failure {
     /// The argument `name` is not what the call takes.
     pub(crate) fn argument(name: &str, is: &str) -> Self {
         Self::new(libc::EINVAL, format!("the argument {name} {is}"))
+    }
+
+    /// A mark failed. That of a slot which was removed has an errno of its own.
+    pub(crate) fn of_mark(cause: impl Into<TrackError>) -> Self {
+        match cause.into() {
+            TrackError::Cause(Error::NotTracking) => {
+                Self::new(libc::ESTALE, "the slot was removed")
+            }
+            cause => cause.into(),
+        }
     }
 
     /// A callback returned `rc`, which is not 0.
@@ -59,6 +69,12 @@ impl From<Error> for Failure {
 
 impl From<TrackError> for Failure {
     fn from(cause: TrackError) -> Self {
+        Failure::new(cause.errno().0, cause.to_string())
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(cause: RestoreError) -> Self {
         Failure::new(cause.errno().0, cause.to_string())
     }
 }

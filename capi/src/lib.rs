@@ -29,6 +29,12 @@ pub mod device_log;
 
 pub mod container;
 
+pub mod saved;
+
+pub mod stats;
+
+pub mod rate;
+
 // What these need.
 mod callback;
 mod range;

@@ -2,9 +2,9 @@
 //! What C points to. NULL and misaligned pointers are refused; that the others are
 //! valid is the contract of C's callers.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
-use std::slice;
+use std::{ptr, slice};
 
 use libc::c_char;
 
@@ -109,6 +109,33 @@ impl Pointers {
         unsafe { out.0.write(value) };
     }
 
+    /// Checks that a structure can be filled as far as its `argsz` says, before the call
+    /// does anything.
+    pub(crate) fn sized<T: Grows>(&self, out: *mut T, name: &str) -> Result<ToFill<T>, Failure> {
+        check(out, 1, name)?;
+        // SAFETY: by the invariant `argsz` has a value, with which a T begins.
+        let argsz = unsafe { out.cast::<u32>().read() } as usize;
+        match argsz >= T::FIRST {
+            true => Ok(ToFill {
+                out,
+                bytes: argsz.min(size_of::<T>()),
+            }),
+            false => Err(Failure::argument(name, "has an argsz that is too small")),
+        }
+    }
+
+    /// Fills a structure, and stores in `argsz` how far.
+    pub(crate) fn fill<T: Grows>(&self, to: ToFill<T>, value: T) {
+        let ToFill { out, bytes } = to;
+        let from = (&raw const value).cast::<u8>();
+        // SAFETY: by the invariant there is room for `argsz` bytes, which nobody else uses
+        // and which are no fewer than `bytes`. A T has no fewer either, all of which have
+        // values.
+        unsafe { ptr::copy_nonoverlapping(from, out.cast::<u8>(), bytes) };
+        // SAFETY: a T begins with `argsz`, and there is room for it as before.
+        unsafe { out.cast::<u32>().write(bytes as u32) };
+    }
+
     /// Stores a new handle.
     pub(crate) fn give<T>(&self, out: Out<*mut T>, value: T) {
         self.put(out, Box::into_raw(Box::new(value)));
@@ -132,6 +159,28 @@ impl Pointers {
 
 /// Where an answer goes: neither NULL nor misaligned.
 pub(crate) struct Out<T>(*mut T);
+
+/// A structure that C gets and that may have more fields in later versions.
+///
+/// # Safety
+///
+/// It is `repr(C)`, begins with a u32, and has no padding.
+pub(crate) unsafe trait Grows: Copy {
+    /// The bytes that it had in the first version that had it.
+    const FIRST: usize;
+}
+
+/// A structure to fill: neither NULL nor misaligned.
+pub(crate) struct ToFill<T> {
+    out: *mut T,
+    /// How much of it both sides know.
+    bytes: usize,
+}
+
+/// A text as a string of C. A NUL inside becomes a space.
+pub(crate) fn text_of(text: &str) -> CString {
+    CString::new(text.replace('\0', " ")).unwrap_or_default()
+}
 
 fn check<T>(at: *const T, len: usize, name: &str) -> Result<(), Failure> {
     if at.is_null() {

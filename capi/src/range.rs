@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Arguments that several calls have: ranges and page sizes.
+//! What several calls have: ranges, page sizes and times.
+
+use std::time::Duration;
 
 use adapter_user::{Error, Extent, PageSize, TrackError};
 use libc::c_ulong;
@@ -21,6 +23,11 @@ pub struct Range {
 #[allow(clippy::unnecessary_cast)] // not where it has 64
 pub(crate) fn argument(arg: c_ulong) -> u64 {
     arg as u64
+}
+
+/// A time as C has it, or all ones beyond 584 years.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A bitmap of C: bit k % 64 of word k / 64 is the page at `addr + k * pgsize`.

@@ -159,7 +159,7 @@ pub unsafe extern "C" fn vfio_dirty_tracker_add_slot(
 }
 
 /// Removes slot `id`. Its pages are in no later report. Marks through its handle fail
-/// with -EINVAL then. Unmap its memory from every view too.
+/// with -ESTALE then. Unmap its memory from every view too.
 ///
 /// -EINVAL if there is no such slot.
 ///
@@ -290,8 +290,9 @@ pub unsafe extern "C" fn vfio_dirty_tracker_stop(tracker: *const Tracker) -> c_i
 /// The report is complete also if this fails, so a failure makes a round larger and
 /// loses nothing:
 ///
-/// - The errno of the first source that failed, -EIO if its callback returned no errno;
-///   vfio_dirty_error() names it. The other sources were asked all the same. The report
+/// - The errno of the first source that failed, -EIO if its callback returned no errno, or
+///   if it was saved and not added again; vfio_dirty_error() names it, and
+///   vfio_dirty_tracker_source_stats() tells which failed. The other sources were asked all the same. The report
 ///   has all memory behind the view of a log that failed, and every page if another
 ///   source failed.
 /// - -EINVAL if the tracker is off, and -ENOTRECOVERABLE: the report has every page.
@@ -362,7 +363,7 @@ pub unsafe extern "C" fn vfio_dirty_tracker_mark(
 /// bytes mark nothing. While the tracker is off, nothing is marked. Call it after the
 /// write, and before you tell anybody that the write is done.
 ///
-/// -EINVAL if some of the bytes are beyond the slot's end, or if the slot was removed;
+/// -ESTALE if the slot was removed. -EINVAL if some of the bytes are beyond the slot's end;
 /// the others are marked all the same.
 ///
 /// # Safety
@@ -373,7 +374,8 @@ pub unsafe extern "C" fn vfio_dirty_slot_mark(slot: *const Slot, offset: u64, le
     // SAFETY: the caller keeps the contract.
     unsafe {
         border(|c| {
-            c.handle(slot, "slot")?.bits.mark(offset, len)?;
+            let marked = c.handle(slot, "slot")?.bits.mark(offset, len);
+            marked.map_err(Failure::of_mark)?;
             Ok(0)
         })
     }
@@ -385,7 +387,7 @@ pub unsafe extern "C" fn vfio_dirty_slot_mark(slot: *const Slot, offset: u64, le
 ///
 /// It takes a log that ends between two takes, as KVM's of a slot that is about to move.
 ///
-/// -EINVAL unless `nwords` is what the slot's pages need, and if the slot was removed.
+/// -EINVAL unless `nwords` is what the slot's pages need. -ESTALE if the slot was removed.
 ///
 /// # Safety
 ///
@@ -400,7 +402,8 @@ pub unsafe extern "C" fn vfio_dirty_slot_mark_bitmap(
     unsafe {
         border(|c| {
             let slot = c.handle(slot, "slot")?;
-            slot.bits.mark_bitmap(c.slice(words, nwords, "words")?)?;
+            let marked = slot.bits.mark_bitmap(c.slice(words, nwords, "words")?);
+            marked.map_err(Failure::of_mark)?;
             Ok(0)
         })
     }

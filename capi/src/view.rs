@@ -27,6 +27,14 @@ pub struct View {
 }
 
 impl View {
+    pub(crate) fn new(inner: IovaView, tracker: WeakTracker, turn: Turn) -> Self {
+        View {
+            inner,
+            tracker,
+            turn,
+        }
+    }
+
     fn add_log(
         &self,
         name: &str,
@@ -56,12 +64,8 @@ pub unsafe extern "C" fn vfio_dirty_view_new(
         border(|c| {
             let tracker = c.handle(tracker, "tracker")?;
             let out = c.out(view, "view")?;
-            let view = View {
-                inner: tracker.inner.iova_view(),
-                tracker: tracker.inner.downgrade(),
-                turn: tracker.turn,
-            };
-            c.give(out, view);
+            let (view, weak) = (tracker.inner.iova_view(), tracker.inner.downgrade());
+            c.give(out, View::new(view, weak, tracker.turn));
             Ok(0)
         })
     }
@@ -194,8 +198,8 @@ pub unsafe extern "C" fn vfio_dirty_view_unmap_dirty(
 /// after the write, and before you tell anybody that the write is done.
 ///
 /// -EOVERFLOW if the IOVAs wrap; nothing is marked then. -EINVAL if some of the bytes are
-/// in no mapping, or if the slot behind them was removed; the others are marked all the
-/// same.
+/// in no mapping, and -ESTALE if the slot behind some was removed and no other slot came to
+/// its address; the others are marked all the same.
 ///
 /// # Safety
 ///
@@ -205,7 +209,8 @@ pub unsafe extern "C" fn vfio_dirty_view_mark(view: *const View, iova: u64, len:
     // SAFETY: the caller keeps the contract.
     unsafe {
         border(|c| {
-            c.handle(view, "view")?.inner.mark(iova, len)?;
+            let marked = c.handle(view, "view")?.inner.mark(iova, len);
+            marked.map_err(Failure::of_mark)?;
             Ok(0)
         })
     }

@@ -2,37 +2,11 @@
 //! Bytes that are not what a save returned: an error and everything dirty, no panic, and
 //! no more memory than is promised.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use adapter_user::guest::RestoreError;
 use proptest::prelude::*;
 
+use super::altered::{allocated, bound, check, sealed, words};
 use super::*;
-
-/// Counts what a thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: it hands every call to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATED.try_with(|sum| sum.set(sum.get() + layout.size()));
-        // SAFETY: the caller promises what the system's allocator asks.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// A saved tracker that has some of everything.
 fn saved() -> Vec<u8> {
@@ -88,26 +62,6 @@ fn every_flipped_bit_is_seen() {
     }
 }
 
-fn words(bytes: &[u8]) -> Vec<u64> {
-    let words = bytes.chunks_exact(8);
-    words
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
-        .collect()
-}
-
-/// The bytes of words whose length and checksum are right, as docs/live-upgrade.md has
-/// them.
-fn sealed(mut words: Vec<u64>) -> Vec<u8> {
-    words[2] = words.len() as u64 * 8;
-    let others = words.iter().enumerate().filter(|(at, _)| *at != 3);
-    words[3] = others.fold(0x9e37_79b9_7f4a_7c15, |sum, (_, word)| {
-        (sum ^ word)
-            .wrapping_mul(0xd6e8_feb8_6659_fd93)
-            .rotate_left(29)
-    });
-    words.into_iter().flat_map(u64::to_le_bytes).collect()
-}
-
 /// The format is what the document says, word by word.
 #[test]
 fn the_format_is_the_documented_one() {
@@ -134,9 +88,9 @@ fn the_format_is_the_documented_one() {
 /// Restores whatever it is, uses what came of it, and returns the allocated bytes.
 fn try_restore(bytes: &[u8]) -> usize {
     let new = fresh();
-    let before = ALLOCATED.get();
+    let before = allocated();
     let result = new.restore(bytes);
-    let allocated = ALLOCATED.get() - before;
+    let allocated = allocated() - before;
     let mut report = Report::new();
     if let Ok(restored) = &result {
         for source in &restored.sources {
@@ -155,11 +109,6 @@ fn try_restore(bytes: &[u8]) -> usize {
         assert_eq!(pages(&report).len(), ALL);
     }
     allocated
-}
-
-/// What restoring may take: 32 bytes for each byte, and a little for itself.
-fn bound(bytes: &[u8]) -> usize {
-    32 * bytes.len() + 4096
 }
 
 /// Numbers that are at the edge of something.
@@ -190,6 +139,11 @@ proptest! {
         }
         let bytes = sealed(words);
         prop_assert!(try_restore(&bytes) <= bound(&bytes));
+    }
+
+    #[test]
+    fn altered_bytes_lose_no_page(bytes in prop::collection::vec(any::<u8>(), 2..400)) {
+        check(&bytes);
     }
 }
 

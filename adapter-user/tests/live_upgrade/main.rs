@@ -2,6 +2,8 @@
 //! A tracker that is saved and restored: what it has afterwards, and bytes that are
 //! damaged or hostile.
 
+#[path = "../support/altered.rs"]
+mod altered;
 mod damaged;
 mod restored;
 

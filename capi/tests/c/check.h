@@ -73,6 +73,8 @@ void test_sources(void);
 void test_views(void);
 void test_device_log(void);
 void test_container(void);
+void test_saved(void);
+void test_stats(void);
 void test_threads(void);
 
 #endif

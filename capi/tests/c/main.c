@@ -10,6 +10,8 @@ int main(void) {
     test_views();
     test_device_log();
     test_container();
+    test_saved();
+    test_stats();
     test_threads();
     puts("the C interface does what its header says");
     return 0;

@@ -208,7 +208,10 @@ void test_tracker(void) {
     CHECK(pages(report) == 0);
 
     OK(vfio_dirty_tracker_remove_slot(tracker, 1));
-    IS(vfio_dirty_slot_mark(high, 0, 1), -EINVAL);
+    IS(vfio_dirty_slot_mark(high, 0, 1), -ESTALE);
+    says("the slot was removed");
+    IS(vfio_dirty_slot_mark_bitmap(high, (uint64_t[]){1}, 1), -ESTALE);
+    IS(vfio_dirty_slot_mark_bitmap(high, (uint64_t[]){1, 0}, 2), -EINVAL);
     vfio_dirty_tracker_free(tracker);
     OK(vfio_dirty_slot_mark(low, 0, 1)); /* the handle outlives the tracker */
     CHECK(pages(report) == 0);

@@ -103,6 +103,15 @@ void test_views(void) {
     CHECK(unmapped == 2 * PAGE);
     CHECK(take(tracker, report, 0) == 0x800);
 
+    /* A slot that is removed takes its mappings' pages along. */
+    OK(vfio_dirty_tracker_add_slot(tracker, 1, 900 * PAGE, NULL, PAGE, NULL));
+    OK(vfio_dirty_view_map(view, 0xa00000, 900 * PAGE, PAGE));
+    OK(vfio_dirty_tracker_remove_slot(tracker, 1));
+    IS(vfio_dirty_view_mark(view, 0xa00000, 1), -ESTALE);
+    says("the slot was removed");
+    OK(vfio_dirty_view_unmap(view, 0xa00000, PAGE, NULL));
+    CHECK(take(tracker, report, 0) == 0);
+
     /* A log is asked for what is mapped or was, and told through every mapping. */
     IS(vfio_dirty_view_add_log(view, "vfio", 0, NULL, &log, NULL), -EINVAL);
     IS(vfio_dirty_view_add_log(view, NULL, 0, read_log, &log, NULL), -EINVAL);
