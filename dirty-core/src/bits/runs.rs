@@ -54,7 +54,6 @@ fn numbered(words: &[u64]) -> impl Iterator<Item = Part> + '_ {
 
 /// A part of a walk. Parts come in ascending order, and the bits between them are
 /// clear.
-#[derive(Clone)]
 pub(crate) struct Part {
     /// The numbers of its bits: at least 64.
     pub(crate) bits: Range<u64>,
@@ -62,12 +61,12 @@ pub(crate) struct Part {
     pub(crate) word: u64,
 }
 
-/// The words of a walk over runs: those that differ from a word whose bits are all
-/// as the bit before it, and the first word of each chunk. In long runs and gaps,
-/// these are few.
+/// The words that a walk over runs has to look at: those with a bit that is not as
+/// the bit before it, and the first word of each chunk. In long runs and gaps, they
+/// are few.
 struct Turns<'a> {
     words: &'a [u64],
-    /// At most 64 words.
+    /// At least one word, and at most 64.
     chunk: Range<usize>,
     /// A bit for each word of the chunk that is left.
     left: u64,
@@ -87,12 +86,12 @@ impl<'a> Turns<'a> {
     #[inline]
     fn enter_chunk(&mut self) -> Option<()> {
         let start = self.chunk.end;
-        self.chunk = start..self.words.len().min(start + 64);
-        let words = self.words.get(self.chunk.clone())?;
+        let words = self.words.get(start..).filter(|words| !words.is_empty())?;
+        let words = words.get(..64).unwrap_or(words);
         let before = self.words.get(start - 1..)?;
-        words.first()?;
+        self.chunk = start..start + words.len();
         self.left = 1;
-        // Few chunks of sparse words have more than one: 0.5 x the time.
+        // In sparse words, most chunks have no more than that one: 0.5 x the time.
         let same = filled(*before.first()?);
         if words.iter().fold(0, |any, word| any | (word ^ same)) != 0 {
             let words = words.iter().zip(before).rev();
