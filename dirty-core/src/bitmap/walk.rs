@@ -154,7 +154,7 @@ impl Iterator for Parts<'_> {
         let (mut all, mut line) = (init, self.line);
         loop {
             loop {
-                while let Some(part) = line.next() {
+                for part in line.by_ref() {
                     all = f(all, part);
                 }
                 if self.left == 0 {
