@@ -53,6 +53,9 @@ proptest! {
         let mut found = Vec::new();
         rest.for_each(|page| found.push(page));
         prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+        let mut rest = pages(&words);
+        rest.by_ref().take(skip).for_each(drop);
+        prop_assert_eq!(rest.count(), all.len().saturating_sub(skip));
         let all = naive_runs(&all);
         for skip in [0, 1, skip % 8, skip % 64] {
             let mut rest = runs(&words);
@@ -60,6 +63,9 @@ proptest! {
             let mut found = Vec::new();
             rest.for_each(|run| found.push(run));
             prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+            let mut rest = runs(&words);
+            rest.by_ref().take(skip).for_each(drop);
+            prop_assert_eq!(rest.count(), all.len().saturating_sub(skip));
         }
     }
 
@@ -91,6 +97,8 @@ proptest! {
             bitmap.runs().for_each(|run| found.push(run));
             let runs = naive_runs(&all);
             prop_assert_eq!(&found, &runs);
+            prop_assert_eq!(bitmap.pages().count(), all.len());
+            prop_assert_eq!(bitmap.runs().count(), runs.len());
             // `for_each` on a walk that has begun visits the rest.
             let mut rest = bitmap.pages();
             rest.by_ref().take(skip).for_each(drop);
