@@ -22,6 +22,7 @@ fn naive_runs(pages: &[u64]) -> Vec<Range<u64>> {
     runs
 }
 
+/// Words, some of them many times in a row: a walk over runs looks at 64 at a time.
 fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![
         3 => Just(0),
@@ -31,12 +32,18 @@ fn words() -> impl Strategy<Value = Vec<u64>> {
         1 => (0..64u32).prop_map(|k| !0 << k),
         1 => (0..64u32).prop_map(|k| !0 >> k),
     ];
-    vec(word, 0..40)
+    let times = prop_oneof![6 => Just(1usize), 1 => 0..150usize];
+    vec((word, times), 0..40).prop_map(|words| {
+        let words = words.into_iter();
+        words
+            .flat_map(|(word, n)| std::iter::repeat_n(word, n))
+            .collect()
+    })
 }
 
 proptest! {
     #[test]
-    fn of_words(words in words(), skip in 0..100usize) {
+    fn of_words(words in words(), skip in 0..1000usize) {
         let all = bits(&words);
         prop_assert!(pages(&words).eq(all.iter().copied()));
         prop_assert!(runs(&words).eq(naive_runs(&all)));
@@ -46,13 +53,19 @@ proptest! {
         let mut found = Vec::new();
         rest.for_each(|page| found.push(page));
         prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+        let mut rest = pages(&words);
+        rest.by_ref().take(skip).for_each(drop);
+        prop_assert_eq!(rest.count(), all.len().saturating_sub(skip));
         let all = naive_runs(&all);
-        for skip in [0, 1, skip % 8] {
+        for skip in [0, 1, skip % 8, skip % 64] {
             let mut rest = runs(&words);
             rest.by_ref().take(skip).for_each(drop);
             let mut found = Vec::new();
             rest.for_each(|run| found.push(run));
             prop_assert_eq!(&found[..], all.get(skip..).unwrap_or_default());
+            let mut rest = runs(&words);
+            rest.by_ref().take(skip).for_each(drop);
+            prop_assert_eq!(rest.count(), all.len().saturating_sub(skip));
         }
     }
 
@@ -84,6 +97,8 @@ proptest! {
             bitmap.runs().for_each(|run| found.push(run));
             let runs = naive_runs(&all);
             prop_assert_eq!(&found, &runs);
+            prop_assert_eq!(bitmap.pages().count(), all.len());
+            prop_assert_eq!(bitmap.runs().count(), runs.len());
             // `for_each` on a walk that has begun visits the rest.
             let mut rest = bitmap.pages();
             rest.by_ref().take(skip).for_each(drop);

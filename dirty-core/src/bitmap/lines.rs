@@ -6,7 +6,7 @@
 pub(crate) const FEW_LINES: u32 = 44;
 
 /// The lines of a block, a bit each.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Lines {
     /// Those with a dirty page.
     pub(crate) dirty: u64,
