@@ -348,7 +348,7 @@ impl<T, M: Memory> Spans<T, M> {
         Some(near.place)
     }
 
-    #[inline(never)]
+    #[inline]
     fn search(&self, iova: u64) -> Option<Place<T, M>> {
         let cursor = self.tree.lower_bound(Bound::Included(&iova));
         let chunk = cursor.get_ptr().or_else(|| self.tree.back().get_ptr())?;
