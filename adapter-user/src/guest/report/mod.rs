@@ -279,7 +279,7 @@ impl Report {
     ///
     /// - [`TrackError::PageSize`] unless `pgsize` is a power of two.
     /// - [`TrackError::UnknownSlot`].
-    /// - [`Error::BitmapSize`] if `out` is too short.
+    /// - [`Error::BitmapSize`](crate::Error::BitmapSize) if `out` is too short.
     pub fn bitmap(&self, id: u32, pgsize: u64, out: &mut [u64]) -> Result<(), TrackError> {
         let pgsize = PageSize::new(pgsize).ok_or(TrackError::PageSize)?;
         let pages = &self.slots[self.at(id)?];
